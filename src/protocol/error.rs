@@ -1,0 +1,144 @@
+//! What is said when a request cannot be carried out.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ExitCode;
+
+/// Why a request was not carried out: for programs. Words never change their
+/// meaning; new ones may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The frame or its arguments are malformed.
+    Usage,
+    /// The first word is no verb.
+    UnknownVerb,
+    /// The verb is known and not available in this version.
+    NotAvailable,
+    /// The session name is not allowed.
+    BadName,
+    /// No session has this name.
+    NoSession,
+    /// A live session has this name already.
+    SessionExists,
+    /// Another daemon uses this name's directory.
+    NameInUse,
+    /// The session died.
+    SessionDied,
+    /// The session's process does not answer.
+    SessionUnreachable,
+    /// The Python environment cannot be used.
+    Environment,
+    /// The session's process could not be started.
+    SpawnFailed,
+    /// A limit would be exceeded; the message names it.
+    Limit,
+    /// The daemon is stopping.
+    Stopping,
+    /// The interpreter does not let go of its lock in time.
+    Busy,
+    /// A fault of ours; the log has the details.
+    Internal,
+}
+
+/// One refusal: `code` for programs, `message` and `hint` for people.
+///
+/// `message` is lower case, without a full stop, values in backticks; `hint`
+/// says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// For programs.
+    pub code: ErrorCode,
+    /// What failed.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The text of the plain wire after `ERR `, where it is an older one.
+    #[serde(skip)]
+    pub plain: Option<String>,
+}
+
+impl ErrorReply {
+    /// A refusal without a hint.
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None, plain: None }
+    }
+
+    /// Adds what to do.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Sets the text that clients of 0.3 and 0.4 know.
+    #[must_use]
+    pub fn with_plain(mut self, text: impl Into<String>) -> Self {
+        self.plain = Some(text.into());
+        self
+    }
+
+    /// No session has this name.
+    #[must_use]
+    pub fn no_session(name: &str) -> Self {
+        Self::new(ErrorCode::NoSession, format!("no session named `{name}`"))
+            .with_hint(format!(
+                "list sessions with `pysh ls`, or create it with `pysh new {name}`"
+            ))
+            .with_plain(format!("no session '{name}' -- create it first with: new {name}"))
+    }
+
+    /// The name is not allowed.
+    #[must_use]
+    pub fn bad_name() -> Self {
+        Self::new(ErrorCode::BadName, "invalid session name").with_hint(
+            "session names are 1 to 80 characters of `a-z`, `0-9`, `_` and `-`; \
+             Windows device names are refused",
+        )
+    }
+
+    /// A wrong frame, with the line that shows the right one.
+    #[must_use]
+    pub fn usage(line: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Usage, format!("usage: {}", line.into()))
+    }
+
+    /// The reply of the plain wire: one line, `ERR ` first.
+    #[must_use]
+    pub fn to_plain(&self) -> String {
+        match (&self.plain, &self.hint) {
+            (Some(plain), _) => format!("ERR {plain}"),
+            (None, Some(hint)) => format!("ERR {} -- {hint}", self.message),
+            (None, None) => format!("ERR {}", self.message),
+        }
+    }
+
+    /// The reply under `--json`: `{"ok":false,"error":{…}}`.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({ "ok": false, "error": self })
+    }
+
+    /// The exit code of a client that got this refusal.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self.code {
+            ErrorCode::Usage | ErrorCode::BadName => ExitCode::Usage,
+            ErrorCode::SessionDied => ExitCode::SessionDied,
+            ErrorCode::UnknownVerb
+            | ErrorCode::NotAvailable
+            | ErrorCode::NoSession
+            | ErrorCode::SessionExists
+            | ErrorCode::NameInUse
+            | ErrorCode::SessionUnreachable
+            | ErrorCode::Environment
+            | ErrorCode::SpawnFailed
+            | ErrorCode::Limit
+            | ErrorCode::Stopping
+            | ErrorCode::Busy
+            | ErrorCode::Internal => ExitCode::Refused,
+        }
+    }
+}

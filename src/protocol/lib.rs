@@ -1,0 +1,20 @@
+//! The words that clients, daemon and hosts of pythond exchange.
+//!
+//! Values and text only: no I/O, no async, no clock. [`frame`] and [`verbs`]
+//! are what clients see; [`lane`] is private between daemon, zygotes and hosts.
+#![forbid(unsafe_code)]
+#![doc = include_str!("PROTOCOL.md")]
+
+pub mod error;
+pub mod exit_code;
+pub mod frame;
+pub mod lane;
+pub mod names;
+pub mod outcome;
+pub mod output_log;
+pub mod verbs;
+
+pub use error::{ErrorCode, ErrorReply};
+pub use exit_code::ExitCode;
+pub use frame::Frame;
+pub use names::{CellId, SessionId, SessionName};

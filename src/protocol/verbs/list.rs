@@ -1,0 +1,63 @@
+//! `ls`: all sessions.
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{SessionId, SessionName};
+
+/// Where a session is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionState {
+    /// Its process is being made.
+    Starting,
+    /// Nothing runs.
+    Idle,
+    /// A cell runs.
+    Running,
+    /// Its process is gone; kept until the name is used again.
+    Dead,
+}
+
+/// One session in a listing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionSummary {
+    /// Its name.
+    pub session: SessionName,
+    /// Tells sessions of one name apart.
+    pub session_id: SessionId,
+    /// Which state of the session.
+    #[serde(rename = "gen")]
+    pub generation: u64,
+    /// Where it is in its life.
+    pub state: SessionState,
+    /// Process id of its host.
+    pub pid: i32,
+    /// `sys.executable`.
+    pub python: String,
+    /// How it died, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+impl SessionSummary {
+    /// The line of the plain wire: `  work: alive pid=123 (pty)`.
+    #[must_use]
+    pub fn to_plain(&self) -> String {
+        match (&self.state, &self.cause) {
+            (SessionState::Dead, Some(cause)) => {
+                format!("  {}: DEAD pid={} ({cause})", self.session, self.pid)
+            }
+            (SessionState::Dead, None) => format!("  {}: DEAD (pty)", self.session),
+            _ => format!("  {}: alive pid={} (pty)", self.session, self.pid),
+        }
+    }
+}
+
+/// The structured answer to `ls`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ListReply {
+    /// Always true.
+    pub ok: bool,
+    /// By name.
+    pub sessions: Vec<SessionSummary>,
+}

@@ -1,0 +1,193 @@
+//! Every request a client can make, decoded once.
+
+use super::options::{Header, existing_session};
+use super::{complete, interrupt, kill, new, run, status, vars};
+use crate::names::SessionName;
+use crate::outcome::CellKind;
+use crate::{ErrorCode, ErrorReply, Frame};
+
+/// How the client wants its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyFormat {
+    /// Text as clients of 0.3 and 0.4 know it.
+    Plain,
+    /// One structured object.
+    Json,
+}
+
+/// A request and how it wants to be answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypedRequest {
+    /// What is asked.
+    pub request: Request,
+    /// How to answer.
+    pub format: ReplyFormat,
+}
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// The text of the verbs.
+    Help,
+    /// All sessions.
+    List,
+    /// What the daemon is.
+    Info,
+    /// End the daemon and its sessions.
+    Stop,
+    /// Create a session.
+    New(new::NewRequest),
+    /// Run a cell and wait for it.
+    Run(run::RunRequest),
+    /// End one session, or all.
+    Kill(kill::KillRequest),
+    /// Health of one session.
+    Status(status::StatusRequest),
+    /// Names of one session's namespace.
+    Vars(vars::VarsRequest),
+    /// Completions of a text.
+    Complete(complete::CompleteRequest),
+    /// Interrupt running cells.
+    Interrupt(interrupt::InterruptRequest),
+}
+
+/// Verbs that later versions carry out; until then they are refused by name.
+const NOT_AVAILABLE: [&str; 7] =
+    ["fire", "fork", "poll", "attach", "resize", "connect", "disconnect"];
+
+impl TypedRequest {
+    /// Decodes a frame. The format is known even when the request is refused,
+    /// so that the refusal has the form the client asked for.
+    pub fn parse(frame: &Frame<'_>) -> (ReplyFormat, Result<Request, ErrorReply>) {
+        if frame.verb == "run" {
+            return run::parse(frame, CellKind::Run);
+        }
+        let mut header = Header::of(frame);
+        // The text to complete is not ours to interpret, so `--json` counts
+        // there only before it.
+        if frame.verb == "complete" {
+            return complete::parse(frame);
+        }
+        let format =
+            if header.take_flag("json") { ReplyFormat::Json } else { ReplyFormat::Plain };
+        (format, Self::parse_verb(frame, header))
+    }
+
+    fn parse_verb(frame: &Frame<'_>, mut header: Header<'_>) -> Result<Request, ErrorReply> {
+        let bare = |header: &Header<'_>, request: Request, usage: &str| {
+            header.finish(0, usage).map(|()| request)
+        };
+        match frame.verb {
+            "help" => bare(&header, Request::Help, "help"),
+            "ls" => bare(&header, Request::List, "ls"),
+            "info" => bare(&header, Request::Info, "info"),
+            "stop" => bare(&header, Request::Stop, "pyctl stop"),
+            "new" => new::parse(frame, header).map(Request::New),
+            "kill" => kill::parse(&mut header).map(Request::Kill),
+            "int" => interrupt::parse(&header).map(Request::Interrupt),
+            "status" => {
+                let session = one_session(&header, "status <name>")?;
+                Ok(Request::Status(status::StatusRequest { session }))
+            }
+            "vars" => {
+                let session = one_session(&header, "vars <name>")?;
+                Ok(Request::Vars(vars::VarsRequest { session }))
+            }
+            verb if NOT_AVAILABLE.contains(&verb) => Err(ErrorReply::new(
+                ErrorCode::NotAvailable,
+                format!("`{verb}` is not available in this version"),
+            )
+            .with_hint("send `help` for what is")),
+            verb => {
+                let shown: String = verb.chars().take(80).filter(|c| !c.is_control()).collect();
+                Err(ErrorReply::new(ErrorCode::UnknownVerb, format!("unknown: {shown}"))
+                    .with_plain(format!("unknown: {shown}")))
+            }
+        }
+    }
+}
+
+/// The one session a verb asks about.
+fn one_session(header: &Header<'_>, usage: &str) -> Result<SessionName, ErrorReply> {
+    let Some(name) = header.arguments.first() else {
+        return Err(ErrorReply::new(ErrorCode::Usage, "need session name"));
+    };
+    header.finish(1, usage)?;
+    existing_session(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> (ReplyFormat, Result<Request, ErrorReply>) {
+        TypedRequest::parse(&Frame::parse(text).expect("a verb"))
+    }
+
+    fn source(text: &str) -> String {
+        match parse(text).1 {
+            Ok(Request::Run(run)) => run.source,
+            other => panic!("{text:?}: {other:?}"),
+        }
+    }
+
+    fn refused(text: &str) -> String {
+        parse(text).1.expect_err(text).to_plain()
+    }
+
+    #[test]
+    fn run_takes_code_inline_or_as_body() {
+        assert_eq!(source("run work 1 + 1"), "1 + 1");
+        assert_eq!(source("run work 'a  b'"), "'a  b'");
+        assert_eq!(source("run work --json"), "--json");
+        assert_eq!(source("run work\nprint(1)\n"), "print(1)\n");
+        assert_eq!(source("run work x =\n42"), "x = 42");
+        assert_eq!(source("run work --json\n"), "");
+        assert_eq!(source("run work --json\n1\n"), "1\n");
+        assert_eq!(parse("run work --json\n1").0, ReplyFormat::Json);
+        assert_eq!(parse("run work 1").0, ReplyFormat::Plain);
+        assert_eq!(refused("run work"), "ERR run requires code");
+        assert_eq!(refused("run"), "ERR need session name");
+        assert!(refused("run work --nope\n1").starts_with("ERR unknown option `--nope`"));
+    }
+
+    #[test]
+    fn refusals_keep_the_texts_of_0_4() {
+        assert_eq!(refused("new"), "ERR usage: new <name>");
+        assert_eq!(refused("new UP"), "ERR invalid session name");
+        assert_eq!(refused("ls x"), "ERR usage: ls");
+        assert_eq!(refused("kill"), "ERR usage: kill <name>");
+        assert_eq!(refused("bogus"), "ERR unknown: bogus");
+        assert_eq!(refused("status"), "ERR need session name");
+        assert_eq!(
+            refused("status NoSuch"),
+            "ERR no session 'NoSuch' -- create it first with: new NoSuch"
+        );
+        assert!(refused("new a python").starts_with("ERR new takes a name only"));
+    }
+
+    #[test]
+    fn refusals_have_the_format_that_was_asked_for() {
+        assert_eq!(parse("ls --json extra").0, ReplyFormat::Json);
+        assert_eq!(parse("run work --json --nope\n1").0, ReplyFormat::Json);
+        assert_eq!(parse("nonsense --json").0, ReplyFormat::Json);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "(?s).*") {
+            if let Some(frame) = Frame::parse(&text) {
+                let _ = TypedRequest::parse(&frame);
+            }
+        }
+
+        #[test]
+        fn no_header_panics(verb in "run|new|kill|ls|vars|complete|int|status|info|help", rest in "(?s)[ -~\n]*") {
+            let text = format!("{verb} {rest}");
+            if let Some(frame) = Frame::parse(&text) {
+                let _ = TypedRequest::parse(&frame);
+            }
+        }
+    }
+}
