@@ -1,0 +1,29 @@
+//! Any text message of a client: it is refused, ignored or decoded, and what
+//! decodes keeps the promises of the decoded types.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use pythond_protocol::Frame;
+use pythond_protocol::verbs::{Request, TypedRequest};
+
+fuzz_target!(|text: &str| {
+    let Some(frame) = Frame::parse(text) else {
+        return;
+    };
+    assert!(!frame.verb.is_empty());
+    assert!(!frame.verb.contains(char::is_whitespace));
+    if let Some(body) = frame.body {
+        assert!(text.ends_with(body), "a body is what follows the first newline, unchanged");
+    }
+    let (_, request) = TypedRequest::parse(&frame);
+    match request {
+        Ok(Request::Run(run)) => assert!(run.source.len() <= text.len()),
+        Ok(_) => {}
+        Err(error) => {
+            let plain = error.to_plain();
+            assert!(plain.starts_with("ERR "), "{plain:?}");
+            let line = plain.lines().next().unwrap_or_default();
+            assert!(!line.contains('\u{1b}'), "no control bytes in refusals: {plain:?}");
+        }
+    }
+});
