@@ -1,1 +1,19 @@
-//! todo
+//! How clients of pythond reach the daemon: one blocking connection, one typed
+//! call for each verb, and what failures mean to people and programs.
+//!
+//! Reads and prints nothing of a terminal; knows nothing of command lines.
+#![forbid(unsafe_code)]
+
+mod address;
+mod client;
+mod connect;
+mod connection;
+mod error;
+mod pending;
+mod report;
+
+pub use address::{Address, AddressVariables};
+pub use client::{Client, MAX_CODE_BYTES, StopReply};
+pub use error::{ClientError, TransportError};
+pub use pending::{Pending, Reply, Waited};
+pub use report::{EXIT_CODES, Report};

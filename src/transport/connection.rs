@@ -1,0 +1,147 @@
+//! A WebSocket over a unix stream that waits with poll, so that a wait can be
+//! cut by another descriptor. Moves text messages; knows no verb.
+
+use std::io::{ErrorKind, Result as IoResult};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tungstenite::handshake::HandshakeError;
+use tungstenite::protocol::WebSocketConfig;
+use tungstenite::{Error as WsError, Message, Utf8Bytes, WebSocket};
+
+use crate::TransportError;
+
+/// How long a daemon may take to answer the handshake. It does no other work
+/// for it, so one that takes longer is stopped or stuck.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A connection to the daemon.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: WebSocket<UnixStream>,
+}
+
+/// What ended a wait.
+pub(crate) enum Received {
+    /// A text message.
+    Text(Utf8Bytes),
+    /// The other descriptor became readable first.
+    Woken,
+}
+
+impl Connection {
+    /// Makes a WebSocket of a connected stream.
+    pub(crate) fn handshake(stream: UnixStream) -> Result<Self, TransportError> {
+        stream.set_nonblocking(true).map_err(TransportError::Io)?;
+        let waiter = stream.try_clone().map_err(TransportError::Io)?;
+        let deadline = Instant::now() + HANDSHAKE_LIMIT;
+        // Structured replies have no greatest size (PROTOCOL.md, "Frames").
+        let config = WebSocketConfig::default()
+            .read_buffer_size(64 << 10)
+            .write_buffer_size(0)
+            .max_message_size(None)
+            .max_frame_size(None);
+        let mut attempt =
+            tungstenite::client::client_with_config("ws://localhost/", stream, Some(config));
+        loop {
+            match attempt {
+                Ok((socket, _response)) => return Ok(Self { socket }),
+                Err(HandshakeError::Failure(error)) => return Err(error.into()),
+                Err(HandshakeError::Interrupted(unfinished)) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    // The request is far smaller than a socket's buffer, so
+                    // only the answer is ever waited for.
+                    let ready = wait(&waiter, PollFlags::IN, None, Some(left))
+                        .map_err(TransportError::Io)?;
+                    if ready == Ready::TimeIsUp {
+                        return Err(TransportError::NoAnswer);
+                    }
+                    attempt = unfinished.handshake();
+                }
+            }
+        }
+    }
+
+    /// Sends one text message, however large.
+    pub(crate) fn send_text(&mut self, text: String) -> Result<(), TransportError> {
+        let mut sent = self.socket.send(Message::text(text));
+        loop {
+            match sent {
+                Ok(()) => return Ok(()),
+                // The message is in tungstenite's buffer already.
+                Err(error) if would_block(&error) => {
+                    wait(self.socket.get_ref(), PollFlags::OUT, None, None)
+                        .map_err(TransportError::Io)?;
+                    sent = self.socket.flush();
+                }
+                // A daemon that refuses a message before it has all of it
+                // closes for writing first; its answer can still be read.
+                Err(WsError::Io(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits for the next text message, or until `wake` can be read.
+    pub(crate) fn receive_text(
+        &mut self,
+        wake: Option<BorrowedFd<'_>>,
+    ) -> Result<Received, TransportError> {
+        loop {
+            match self.socket.read() {
+                Ok(Message::Text(text)) => return Ok(Received::Text(text)),
+                Ok(Message::Close(_)) => return Err(TransportError::Closed),
+                Ok(_) => {}
+                Err(error) if would_block(&error) => {
+                    let ready = wait(self.socket.get_ref(), PollFlags::IN, wake, None)
+                        .map_err(TransportError::Io)?;
+                    if ready == Ready::Wake {
+                        return Ok(Received::Woken);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn would_block(error: &WsError) -> bool {
+    matches!(error, WsError::Io(error) if error.kind() == ErrorKind::WouldBlock)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ready {
+    Stream,
+    Wake,
+    TimeIsUp,
+}
+
+/// Waits for the stream or the other descriptor; the stream is preferred, so
+/// that an answer that is there is not overtaken by a late interrupt.
+fn wait(
+    stream: &UnixStream,
+    flags: PollFlags,
+    wake: Option<BorrowedFd<'_>>,
+    limit: Option<Duration>,
+) -> IoResult<Ready> {
+    let limit: Option<Timespec> = limit.and_then(|limit| limit.try_into().ok());
+    // Without a second descriptor the first stands in its place, outside the
+    // part of the array that is polled.
+    let second = wake.unwrap_or_else(|| stream.as_fd());
+    let count = if wake.is_some() { 2 } else { 1 };
+    let mut descriptors = [
+        PollFd::new(stream, flags),
+        PollFd::from_borrowed_fd(second, PollFlags::IN),
+    ];
+    let ready = rustix::io::retry_on_intr(|| poll(&mut descriptors[..count], limit.as_ref()))?;
+    if ready == 0 {
+        return Ok(Ready::TimeIsUp);
+    }
+    if descriptors[0].revents().is_empty() {
+        Ok(Ready::Wake)
+    } else {
+        Ok(Ready::Stream)
+    }
+}
