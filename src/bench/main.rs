@@ -1,0 +1,100 @@
+//! Measures pythond and its floors in one run and prints one table.
+//!
+//! Floors are what the operating system and CPython cost without us; aims are
+//! ratios to the floor of the same run. A missed aim is shown and is no failure.
+#![forbid(unsafe_code)]
+
+mod client;
+mod rows;
+mod setup;
+mod table;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use crate::rows::Bench;
+use crate::setup::Daemon;
+use crate::table::{Row, Table};
+
+#[derive(Parser)]
+#[command(about = "Measure pythond and its floors in one run")]
+struct Args {
+    /// Only these, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',')]
+    rows: Vec<Measure>,
+    /// A short run: fewer rounds and sessions
+    #[arg(long)]
+    quick: bool,
+    /// An environment with numpy and pandas
+    #[arg(long)]
+    venv: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Measure {
+    Oneshot,
+    Warm,
+    Throughput,
+    New,
+    Idle,
+}
+
+impl Measure {
+    fn run(self, bench: &Bench) -> Result<Vec<Row>> {
+        match self {
+            Self::Oneshot => bench.oneshot(),
+            Self::Warm => bench.warm(),
+            Self::Throughput => bench.throughput(),
+            Self::New => bench.new_to_first(),
+            Self::Idle => bench.idle(),
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let programs = std::env::current_exe()?;
+    let programs = programs
+        .parent()
+        .context("this program is in no directory")?;
+    let chosen = if args.rows.is_empty() {
+        Measure::value_variants()
+    } else {
+        &args.rows
+    };
+    let mut rows = Vec::new();
+    let mut talk = std::io::stderr();
+    for measure in chosen {
+        let name = measure
+            .to_possible_value()
+            .context("a measure has a name")?;
+        writeln!(talk, "measuring {}", name.get_name())?;
+        // A daemon for each, so that nothing is left over from the one before.
+        let daemon = Daemon::start(programs)?;
+        let python = python_of(&daemon)?;
+        let venv = args.venv.clone();
+        rows.extend(measure.run(&Bench {
+            daemon,
+            python,
+            venv,
+            quick: args.quick,
+        })?);
+    }
+    write!(std::io::stdout(), "\n{}", Table(rows))?;
+    Ok(())
+}
+
+/// The interpreter that sessions get when nobody says which.
+fn python_of(daemon: &Daemon) -> Result<PathBuf> {
+    let mut connection = daemon.connect()?;
+    let answer = connection.ask("new which --json")?;
+    let python = answer["python"]["executable"]
+        .as_str()
+        .context("no executable")?
+        .into();
+    connection.request(&client::frame("kill which"))?;
+    Ok(python)
+}

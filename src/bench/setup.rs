@@ -1,0 +1,219 @@
+//! What is measured: a daemon of its own, and the floors.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::client::{Connection, frame};
+
+/// A process that must not outlive the run.
+pub(crate) struct Owned(pub(crate) Child);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // It may be gone already, and nothing depends on it any more.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A daemon with directories of its own. Dropping it ends it and its sessions.
+pub(crate) struct Daemon {
+    process: Owned,
+    /// Where it listens.
+    pub(crate) socket: PathBuf,
+    /// Holds home, runtime directory, and what the floors need.
+    pub(crate) directory: TempDir,
+    /// Directory of the built programs.
+    pub(crate) programs: PathBuf,
+}
+
+impl Daemon {
+    /// Starts one from the directory of the built programs.
+    pub(crate) fn start(programs: &Path) -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("pythond-bench-")
+            .tempdir()?;
+        let run = directory.path().join("run");
+        fs::create_dir(&run)?;
+        fs::set_permissions(&run, fs::Permissions::from_mode(0o700))?;
+        let log = fs::File::create(directory.path().join("daemon.log"))?;
+        let mut command = Command::new(programs.join("pythond"));
+        command
+            .arg("daemon")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let process = Owned(
+            environment(&mut command, directory.path())
+                .spawn()
+                .context("`pythond` does not start; run `make build` first")?,
+        );
+        let daemon = Self {
+            process,
+            socket: run.join("pythond.sock"),
+            directory,
+            programs: programs.to_owned(),
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while daemon.connect().is_err() {
+            ensure!(
+                Instant::now() < deadline,
+                "the daemon does not answer: {}",
+                fs::read_to_string(daemon.directory.path().join("daemon.log")).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(daemon)
+    }
+
+    /// A new connection.
+    pub(crate) fn connect(&self) -> Result<Connection> {
+        Connection::open(&self.socket)
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// A command with this daemon's directories.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        environment(&mut command, self.directory.path());
+        command
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let asked = self
+            .connect()
+            .and_then(|mut c| c.request(&frame("stop")).map(drop));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while asked.is_ok() && Instant::now() < deadline {
+            if !matches!(self.process.0.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn environment<'a>(command: &'a mut Command, directory: &Path) -> &'a mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PYTHOND_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env_remove("VIRTUAL_ENV")
+        .env("HOME", directory)
+        .env("XDG_RUNTIME_DIR", directory.join("run"))
+        .current_dir(directory)
+}
+
+/// A floor that was started and said `ready`.
+pub(crate) struct Floor {
+    /// The process.
+    pub(crate) process: Owned,
+    /// What it reads.
+    pub(crate) input: ChildStdin,
+    /// What it writes.
+    pub(crate) output: BufReader<ChildStdout>,
+}
+
+impl Floor {
+    /// Starts a floor and waits until it is ready.
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = child.stdin.take().context("stdin was piped")?;
+        let output = BufReader::new(child.stdout.take().context("stdout was piped")?);
+        let mut floor = Self {
+            process: Owned(child),
+            input,
+            output,
+        };
+        let line = floor.line()?;
+        ensure!(line == "ready", "the floor {command:?} says `{line}`");
+        Ok(floor)
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// Writes a command.
+    pub(crate) fn tell(&mut self, text: &str) -> Result<()> {
+        Ok(self.input.write_all(text.as_bytes())?)
+    }
+
+    /// The next line it writes.
+    pub(crate) fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        ensure!(line.ends_with('\n'), "a floor ended");
+        line.pop();
+        Ok(line)
+    }
+}
+
+/// Compiles a C floor.
+pub(crate) fn compile(directory: &Path, name: &str, source: &str) -> Result<PathBuf> {
+    let program = directory.join(name);
+    let mut gcc = Command::new("gcc")
+        .args(["-O2", "-static", "-x", "c", "-", "-o"])
+        .arg(&program)
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("gcc is needed to build the floors")?;
+    gcc.stdin
+        .take()
+        .context("stdin was piped")?
+        .write_all(source.as_bytes())?;
+    ensure!(gcc.wait()?.success(), "gcc cannot build {name}");
+    Ok(program)
+}
+
+/// CPU time that the threads of a process have used (`schedstat` of proc(5)).
+pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut total = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        total += text
+            .split(' ')
+            .next()
+            .context("an empty schedstat")?
+            .parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(total))
+}
+
+/// Bytes of memory that only this process has (`smaps_rollup` of proc(5)).
+pub(crate) fn private_memory(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let mut kibibytes = 0;
+    for line in text.lines().filter(|line| line.starts_with("Private_")) {
+        if line.starts_with("Private_Hugetlb") {
+            continue;
+        }
+        let number = line
+            .split_whitespace()
+            .nth(1)
+            .context("a short line in smaps_rollup")?;
+        kibibytes += number.parse::<u64>()?;
+    }
+    Ok(kibibytes * 1024)
+}
