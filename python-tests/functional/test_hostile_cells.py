@@ -1,0 +1,315 @@
+"""Cells that damage their own process: it goes on, or it dies with a named cause."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.daemon import Session, TestDaemon
+from support.pythons import version_parameters
+from support.waiting import wait_until
+
+
+@pytest.fixture(params=version_parameters())
+def victim(
+    module_daemon: TestDaemon, pythons: dict[str, Path], request: pytest.FixtureRequest
+) -> Iterator[Session]:
+    """A session that may be hurt, in a daemon that serves only this file."""
+    with module_daemon.session(python=str(pythons[request.param])) as session:
+        yield session
+
+
+def goes_on_or_died_with_a_cause(session: Session, reply: dict) -> bool:
+    """Check that a session is either of use or dead with a named cause.
+
+    Returns:
+        Whether it goes on.
+    """
+    if reply["ok"] or reply["status"] in ("failed", "interrupted"):
+        after = session.run("1 + 1", timeout=20)
+        if after["ok"]:
+            assert after["stdout"] == "2\n", after
+            assert session.run("print('printed')", timeout=20)["stdout"] == "printed\n"
+            assert session.status()["state"] == "idle"
+            return True
+        reply = after
+    assert reply["error"]["code"] == "session_died", reply
+    death = session.status()["death"]
+    assert death["cause"], death
+    return False
+
+
+def goes_on(session: Session, reply: dict) -> None:
+    """Check that a session is still of use."""
+    assert goes_on_or_died_with_a_cause(session, reply), session.status().get("death")
+
+
+SURVIVED = {
+    "close_standard_descriptors": "os.close(0); os.close(1); os.close(2)",
+    "close_stdout": "os.close(1)",
+    "closerange_above_two": "os.closerange(3, 4096)",
+    "closerange_all": "os.closerange(0, 65536)",
+    "close_every_listed_descriptor": (
+        "for fd in map(int, os.listdir('/proc/self/fd')):\n"
+        "    try: os.close(fd)\n    except OSError: pass"
+    ),
+    "descriptors_replaced_by_devnull": (
+        "n = os.open('/dev/null', os.O_RDWR)\nfor fd in range(64):\n    os.dup2(n, fd)"
+    ),
+    "delete_print": "import builtins; del builtins.print",
+    "delete_common_builtins": (
+        "import builtins\n"
+        "for n in 'print len repr str isinstance getattr type Exception BaseException dict'.split():\n"
+        "    delattr(builtins, n)"
+    ),
+    "delete_import": "import builtins; del builtins.__import__",
+    "replace_import": "import builtins; builtins.__import__ = lambda *a, **k: 1/0",
+    "replace_repr_and_str": "import builtins; builtins.repr = builtins.str = lambda *a: 1/0",
+    "replace_compile_and_eval": (
+        "import builtins; builtins.compile = builtins.eval = builtins.exec = None"
+    ),
+    "clear_builtins": "import builtins; builtins.__dict__.clear()",
+    "delete_dunder_builtins": "del __builtins__",
+    "replace_dunder_builtins": "__builtins__ = {}",
+    "clear_namespace": "globals().clear()",
+    "clear_modules": "import sys; sys.modules.clear()",
+    "delete_important_modules": (
+        "import sys\nfor n in 'io sys builtins traceback linecache ast asyncio threading'.split():\n"
+        "    sys.modules.pop(n, None)"
+    ),
+    "delete_main_module": "sys.modules.pop('__main__')",
+    "replace_main_module": "import types; sys.modules['__main__'] = types.ModuleType('__main__')",
+    "clear_search_path": "sys.path.clear(); sys.path_importer_cache.clear(); sys.meta_path.clear()",
+    "traceback_module_broken": (
+        "import traceback\nfor n in dir(traceback):\n    setattr(traceback, n, None)"
+    ),
+    "linecache_broken": "import linecache\nlinecache.cache = None\nlinecache.getlines = None",
+    "ast_broken": "import ast\nfor n in list(vars(ast)):\n    setattr(ast, n, None)",
+    "io_broken": "import io\nfor n in list(vars(io)):\n    setattr(io, n, None)",
+    "asyncio_broken": "import asyncio\nfor n in list(vars(asyncio)):\n    setattr(asyncio, n, None)",
+    "threading_broken": "import threading\nthreading.Thread.start = None",
+    "signals_ignored": (
+        "import signal\nfor s in range(1, 65):\n"
+        "    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass"
+    ),
+    "signals_default": (
+        "import signal\nfor s in set(range(1, 65)) - {9, 19, 32, 33}:\n"
+        "    try: signal.signal(s, signal.SIG_DFL)\n    except (OSError, ValueError): pass"
+    ),
+    "signals_blocked": "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))",
+    "wakeup_descriptor": "import signal; r, w = os.pipe(); os.set_blocking(w, False); signal.set_wakeup_fd(w)",
+    "exit_in_thread": "import threading\nt = threading.Thread(target=sys.exit); t.start(); t.join()",
+    "fork_child_leaves": "p = os.fork()\nif p == 0: os._exit(0)\nos.waitpid(p, 0)",
+    "fork_child_raises_and_parent_waits": (
+        "p = os.fork()\nif p == 0:\n    try: 1/0\n    finally: os._exit(3)\nos.waitpid(p, 0)"
+    ),
+    "fork_child_is_not_awaited": "p = os.fork()\nif p == 0: os._exit(0)",
+    "fork_in_thread": (
+        "import threading\ndef f():\n    p = os.fork()\n    if p == 0: os._exit(0)\n    os.waitpid(p, 0)\n"
+        "t = threading.Thread(target=f); t.start(); t.join()"
+    ),
+    "two_hundred_forks": (
+        "ps = []\nfor _ in range(200):\n    p = os.fork()\n    if p == 0: os._exit(0)\n    ps.append(p)\n"
+        "for p in ps: os.waitpid(p, 0)"
+    ),
+    "reap_everything": "try:\n    while True: os.waitpid(-1, os.WNOHANG) == (0, 0) and 1/0\nexcept Exception: pass",
+    "change_directory_and_remove_it": (
+        "import tempfile\nd = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)"
+    ),
+    "umask_zero": "os.umask(0)",
+    "recursion_limit_tiny": ("try: sys.setrecursionlimit(30)\nexcept RecursionError: pass"),
+    "recursion_limit_huge": "sys.setrecursionlimit(2**31 - 1)",
+    "switch_interval": "sys.setswitchinterval(60)",
+    "gc_disabled_and_debug": "import gc; gc.disable(); gc.set_threshold(0); gc.set_debug(0)",
+    "gc_callbacks_raise": "import gc; gc.callbacks.append(lambda *a: 1/0); gc.collect()",
+    "trace_function_raises": "sys.settrace(lambda *a: 1/0)",
+    "profile_function_raises": "sys.setprofile(lambda *a: 1/0)",
+    "profile_function_exits": "import threading\ndef f(*a): raise SystemExit\nsys.setprofile(f)",
+    "audit_hook_raises": (
+        "n = [0]\ndef hook(event, args):\n    if event == 'compile': n[0] += 1\nsys.addaudithook(hook)"
+    ),
+    "two_hundred_threads": (
+        "import threading\nstop = threading.Event()\n"
+        "ts = [threading.Thread(target=stop.wait, daemon=True) for _ in range(200)]\n"
+        "for t in ts: t.start()"
+    ),
+    "daemon_threads_that_spin": (
+        "import threading\nstop = threading.Event()\ndef spin():\n    while not stop.is_set(): pass\n"
+        "for _ in range(3): threading.Thread(target=spin, daemon=True).start()"
+    ),
+    "leak_descriptors_to_the_limit": (
+        "kept = []\ntry:\n    while True: kept.append(os.open('/dev/null', os.O_RDONLY))\n"
+        "except OSError: pass"
+    ),
+    "open_files_limit_tiny": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))",
+    "environment_cleared": "os.environ.clear()",
+    "setsid_and_process_group": "try: os.setpgid(0, 0)\nexcept OSError: pass",
+    "nice": "os.nice(19)",
+    "alarm_fires_between_cells": "import signal\nsignal.signal(signal.SIGALRM, lambda *a: None)\nsignal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)",
+    "handler_that_raises_between_cells": (
+        "import signal\ndef h(*a): raise RuntimeError('late')\nsignal.signal(signal.SIGUSR1, h)\n"
+        "subprocess.Popen(['sh', '-c', f'sleep 0.2; kill -USR1 {os.getpid()}'])"
+    ),
+    "weakref_callbacks_raise": (
+        "import weakref\nclass C: pass\nc = C()\nr = weakref.ref(c, lambda r: 1/0)\ndel c"
+    ),
+    "object_that_raises_at_every_comparison": (
+        "class C:\n    def __eq__(self, o): raise RuntimeError\n    __hash__ = None\n"
+        "    def __bool__(self): raise RuntimeError\n    def __len__(self): raise RuntimeError\nc = C()"
+    ),
+    "names_that_are_no_strings": "globals()[5] = 1; globals()[(1, 2)] = 2; globals()[None] = 3",
+    "class_of_main_replaced": (
+        "import types\nclass M(types.ModuleType):\n    def __getattribute__(s, n): raise RuntimeError\n"
+        "sys.modules['__main__'].__class__ = M"
+    ),
+    "unraisable_hook_raises": "sys.unraisablehook = lambda *a: 1/0",
+    "thread_hook_raises": "import threading; threading.excepthook = lambda *a: 1/0",
+    "event_loop_policy_broken": "import asyncio; asyncio.set_event_loop(None)",
+    "event_loop_closed": (
+        "import asyncio\nloop = asyncio.get_running_loop()\nloop.stop()\nawait asyncio.sleep(0)"
+    ),
+    "locale": "import locale; locale.setlocale(locale.LC_ALL, 'C')",
+    "default_encoding_of_streams": "sys.stdout.reconfigure(encoding='utf-16')",
+    "int_digits": "getattr(sys, 'set_int_max_str_digits', lambda n: None)(640)",
+    "faulthandler_later": "import faulthandler; faulthandler.dump_traceback_later(0.05)",
+    "fifo_as_stdout": "os.mkfifo('f' + str(os.getpid())); os.unlink('f' + str(os.getpid()))",
+}
+
+
+@pytest.mark.parametrize("code", SURVIVED.values(), ids=SURVIVED)
+def test_a_session_goes_on_after_a_cell_that_does_this(victim: Session, code: str) -> None:
+    goes_on(victim, victim.run(code, timeout=40))
+    victim.run("x = = 1", timeout=20)
+    victim.run("1/0", timeout=20)
+    goes_on(victim, victim.run("import math", timeout=20))
+
+
+FATAL_OR_NOT = {
+    "garbage_into_every_descriptor": (
+        "junk = b'\\x00\\x01\\xff' * 50 + b'{\"ok\": true}\\n'\n"
+        "for fd in map(int, os.listdir('/proc/self/fd')):\n    if fd > 2:\n"
+        "        try:\n            os.set_blocking(fd, False); os.write(fd, junk)\n"
+        "        except OSError: pass"
+    ),
+    "zeros_into_every_descriptor": (
+        "for fd in range(3, 300):\n    try:\n        os.set_blocking(fd, False); os.write(fd, bytes(4096))\n"
+        "    except OSError: pass"
+    ),
+    "every_descriptor_read": (
+        "for fd in range(3, 300):\n    try:\n        os.set_blocking(fd, False); os.read(fd, 65536)\n"
+        "    except OSError: pass"
+    ),
+    "every_socket_shut_down": (
+        "import socket\nfor fd in range(3, 300):\n    try: socket.socket(fileno=os.dup(fd)).shutdown(2)\n"
+        "    except OSError: pass"
+    ),
+    "address_space_limit_tiny": (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20))"
+    ),
+    "file_size_limit_zero": (
+        "import resource, signal\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    ),
+    "process_limit_one": "import resource; resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))",
+    "standard_streams_closed_in_c": "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.fcloseall()",
+    "threads_of_the_process_signalled": (
+        "import ctypes, signal\nlibc = ctypes.CDLL(None)\nsignal.signal(signal.SIGUSR2, lambda *a: None)\n"
+        "for t in os.listdir('/proc/self/task'):\n    libc.syscall(234, os.getpid(), int(t), 12)"
+    ),
+    "fork_child_returns_from_the_cell": "p = os.fork()\nif p: os.waitpid(p, os.WNOHANG)",
+    "fork_child_exits_by_system_exit": "p = os.fork()\nif p == 0: raise SystemExit(0)",
+    "stdin_is_a_directory": "os.dup2(os.open('/', os.O_RDONLY), 0)",
+    "finalise": "import ctypes; ctypes.pythonapi.Py_FinalizeEx",
+    "lock_of_imports_held": (
+        "import _imp, threading\nt = threading.Thread(target=_imp.acquire_lock); t.start(); t.join()"
+    ),
+}
+
+
+@pytest.mark.parametrize("code", FATAL_OR_NOT.values(), ids=FATAL_OR_NOT)
+def test_a_session_goes_on_or_dies_with_a_named_cause(victim: Session, code: str) -> None:
+    goes_on_or_died_with_a_cause(victim, victim.run(code, timeout=40))
+    with victim.daemon.session() as other:
+        assert other.out("1 + 1") == "2\n"
+
+
+FORGERS = {
+    "structured_replies": (
+        "import json\nforged = json.dumps({'status': 'done', 'ok': True, 'stdout': 'FORGED',"
+        " 'result': 'FORGED', 'finished': {'ok': True, 'result': 'FORGED'}, 'Finished': 'FORGED'}).encode()\n"
+        "frames = [forged, forged + b'\\n', len(forged).to_bytes(4, 'big') + forged,\n"
+        "          len(forged).to_bytes(4, 'little') + forged, len(forged).to_bytes(8, 'little') + forged]"
+    ),
+    "records_of_many_lengths": (
+        "frames = [bytes([k]) * 8 + n.to_bytes(4, 'little') + b'FORGED' * (n // 6)"
+        " for k in range(8) for n in (6, 60, 600)]"
+    ),
+}
+
+
+@pytest.mark.parametrize("prepare", FORGERS.values(), ids=FORGERS)
+def test_forged_answers_of_a_cell_are_never_believed(victim: Session, prepare: str) -> None:
+    victim.out(prepare)
+    reply = victim.run(
+        "sent = 0\nfor fd in map(int, os.listdir('/proc/self/fd')):\n    if fd > 2:\n"
+        "        for frame in frames:\n"
+        "            try:\n                os.set_blocking(fd, False); os.write(fd, frame); sent += 1\n"
+        "            except OSError: pass\n"
+        "'true'",
+        timeout=40,
+    )
+    assert "FORGED" not in json.dumps(reply.get("stdout", "")) + str(reply.get("result"))
+    if reply["ok"]:
+        assert reply["result"] == "true"
+        after = victim.run("1 + 1", timeout=20)
+        assert "FORGED" not in json.dumps([after.get("stdout"), after.get("result")])
+    goes_on_or_died_with_a_cause(victim, reply)
+    with victim.daemon.session() as other:
+        assert other.out("1 + 1") == "2\n"
+
+
+def test_an_answer_forged_by_a_thread_between_cells_is_never_believed(victim: Session) -> None:
+    victim.run(
+        "import threading, json\nstop = threading.Event()\n"
+        "junk = [json.dumps({'ok': True, 'result': 'FORGED'}).encode(), b'\\0' * 64, os.urandom(64)]\n"
+        "def pester():\n    while not stop.wait(0.001):\n        for fd in range(3, 64):\n"
+        "            for j in junk:\n                try: os.write(fd, j)\n                except OSError: pass\n"
+        "    \nthreading.Thread(target=pester, daemon=True).start()"
+    )
+    for number in range(20):
+        reply = victim.run(f"{number} * 2", timeout=20)
+        assert "FORGED" not in str(reply.get("result")) + str(reply.get("stdout"))
+        if not reply["ok"]:
+            assert reply["error"]["code"] == "session_died", reply
+            assert victim.status()["death"]["cause"]
+            break
+        assert reply["result"] == str(number * 2)
+
+
+def test_a_fork_child_that_returns_from_its_cell_does_not_answer_twice(victim: Session) -> None:
+    reply = victim.run("parent = os.getpid()\nchild = os.fork()\nos.getpid() == parent")
+    if reply["ok"]:
+        assert reply["result"] == "True"
+    assert goes_on_or_died_with_a_cause(victim, reply)
+    assert victim.value("os.getpid() == parent") == "True"
+    for number in range(10):
+        assert victim.value(str(number)) == str(number)
+
+
+def test_a_child_that_keeps_all_descriptors_does_not_keep_a_dead_session_alive(
+    victim: Session,
+) -> None:
+    victim.run(
+        "child = os.fork()\nif child == 0:\n    import signal\n    signal.pause()\n    os._exit(0)"
+    )
+    reply = victim.run("os._exit(9)", timeout=20)
+    assert reply["error"]["code"] == "session_died", reply
+    assert "9" in victim.status()["death"]["cause"]
+
+
+def test_a_daemon_is_untouched_by_all_this(module_daemon: TestDaemon) -> None:
+    pid = module_daemon.info()["pid"]
+    assert pid == module_daemon.pid
+    wait_until(lambda: module_daemon.process is not None and module_daemon.process.poll() is None)

@@ -1,0 +1,76 @@
+"""Finding the processes that a test caused, and only those."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+MARK = "TEST_RUN_MARK"
+"""Name of the environment variable that every process of a test run inherits."""
+
+
+def _read(path: Path) -> bytes:
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
+def is_zombie(pid: int) -> bool:
+    """Tell whether a process has ended and only waits to be reaped."""
+    stat = _read(Path(f"/proc/{pid}/stat"))
+    return stat.rpartition(b")")[2].split()[:1] == [b"Z"]
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs (a zombie does not)."""
+    return Path(f"/proc/{pid}").exists() and not is_zombie(pid)
+
+
+def command_line(pid: int) -> str:
+    """Return a process's arguments, joined by blanks."""
+    return (
+        _read(Path(f"/proc/{pid}/cmdline")).replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    )
+
+
+def marked(*needles: str) -> dict[int, str]:
+    """Find living processes whose start environment or arguments hold a needle.
+
+    Returns:
+        Command lines by process id; the calling process is left out.
+    """
+    wanted = [needle.encode() for needle in needles]
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        text = _read(entry / "environ") + b"\0" + _read(entry / "cmdline")
+        if any(needle in text for needle in wanted) and is_alive(int(entry.name)):
+            found[int(entry.name)] = command_line(int(entry.name)) or entry.name
+    return found
+
+
+def children(pid: int) -> set[int]:
+    """Return the living descendants of a process."""
+    by_parent: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            fields = _read(entry / "stat").rpartition(b")")[2].split()
+            if len(fields) > 1 and fields[0] != b"Z":
+                by_parent.setdefault(int(fields[1]), []).append(int(entry.name))
+    found: set[int] = set()
+    todo = [pid]
+    while todo:
+        for child in by_parent.get(todo.pop(), []):
+            found.add(child)
+            todo.append(child)
+    return found
+
+
+def end(pids: list[int] | set[int] | dict[int, str]) -> None:
+    """Kill processes by id; those that are gone already are fine."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
