@@ -1,0 +1,32 @@
+//! From the parsed command line to the command's own file.
+
+use clap::CommandFactory as _;
+use pythond_protocol::ExitCode;
+use pythond_transport::{Address, AddressVariables, ClientError};
+
+use super::{completions, man, start, status, stop, version};
+use crate::args::{Cli, Command};
+use crate::failure::Outcome;
+use crate::render::Render;
+
+/// Carries out a command; without one, shows the help.
+pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
+    let Some(command) = command else {
+        let help = Cli::command().render_help().to_string();
+        render.raw(help.as_bytes())?;
+        return Ok(ExitCode::Success);
+    };
+    match command {
+        Command::Start(args) => start::start(&args, render),
+        Command::Stop => stop::stop(render),
+        Command::Status => status::status(render),
+        Command::Version => version::version(render),
+        Command::Completions(args) => completions::completions(&args, render),
+        Command::Man(args) => man::man(&args, render),
+    }
+}
+
+/// The address of the daemon that all commands are about.
+pub(super) fn address() -> Result<Address, ClientError> {
+    Address::from_variables(&AddressVariables::from_environment())
+}

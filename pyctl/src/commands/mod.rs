@@ -1,0 +1,11 @@
+//! One file per command.
+
+mod completions;
+mod dispatch;
+mod man;
+mod start;
+mod status;
+mod stop;
+mod version;
+
+pub(crate) use dispatch::dispatch;

@@ -1,0 +1,162 @@
+//! `pyctl status`.
+
+use pythond_protocol::ExitCode;
+use pythond_protocol::verbs::info::{InfoReply, ZygoteSummary};
+use pythond_transport::{Address, Client, ClientError, Reply, Report};
+use serde_json::Value;
+
+use super::dispatch::address;
+use crate::failure::Outcome;
+use crate::render::Render;
+
+/// Shows what answers at the daemon's address; no answer is told in the same
+/// form, with the exit code of "no daemon".
+pub(super) fn status(render: &Render) -> Outcome {
+    let address = address()?;
+    let info = Client::connect(&address).and_then(|mut client| client.info());
+    match info {
+        Ok(reply) => {
+            let text = if render.json {
+                alive_json(&reply)
+            } else {
+                alive(&address, &reply.value)
+            };
+            render.line(&text)?;
+            Ok(ExitCode::Success)
+        }
+        Err(error) => {
+            let text = dead(&address, error, render.json);
+            render.line(&text)?;
+            Ok(ExitCode::NoDaemon)
+        }
+    }
+}
+
+fn alive_json(reply: &Reply<InfoReply>) -> String {
+    // From the text, so that fields of a newer daemon are kept.
+    let mut object: Value = serde_json::from_str(reply.json()).unwrap_or_default();
+    if let Value::Object(fields) = &mut object {
+        fields.insert("alive".to_owned(), true.into());
+    }
+    object.to_string()
+}
+
+fn dead(address: &Address, error: ClientError, json: bool) -> String {
+    let socket = address.socket_path().display();
+    // That nobody listens is what `alive: False` says already.
+    let report = match error {
+        ClientError::NoDaemon { .. } => None,
+        error => Some(Report::from(error)),
+    };
+    if json {
+        let mut object = serde_json::json!({ "alive": false, "endpoint": address.to_string() });
+        if let Some(report) = report {
+            object["error"] = serde_json::json!({ "code": report.code, "message": report.message });
+        }
+        return object.to_string();
+    }
+    let mut text = format!("socket: {socket}\nalive: False");
+    if let Some(report) = report {
+        text.push_str(&format!("\nerror: {}", report.message));
+    }
+    text
+}
+
+/// The lines for people; the first two are those of 0.4.
+fn alive(address: &Address, info: &InfoReply) -> String {
+    let mut lines = vec![
+        format!("socket: {}", address.socket_path().display()),
+        "alive: True".to_owned(),
+        format!("pid: {}", info.pid),
+        format!("version: {}", info.version),
+        format!("uptime: {}", duration(info.uptime_s)),
+        format!(
+            "sessions: {} of at most {}",
+            info.sessions, info.max_sessions
+        ),
+    ];
+    lines.extend(info.zygotes.iter().map(zygote));
+    lines.join("\n")
+}
+
+fn zygote(zygote: &ZygoteSummary) -> String {
+    let mut line = format!(
+        "zygote: pid={} Python {} {} sessions={}",
+        zygote.pid, zygote.version, zygote.python, zygote.sessions
+    );
+    if !zygote.preload.is_empty() {
+        line.push_str(&format!(" preload={}", zygote.preload.join(",")));
+    }
+    if let Some(reason) = &zygote.cannot_fork {
+        line.push_str(&format!(" (cannot fork: {reason})"));
+    }
+    line
+}
+
+/// `2d 3h`, `3h 4m`, `4m 5s`, `5s`: the two greatest units.
+fn duration(seconds: f64) -> String {
+    let whole = std::time::Duration::try_from_secs_f64(seconds)
+        .unwrap_or_default()
+        .as_secs();
+    let (days, hours) = (whole / 86400, whole / 3600 % 24);
+    let (minutes, seconds) = (whole / 60 % 60, whole % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {seconds}s"),
+        (0, _, _) => format!("{hours}h {minutes}m"),
+        _ => format!("{days}d {hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uptime_is_told_in_two_units() {
+        for (seconds, text) in [
+            (0.4, "0s"),
+            (65.0, "1m 5s"),
+            (3600.0 * 3.0 + 61.0, "3h 1m"),
+            (90_000.0, "1d 1h"),
+            (-1.0, "0s"),
+            (f64::NAN, "0s"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+
+    #[test]
+    fn a_living_daemon_is_told_in_lines() {
+        let info: InfoReply = serde_json::from_str(
+            r#"{"ok":true,"endpoint":"unix:/s","pid":7,"version":"0.1.0","uptime_s":65.2,
+            "sessions":2,"max_sessions":1024,"runtime_dir":"/r","zygotes":[
+            {"pid":8,"python":"/usr/bin/python3","version":"3.11.7","preload":[],"sessions":1},
+            {"pid":9,"python":"/v/bin/python","version":"3.12.1","preload":["numpy","pandas"],
+             "sessions":1,"cannot_fork":"a second thread"}]}"#,
+        )
+        .unwrap();
+        let address = Address::Unix("/s".into());
+        assert_eq!(
+            alive(&address, &info),
+            "socket: /s\nalive: True\npid: 7\nversion: 0.1.0\nuptime: 1m 5s\n\
+             sessions: 2 of at most 1024\n\
+             zygote: pid=8 Python 3.11.7 /usr/bin/python3 sessions=1\n\
+             zygote: pid=9 Python 3.12.1 /v/bin/python sessions=1 preload=numpy,pandas \
+             (cannot fork: a second thread)"
+        );
+    }
+
+    #[test]
+    fn no_daemon_is_told_in_the_same_form() {
+        let address = Address::Unix("/s".into());
+        let error = || ClientError::NoDaemon {
+            socket: "/s".into(),
+        };
+        assert_eq!(dead(&address, error(), false), "socket: /s\nalive: False");
+        assert_eq!(
+            dead(&address, error(), true),
+            r#"{"alive":false,"endpoint":"unix:/s"}"#
+        );
+    }
+}

@@ -1,0 +1,71 @@
+//! The only place that prints. stdout is data, stderr is talk.
+
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use pythond_transport::Report;
+
+use crate::failure::Failure;
+
+/// Where output goes and how it looks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Render {
+    /// Answers are printed as JSON.
+    pub(crate) json: bool,
+    colour: bool,
+}
+
+impl Render {
+    /// Looks at the process's descriptors and `NO_COLOR` (no-color.org).
+    pub(crate) fn new(json: bool) -> Self {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self {
+            json,
+            colour: std::io::stderr().is_terminal() && !no_color,
+        }
+    }
+
+    /// One line of data.
+    pub(crate) fn line(&self, text: &str) -> Result<(), Failure> {
+        self.raw(format!("{text}\n").as_bytes())
+    }
+
+    /// Data as it is.
+    pub(crate) fn raw(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut stdout = std::io::stdout().lock();
+        stdout
+            .write_all(bytes)
+            .and_then(|()| stdout.flush())
+            .map_err(|error| match error.kind() {
+                ErrorKind::BrokenPipe => Failure::BrokenPipe,
+                _ => Failure::Reported(Report::new(
+                    "stdout",
+                    format!("cannot write to stdout: {error}"),
+                    pythond_protocol::ExitCode::Raised,
+                )),
+            })
+    }
+
+    /// The error that ends the process.
+    pub(crate) fn failure(&self, report: &Report) -> ExitCode {
+        if self.json {
+            if let Err(Failure::BrokenPipe) = self.line(&report.to_json()) {
+                return ExitCode::SUCCESS;
+            }
+        } else {
+            // Whoever closed stderr does not want to hear of it.
+            let _ = std::io::stderr().write_all(report.to_human(self.colour).as_bytes());
+        }
+        report.exit.into()
+    }
+}
+
+/// Help, version, or what is wrong with the command line.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing is left to tell anybody if this fails.
+    let _ = error.print();
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ => pythond_protocol::ExitCode::Usage.into(),
+    }
+}

@@ -1,0 +1,42 @@
+//! From the parsed command line to the command's own file.
+
+use clap::CommandFactory as _;
+use pythond_protocol::ExitCode;
+use pythond_transport::{Address, AddressVariables, Client, ClientError};
+
+use super::{complete, completions, interrupt, kill, list, man, new, run, status, vars, version};
+use crate::args::{Cli, Command};
+use crate::failure::Outcome;
+use crate::render::Render;
+
+/// Carries out a command; without one, shows the help.
+pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
+    let Some(command) = command else {
+        let help = Cli::command().render_help().to_string();
+        render.raw(help.as_bytes())?;
+        return Ok(ExitCode::Success);
+    };
+    match command {
+        Command::New(args) => new::new(args, render),
+        Command::Run(args) => run::run(args, render),
+        Command::Ls => list::list(render),
+        Command::Kill(args) => kill::kill(&args, render),
+        Command::Status(args) => status::status(&args, render),
+        Command::Vars(args) => vars::vars(&args, render),
+        Command::Complete(args) => complete::complete(&args, render),
+        Command::Int(args) => interrupt::interrupt(&args, render),
+        Command::Version => version::version(render),
+        Command::Completions(args) => completions::completions(&args, render),
+        Command::Man(args) => man::man(&args, render),
+    }
+}
+
+/// The address of the daemon that all commands talk to.
+pub(super) fn address() -> Result<Address, ClientError> {
+    Address::from_variables(&AddressVariables::from_environment())
+}
+
+/// A connection to the daemon.
+pub(super) fn connect() -> Result<Client, ClientError> {
+    Client::connect(&address()?)
+}

@@ -1,0 +1,55 @@
+//! Why a command ends early.
+
+use pythond_protocol::ExitCode;
+use pythond_transport::{ClientError, Report};
+
+use crate::environment::EnvironmentError;
+use crate::source::SourceError;
+
+/// Why a command ends early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Something to tell.
+    Reported(Report),
+    /// Nobody reads our stdout any more.
+    BrokenPipe,
+}
+
+/// What a command gives back: how the process ends.
+pub(crate) type Outcome = Result<ExitCode, Failure>;
+
+impl From<Report> for Failure {
+    fn from(report: Report) -> Self {
+        Self::Reported(report)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Reported(error.into())
+    }
+}
+
+impl From<EnvironmentError> for Failure {
+    fn from(error: EnvironmentError) -> Self {
+        let report = Report::new("environment", with_cause(&error), ExitCode::Refused);
+        Self::Reported(report.with_hint(error.hint()))
+    }
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        let report = Report::new("usage", with_cause(&error), ExitCode::Usage);
+        Self::Reported(match error.hint() {
+            Some(hint) => report.with_hint(hint),
+            None => report,
+        })
+    }
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}

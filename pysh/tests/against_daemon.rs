@@ -1,0 +1,318 @@
+//! `pysh` as a process against a scripted daemon: streams, exit codes, Ctrl-C.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{ScriptedDaemon, cell};
+
+/// Longer than anything here takes, shorter than a patient person's wait.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn pysh(daemon: &ScriptedDaemon, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pysh"));
+    command
+        .args(words)
+        .env("PYTHOND_SOCK", daemon.socket())
+        .env_remove("VIRTUAL_ENV")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn output(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn a_cell_that_prints_an_error_text_succeeds() {
+    let daemon = ScriptedDaemon::start(|frame| {
+        assert_eq!(frame, "run work --json\nprint('ERR x')");
+        cell(
+            "done",
+            r#""stdout":"ERR x\n","stderr":"warned\n","error":null"#,
+        )
+    });
+    let found = output(&mut pysh(&daemon, &["run", "work", "print('ERR x')"]));
+    assert_eq!(found, (Some(0), "ERR x\n".into(), "warned\n".into()));
+}
+
+#[test]
+fn streams_keep_their_order_where_they_meet() {
+    let daemon = ScriptedDaemon::start(|_| {
+        let order = r#""order":[[2,1],[1,1],[2,1]],"error":null"#;
+        cell("done", &format!(r#""stdout":"b","stderr":"ac",{order}"#))
+    });
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = pysh(&daemon, &["run", "work", "1"]);
+    let mut child = command
+        .stdout(writer.try_clone().unwrap())
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    drop(command);
+    assert_eq!(std::io::read_to_string(reader).unwrap(), "abc");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn an_exception_goes_to_stderr_and_the_exit_code_is_1() {
+    let daemon = ScriptedDaemon::start(|_| {
+        let error = r#""error":{"type":"T","message":"m","traceback":"Traceback\nT: m\n"}"#;
+        cell(
+            "failed",
+            &format!(r#""stdout":"before\n","stderr":"",{error}"#),
+        )
+    });
+    let found = output(&mut pysh(&daemon, &["run", "work", "1"]));
+    assert_eq!(
+        found,
+        (Some(1), "before\n".into(), "Traceback\nT: m\n".into())
+    );
+}
+
+#[test]
+fn what_was_cut_or_not_recorded_is_said_with_its_number() {
+    let daemon = ScriptedDaemon::start(|_| {
+        let reply = cell(
+            "done",
+            r#""stdout":"a","stderr":"","error":null,"not_recorded":"disk full""#,
+        );
+        reply.replace(r#""truncated":0"#, r#""truncated":123"#)
+    });
+    let found = output(&mut pysh(&daemon, &["run", "work", "1"]));
+    let notes = "note: 123 bytes of output were not kept\nnote: not recorded: disk full\n";
+    assert_eq!(found, (Some(0), "a".into(), notes.into()));
+}
+
+#[test]
+fn json_is_the_answer_as_it_was_sent() {
+    let sent = cell(
+        "failed",
+        r#""stdout":"","stderr":"","error":null,"of_tomorrow":1"#,
+    );
+    let expected = format!("{sent}\n");
+    let daemon = ScriptedDaemon::start(move |_| sent.clone());
+    let found = output(&mut pysh(&daemon, &["run", "--json", "work", "1"]));
+    assert_eq!(found, (Some(1), expected, String::new()));
+}
+
+#[test]
+fn refusals_are_told_with_their_hint() {
+    let daemon = ScriptedDaemon::start(|_| {
+        r#"{"ok":false,"error":{"code":"no_session","message":"no session named `x`","hint":"h"}}"#
+            .into()
+    });
+    let found = output(&mut pysh(&daemon, &["run", "x", "1"]));
+    assert_eq!(
+        found,
+        (
+            Some(4),
+            String::new(),
+            "error: no session named `x`\n\nhint: h\n".into()
+        )
+    );
+    let (code, stdout, _) = output(&mut pysh(&daemon, &["vars", "x", "--json"]));
+    assert_eq!(code, Some(4));
+    assert!(
+        stdout.starts_with(r#"{"error":{"code":"no_session""#),
+        "{stdout}"
+    );
+}
+
+#[test]
+fn a_daemon_that_goes_away_is_no_success() {
+    let daemon = ScriptedDaemon::start(|_| String::new());
+    let (code, stdout, stderr) = output(&mut pysh(&daemon, &["run", "work", "1"]));
+    assert_eq!((code, stdout.as_str()), (Some(3), ""));
+    assert!(
+        stderr.starts_with("error: the daemon closed the connection"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn code_that_is_too_big_is_refused_before_it_is_sent() {
+    let daemon = ScriptedDaemon::start(|_| cell("done", r#""stdout":"","stderr":"","error":null"#));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(64).unwrap();
+    let word = format!("@{}", file.path().display());
+    let mut command = pysh(&daemon, &["run", "work", &word]);
+    let (code, _, stderr) = output(command.env("PYTHOND_MAX_WS_PAYLOAD", "63"));
+    assert_eq!(code, Some(4));
+    assert!(
+        stderr.starts_with("error: the code has 64 bytes; at most 63 are"),
+        "{stderr}"
+    );
+    let (code, ..) = output(command.env("PYTHOND_MAX_WS_PAYLOAD", "64"));
+    assert_eq!(code, Some(0));
+}
+
+#[test]
+fn large_code_and_large_answers_pass_whole() {
+    let daemon = ScriptedDaemon::start(|frame| {
+        let (_, code) = frame.split_once('\n').unwrap();
+        let fields = format!(
+            r#""stdout":"{}","stderr":"","error":null"#,
+            "o".repeat(code.len())
+        );
+        cell("done", &fields)
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(16 << 20).unwrap();
+    let word = format!("@{}", file.path().display());
+    let (code, stdout, _) = output(&mut pysh(&daemon, &["run", "work", &word]));
+    assert_eq!((code, stdout.len()), (Some(0), 16 << 20));
+}
+
+#[test]
+fn echo_shows_code_and_output_to_the_operator_too() {
+    let daemon =
+        ScriptedDaemon::start(|_| cell("done", r#""stdout":"42\n","stderr":"","error":null"#));
+    let found = output(&mut pysh(&daemon, &["run", "--echo", "work", "x = 42\nx"]));
+    assert_eq!(
+        found,
+        (Some(0), "42\n".into(), ">>> x = 42\n... x\n42\n".into())
+    );
+}
+
+/// A daemon whose `run` tells that it began and ends when it is told to.
+fn slow_daemon(ends_on_interrupt: bool) -> (ScriptedDaemon, Receiver<()>, Sender<()>) {
+    let (began, has_began) = channel();
+    let (end, has_end) = channel();
+    let (end_of_interrupt, has_end) = (end.clone(), Mutex::new(has_end));
+    let daemon = ScriptedDaemon::start(move |frame| {
+        if frame.starts_with("int work --json\n") {
+            if ends_on_interrupt {
+                end_of_interrupt.send(()).unwrap();
+            }
+            began.send(()).unwrap();
+            return r#"{"ok":true,"session":"work","interrupted":["00ab00000007"]}"#.into();
+        }
+        began.send(()).unwrap();
+        has_end.lock().unwrap().recv_timeout(DEADLINE).unwrap();
+        let error = r#""error":{"type":"KeyboardInterrupt","message":"","traceback":"KeyboardInterrupt\n"}"#;
+        cell(
+            "interrupted",
+            &format!(r#""stdout":"so far","stderr":"",{error}"#),
+        )
+    });
+    (daemon, has_began, end)
+}
+
+fn interrupt(child: &Child) {
+    kill_process(Pid::from_child(child), Signal::INT).unwrap();
+}
+
+#[test]
+fn ctrl_c_interrupts_the_cell_and_waits_for_its_reply() {
+    let (daemon, began, _end) = slow_daemon(true);
+    let child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    began.recv_timeout(DEADLINE).unwrap();
+    interrupt(&child);
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = child.wait_with_output().unwrap();
+    let found = (status.code(), text(stdout), text(stderr));
+    assert_eq!(
+        found,
+        (Some(130), "so far".into(), "KeyboardInterrupt\n".into())
+    );
+}
+
+#[test]
+fn a_second_ctrl_c_leaves_and_says_that_the_cell_goes_on() {
+    let (daemon, began, end) = slow_daemon(false);
+    let child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    began.recv_timeout(DEADLINE).unwrap();
+    interrupt(&child);
+    // The daemon was asked to interrupt and the cell does not care.
+    began.recv_timeout(DEADLINE).unwrap();
+    interrupt(&child);
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = child.wait_with_output().unwrap();
+    assert_eq!((status.code(), text(stdout)), (Some(130), String::new()));
+    let stderr = text(stderr);
+    assert!(
+        stderr.starts_with("error: left `work` before the cell ended; the cell goes on"),
+        "{stderr}"
+    );
+    end.send(()).unwrap();
+}
+
+#[test]
+fn a_reader_who_has_enough_is_no_failure() {
+    let (daemon, began, end) = slow_daemon(false);
+    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    began.recv_timeout(DEADLINE).unwrap();
+    drop(child.stdout.take());
+    end.send(()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_new_session_gets_absolute_paths_and_reasons() {
+    let daemon = ScriptedDaemon::start(|frame| {
+        let (header, body) = frame.split_once('\n').unwrap();
+        assert_eq!(header, "new work --json");
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["python_reason"], "--venv env");
+        assert_eq!(body["env"], serde_json::json!({ "A": "b=c" }));
+        assert_eq!(body["preload"], serde_json::json!(["numpy", "pandas"]));
+        assert!(body.get("replace").is_none());
+        let python = body["python"].as_str().unwrap();
+        assert_eq!(
+            python,
+            format!("{}/env/bin/python", body["cwd"].as_str().unwrap())
+        );
+        format!(
+            r#"{{"ok":true,"session":"work","session_id":"00","gen":1,"pid":7,"python":
+            {{"executable":"{python}","version":"3.11.7","reason":"--venv env"}},
+            "start":"cold","cold_reason":"no zygote yet","replaced":false}}"#
+        )
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().canonicalize().unwrap();
+    std::fs::create_dir_all(place.join("env/bin")).unwrap();
+    std::os::unix::fs::symlink("/bin/sh", place.join("env/bin/python")).unwrap();
+    let words = [
+        "new",
+        "work",
+        "--venv",
+        "env",
+        "--env",
+        "A=b=c",
+        "--preload",
+        "numpy,pandas",
+    ];
+    let found = output(pysh(&daemon, &words).current_dir(&place));
+    let python = place.join("env/bin/python");
+    let line = format!(
+        "OK work pid=7 (Python 3.11.7, {}: --venv env)\n",
+        python.display()
+    );
+    assert_eq!(
+        found,
+        (Some(0), line, "note: started cold: no zygote yet\n".into())
+    );
+}

@@ -1,0 +1,61 @@
+//! A daemon that answers each frame as a test says.
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tungstenite::Message;
+use tungstenite::protocol::WebSocketConfig;
+
+/// Listens in a directory of its own until the process ends.
+pub(crate) struct ScriptedDaemon {
+    _directory: tempfile::TempDir,
+    socket: PathBuf,
+}
+
+impl ScriptedDaemon {
+    /// Answers each frame of each connection by `answer`; an empty answer
+    /// cuts the connection.
+    pub(crate) fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("pythond.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let answer = Arc::new(answer);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let answer = Arc::clone(&answer);
+                std::thread::spawn(move || serve(stream.unwrap(), &*answer));
+            }
+        });
+        Self {
+            _directory: directory,
+            socket,
+        }
+    }
+
+    /// The socket's path.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+fn serve(stream: std::os::unix::net::UnixStream, answer: &dyn Fn(&str) -> String) {
+    let config = WebSocketConfig::default()
+        .max_frame_size(None)
+        .max_message_size(None);
+    let mut socket = tungstenite::accept_with_config(stream, Some(config)).unwrap();
+    while let Ok(Message::Text(frame)) = socket.read() {
+        let answer = answer(&frame);
+        if answer.is_empty() || socket.send(Message::text(answer)).is_err() {
+            return;
+        }
+    }
+}
+
+/// A reply to `run` with this status and these further fields.
+pub(crate) fn cell(status: &str, fields: &str) -> String {
+    let ok = status == "done";
+    format!(
+        r#"{{"session":"work","session_id":"00","gen":1,"cell_id":"00ab00000007","kind":"run","status":"{status}","ok":{ok},"result":null,"started_at":null,"duration_ms":1.5,"output_bytes":1,"truncated":0,"host":"h","changed":[],{fields}}}"#
+    )
+}
