@@ -1,0 +1,124 @@
+//! Interrupt the cell with this id, and no other.
+//!
+//! The I/O thread aims at a cell and signals the main thread until the handler
+//! has seen it; the handler raises only if the cell that runs is the one aimed
+//! at, and once. A signal of nobody's (`os.kill(os.getpid(), SIGINT)`) raises
+//! as it does in any Python.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use pyo3::exceptions::PyKeyboardInterrupt;
+use pyo3::prelude::*;
+use rustix::process::Signal;
+
+use crate::sys::ThreadId;
+
+/// The running cell's id plus one; 0 while none runs.
+static RUNNING: AtomicU64 = AtomicU64::new(0);
+/// The cell aimed at, in the same form.
+static TARGET: AtomicU64 = AtomicU64::new(0);
+/// The aim that the handler has seen.
+static SEEN: AtomicU64 = AtomicU64::new(0);
+/// The last cell that an aim of ours has hit.
+static HIT: AtomicU64 = AtomicU64::new(0);
+/// The running cell waits in the event loop.
+static AWAITING: AtomicBool = AtomicBool::new(false);
+/// Held while a signal is sent and while a cell ends, so that none is sent to
+/// a cell that has ended.
+static AIM: Mutex<()> = Mutex::new(());
+static MAIN: OnceLock<ThreadId> = OnceLock::new();
+
+/// Remembers the main thread. Called on it, once.
+pub(crate) fn set_main_thread() {
+    MAIN.get_or_init(ThreadId::current);
+}
+
+/// A cell begins. Called on the main thread.
+pub(crate) fn begin(cell: u64) {
+    RUNNING.store(cell + 1, SeqCst);
+}
+
+/// The running cell ended. Afterwards no interrupt of it can hit what follows.
+pub(crate) fn end(py: Python<'_>) {
+    let ended = {
+        let _aim = AIM.lock().unwrap_or_else(PoisonError::into_inner);
+        RUNNING.swap(0, SeqCst)
+    };
+    if TARGET.load(SeqCst) == ended && ended != 0 {
+        // A signal that was sent is delivered at the latest when this system
+        // call returns; the handler then finds no running cell and drops it.
+        rustix::thread::sched_yield();
+        while py.check_signals().is_err() {}
+        TARGET.store(0, SeqCst);
+    }
+}
+
+/// True if the running cell was interrupted through us.
+pub(crate) fn was_interrupted(cell: u64) -> bool {
+    HIT.load(SeqCst) == cell + 1
+}
+
+/// The running cell enters or leaves the event loop.
+pub(crate) fn set_awaiting(awaiting: bool) {
+    AWAITING.store(awaiting, SeqCst);
+}
+
+/// Aims at a cell and sends the first signal. Called by the I/O thread.
+///
+/// Returns false if that cell does not run.
+pub(crate) fn aim_at(cell: u64) -> bool {
+    let _aim = AIM.lock().unwrap_or_else(PoisonError::into_inner);
+    if RUNNING.load(SeqCst) != cell + 1 {
+        return false;
+    }
+    // An aim at the same cell that is still pending is one interrupt, not two.
+    if TARGET.swap(cell + 1, SeqCst) == cell + 1 && SEEN.load(SeqCst) == cell + 1 {
+        SEEN.store(0, SeqCst);
+    }
+    signal_main();
+    true
+}
+
+/// Signals again if the handler has not seen the aim. Returns true while that
+/// has to be repeated. Called by the I/O thread.
+pub(crate) fn repeat() -> bool {
+    let _aim = AIM.lock().unwrap_or_else(PoisonError::into_inner);
+    let target = TARGET.load(SeqCst);
+    let pending = target != 0 && RUNNING.load(SeqCst) == target && SEEN.load(SeqCst) != target;
+    if pending {
+        signal_main();
+    }
+    pending
+}
+
+fn signal_main() {
+    if let Some(main) = MAIN.get() {
+        main.signal(Signal::INT.as_raw());
+    }
+}
+
+/// The Python-level handler of SIGINT.
+#[pyfunction]
+pub(crate) fn on_interrupt(
+    py: Python<'_>,
+    _signal: Bound<'_, PyAny>,
+    _frame: Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (target, running) = (TARGET.load(SeqCst), RUNNING.load(SeqCst));
+    let raises = match (target, running) {
+        (_, 0) => false,
+        (0, _) => true,
+        (target, running) => target == running && SEEN.swap(target, SeqCst) != target,
+    };
+    if !raises {
+        return Ok(());
+    }
+    if target == running {
+        HIT.store(running, SeqCst);
+    }
+    if AWAITING.load(SeqCst) && !crate::helpers::get(py).loop_interrupt(py)? {
+        return Ok(());
+    }
+    Err(PyKeyboardInterrupt::new_err(()))
+}

@@ -1,0 +1,130 @@
+//! What a host leaves behind: which cells were accepted, started, finished, and
+//! the end of its standard error.
+//!
+//! A preallocated file in the runtime directory, mapped shared: writing costs
+//! no system call, and what was written outlives a host that was killed.
+//!
+//! Layout, all numbers little endian: bytes 0–4095 header (words: magic,
+//! running cell + 1 or 0, stderr bytes so far, records so far); 4096–8191 ring
+//! of stderr; from 8192 a ring of 64-byte records (words: number, event, cell,
+//! time in µs, checksum).
+
+use std::io;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use pythond_private_fs::PrivateDir;
+use pythond_protocol::CellId;
+
+use crate::sys::SharedMap;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"ptdjrnl1");
+const TAIL_AT: usize = 4096;
+const TAIL: usize = 4096;
+const RECORDS_AT: usize = 8192;
+const RECORD: usize = 64;
+const RECORDS: u64 = 1024;
+const LENGTH: usize = RECORDS_AT + RECORD * RECORDS as usize;
+
+/// What happened to a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Event {
+    /// It has an id and will run.
+    Accepted = 1,
+    /// It runs.
+    Started = 2,
+    /// It ended.
+    Finished = 3,
+}
+
+/// The journal of one host.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    map: SharedMap,
+}
+
+impl Journal {
+    /// Makes an empty journal of this name.
+    pub(crate) fn create(directory: &PrivateDir, name: &str) -> io::Result<Self> {
+        let file = directory.read_write_file(name).map_err(io::Error::other)?;
+        rustix::fs::ftruncate(&file, 0)?;
+        rustix::fs::ftruncate(&file, LENGTH as u64)?;
+        let journal = Self {
+            map: SharedMap::new(&file, LENGTH)?,
+        };
+        journal.map.word(0).store(MAGIC, Release);
+        Ok(journal)
+    }
+
+    /// Opens the journal that another process left.
+    pub(crate) fn open(directory: &PrivateDir, name: &str) -> io::Result<Self> {
+        let file = directory.read_write_file(name).map_err(io::Error::other)?;
+        if rustix::fs::fstat(&file)?.st_size < LENGTH as i64 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        let journal = Self {
+            map: SharedMap::new(&file, LENGTH)?,
+        };
+        if journal.map.word(0).load(Acquire) != MAGIC {
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
+        }
+        Ok(journal)
+    }
+
+    /// Writes one record. One thread at a time.
+    pub(crate) fn record(&self, event: Event, cell: CellId, time_us: i64) {
+        let number = self.map.word(24).load(Relaxed);
+        let slot = usize::try_from(number % RECORDS).unwrap_or(0);
+        let at = RECORDS_AT + RECORD * slot;
+        let words = [number, event as u64, cell.as_u64(), time_us.cast_unsigned()];
+        for (index, word) in words.iter().enumerate() {
+            self.map.word(at + 8 * index).store(*word, Relaxed);
+        }
+        self.map.word(at + 32).store(checksum(&words), Release);
+        self.map.word(24).store(number + 1, Release);
+        match event {
+            Event::Accepted => {}
+            Event::Started => self.map.word(8).store(cell.as_u64() + 1, Release),
+            Event::Finished => self.map.word(8).store(0, Release),
+        }
+    }
+
+    /// The cell that ran when the last record was written.
+    pub(crate) fn running(&self) -> Option<CellId> {
+        self.map
+            .word(8)
+            .load(Acquire)
+            .checked_sub(1)
+            .and_then(CellId::from_u64)
+    }
+
+    /// Keeps the end of standard error.
+    pub(crate) fn note_stderr(&self, data: &[u8]) {
+        let data = &data[data.len().saturating_sub(TAIL)..];
+        let total = self.map.word(16).load(Relaxed);
+        let ring = self.map.bytes(TAIL_AT, TAIL);
+        let begin = usize::try_from(total % TAIL as u64).unwrap_or(0);
+        for (offset, byte) in data.iter().enumerate() {
+            ring[(begin + offset) % TAIL].store(*byte, Relaxed);
+        }
+        self.map.word(16).store(total + data.len() as u64, Release);
+    }
+
+    /// The end of standard error, at most 4 KiB.
+    pub(crate) fn last_stderr(&self) -> Vec<u8> {
+        let total = self.map.word(16).load(Acquire);
+        let ring = self.map.bytes(TAIL_AT, TAIL);
+        let first = total.saturating_sub(TAIL as u64);
+        (first..total)
+            .map(|at| ring[usize::try_from(at % TAIL as u64).unwrap_or(0)].load(Relaxed))
+            .collect()
+    }
+}
+
+fn checksum(words: &[u64]) -> u64 {
+    words.iter().fold(MAGIC, |sum, word| {
+        (sum ^ word)
+            .wrapping_mul(0x0000_0100_0000_01b3)
+            .rotate_left(29)
+    })
+}

@@ -1,0 +1,152 @@
+"""Source to compiled code to a shown value, as the Python prompt does it.
+
+Loaded once per zygote with a private copy of the builtins, so that cells which
+delete or replace builtins do not break it.
+"""
+
+import __future__ as future
+import ast
+import linecache
+import sys
+
+_ONLY_AST = ast.PyCF_ONLY_AST
+_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_FUTURES = 0
+for _name in future.all_feature_names:
+    _FUTURES |= getattr(future, _name).compiler_flag
+_Expr = ast.Expr
+_Expression = ast.Expression
+
+# Above this size no syntax tree of Python objects is made: it takes a hundred
+# times the memory of the source.
+_LARGE_SOURCE = 1 << 20
+# How many lines from the end of a large source may begin its last statement.
+_TAIL_LINES = 2000
+# Sources that tracebacks and `inspect.getsource` can show, in bytes.
+_SOURCES_KEPT = 64 << 20
+_SOURCE_OVERHEAD = 400
+
+# Flags of `from __future__ import` that cells have used, as at the prompt.
+_inherited = 0
+_kept = {}
+_kept_bytes = 0
+
+
+def compile_cell(source, filename):
+    """Compile one cell.
+
+    Args: source (str); filename (str), the name that tracebacks show.
+    Returns: (statements or None, last expression or None), code objects; those
+        with CO_COROUTINE set must be awaited.
+    Raises: SyntaxError, ValueError, MemoryError, RecursionError as `compile`.
+    """
+    global _inherited
+    flags = _inherited | _AWAIT
+    if len(source) < 500 and "\n" not in source and "=" not in source:
+        try:
+            return None, compile(source, filename, "eval", flags, True)
+        except SyntaxError:
+            pass
+    if len(source) > _LARGE_SOURCE:
+        return _compile_large(source, filename, flags)
+    tree = compile(source, filename, "exec", flags | _ONLY_AST, True)
+    statements = last = None
+    value = None
+    if tree.body and isinstance(tree.body[-1], _Expr):
+        value = _Expression(tree.body.pop().value)
+    if tree.body:
+        statements = compile(tree, filename, "exec", flags, True)
+        _inherited |= statements.co_flags & _FUTURES
+        flags |= _inherited
+    if value is not None:
+        last = compile(value, filename, "eval", flags, True)
+    return statements, last
+
+
+def _compile_large(source, filename, flags):
+    """Split off the last expression without a syntax tree of the whole.
+
+    A tail is the last statement exactly if it parses as one expression and
+    everything before it compiles alone: an open string, bracket, block or line
+    continuation makes the head fail.
+    """
+    global _inherited
+    end = len(source)
+    for _ in range(_TAIL_LINES):
+        start = source.rfind("\n", 0, end - 1 if end else 0) + 1
+        tail = source[start:]
+        if tail.strip() and tail[0] not in " \t\f#)]}'\"":
+            tree = None
+            try:
+                tree = compile(tail, filename, "exec", flags | _ONLY_AST, True)
+            except (SyntaxError, ValueError):
+                pass
+            if tree is not None:
+                if len(tree.body) != 1 or not isinstance(tree.body[0], _Expr):
+                    break
+                try:
+                    head = compile(source[:start], filename, "exec", flags, True)
+                except (SyntaxError, ValueError):
+                    pass
+                else:
+                    ast.increment_lineno(tree, source.count("\n", 0, start))
+                    _inherited |= head.co_flags & _FUTURES
+                    value = _Expression(tree.body[0].value)
+                    return head, compile(value, filename, "eval", flags | _inherited, True)
+        if start == 0:
+            break
+        end = start
+    statements = compile(source, filename, "exec", flags, True)
+    _inherited |= statements.co_flags & _FUTURES
+    return statements, None
+
+
+def remember_source(source, filename):
+    """Let tracebacks and `inspect.getsource` find the lines of a cell."""
+    global _kept_bytes
+    size = len(source) + _SOURCE_OVERHEAD
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    _kept[filename] = size
+    _kept_bytes += size
+    while _kept_bytes > _SOURCES_KEPT and len(_kept) > 1:
+        oldest = next(iter(_kept))
+        _kept_bytes -= _kept.pop(oldest)
+        linecache.cache.pop(oldest, None)
+
+
+def show(value):
+    """The text of a value: `str` raw, everything else its `repr`.
+
+    Returns: str, or None if the session has a display hook of its own, which
+        has then been called.
+    """
+    hook = getattr(sys, "displayhook", None)
+    if hook is not None and hook is not sys.__displayhook__:
+        hook(value)
+        return None
+    return str(value) if isinstance(value, str) else repr(value)
+
+
+def replay_form(source):
+    """The form in which a successful cell stands in `history.py`.
+
+    Returns: the source where a file can hold it as it is, else a statement
+        that replays it; always something that parses.
+    """
+    flags = _ONLY_AST | _inherited
+    for candidate in (source, source.strip()):
+        try:
+            tree = compile(candidate, "<history>", "exec", flags, True)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            continue
+        imports_future = any(
+            isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body
+        )
+        if not imports_future:
+            return candidate
+        return f"exec(compile({source!r}, '<history>', 'exec'))"
+    return (
+        "# top-level await\n"
+        "__import__('asyncio').get_event_loop().run_until_complete("
+        f"eval(compile({source!r}, '<history>', 'exec', {_AWAIT})))"
+    )

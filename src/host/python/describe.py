@@ -1,0 +1,73 @@
+"""An exception as people read it, when every hook of the user may raise."""
+
+import sys
+import traceback
+
+# Longest texts that travel with a cell, in characters.
+_LONGEST_MESSAGE = 64 << 10
+_LONGEST_TRACEBACK = 1 << 20
+
+
+def describe(error, filename):
+    """Describe an exception that left a cell.
+
+    Args: error (BaseException); filename (str) of the cell's code.
+    Returns: (type name, message, traceback), three str.
+    """
+    if isinstance(error, SystemExit):
+        code = error.code
+        return "SystemExit", f"exit({0 if code is None else _text(code)})", ""
+    return _type_name(type(error)), _cut(_text(error), _LONGEST_MESSAGE), _format(error, filename)
+
+
+def _type_name(kind):
+    try:
+        module, name = kind.__module__, kind.__qualname__
+        if not isinstance(module, str) or module in ("builtins", "__main__"):
+            return str(name)
+        return f"{module}.{name}"
+    except BaseException:
+        return "<unknown exception>"
+
+
+def _text(value):
+    try:
+        return str(value)
+    except BaseException:
+        return f"<exception str() failed for {_type_name(type(value))}>"
+
+
+def _format(error, filename):
+    try:
+        trace = _from_cell(error.__traceback__, filename)
+        error.__traceback__ = trace
+        lines = traceback.format_exception(type(error), error, trace)
+        return _cut("".join(lines), _LONGEST_TRACEBACK)
+    except BaseException as failure:
+        return (
+            f"{_type_name(type(error))}: {_text(error)}\n"
+            f"(its traceback cannot be shown: {_type_name(type(failure))})\n"
+        )
+
+
+def _from_cell(trace, filename):
+    """Drop the frames before the cell's own: they are not the user's."""
+    while trace is not None and trace.tb_frame.f_code.co_filename != filename:
+        trace = trace.tb_next
+    return trace
+
+
+def _cut(text, most):
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n[{len(text) - most} characters left out]\n{text[-half:]}"
+
+
+def explain_uncaught(error):
+    """Print an exception that no cell owns to the session's standard error."""
+    try:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        sys.stderr.write(text)
+    except BaseException:
+        pass

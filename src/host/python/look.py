@@ -1,0 +1,73 @@
+"""Look into a namespace without changing it: names, sizes, completions."""
+
+import sys
+
+# `import rlcompleter` would import readline, which may write to a terminal
+# that is not there.
+_had = "readline" in sys.modules
+if not _had:
+    sys.modules["readline"] = None
+import rlcompleter  # noqa: E402
+
+if not _had:
+    del sys.modules["readline"]
+
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset, range, memoryview)
+
+
+def variables(namespace):
+    """Public names with type, size in bytes and length.
+
+    Returns: list of (name, type name, size or None, length or None).
+    """
+    rows = []
+    for name, value in list(namespace.items()):
+        if isinstance(name, str) and not name.startswith("_"):
+            rows.append((name, _type_name(value), _size(value), _length(value)))
+    return rows
+
+
+def _type_name(value):
+    kind = type(value)
+    module = getattr(kind, "__module__", None)
+    name = getattr(kind, "__qualname__", "?")
+    if not isinstance(module, str) or module in ("builtins", "__main__"):
+        return str(name)
+    return f"{module}.{name}"
+
+
+def _size(value):
+    try:
+        return int(sys.getsizeof(value))
+    except Exception:
+        return None
+
+
+def _length(value):
+    try:
+        if isinstance(value, _SIZED):
+            return len(value)
+        shape = getattr(type(value), "shape", None)
+        if shape is not None:
+            return int(value.shape[0])
+    except Exception:
+        pass
+    return None
+
+
+def completions(namespace, text, most):
+    """At most `most` completions of `text`, each once.
+
+    A completer of the user's objects that raises ends the list.
+    """
+    completer = rlcompleter.Completer(dict(namespace))
+    found = []
+    for state in range(most):
+        try:
+            match = completer.complete(text, state)
+        except Exception:
+            break
+        if match is None:
+            break
+        found.append(match)
+    return found

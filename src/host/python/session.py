@@ -1,0 +1,221 @@
+"""What a session's process sets up once: streams, namespace, environment."""
+
+import atexit
+import builtins
+import gc
+import importlib
+import io
+import os
+import random
+import sys
+import time
+import types
+
+_NO_TERMINAL = (
+    "this session has no terminal to read from: `input()` cannot wait for an answer here; "
+    "put the value into the code instead"
+)
+CONVENIENCE = (
+    "os", "sys", "json", "subprocess", "shutil", "hashlib", "time", "re", "glob", "sqlite3",
+    "socket",
+)
+
+
+class NoTerminal(io.TextIOBase):
+    """Standard input of a session without a person: nothing comes, and `input()` says so."""
+
+    name = "<stdin>"
+    mode = "r"
+    encoding = "utf-8"
+    errors = "strict"
+
+    def readable(self):
+        return True
+
+    def fileno(self):
+        return 0
+
+    def isatty(self):
+        return False
+
+    def read(self, size=-1, /):
+        return ""
+
+    def readline(self, size=-1, /):
+        raise EOFError(_NO_TERMINAL)
+
+    def __next__(self):
+        raise StopIteration
+
+    def close(self):
+        pass
+
+
+def text_stream(sink, name):
+    """A text stream over one of our sinks: every write reaches it at once."""
+    stream = io.TextIOWrapper(
+        sink, encoding="utf-8", errors="backslashreplace", newline="\n", write_through=True
+    )
+    stream.mode = "w"
+    return stream
+
+
+def usable(stream):
+    """False for one of our streams that a cell closed or detached."""
+    try:
+        return not stream.closed
+    except ValueError:
+        return False
+
+
+def namespace():
+    """Make `__main__` anew, as the prompt has it, with the convenience modules.
+
+    Returns: its dict.
+    """
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = builtins
+    if sys.version_info < (3, 14):
+        main.__dict__["__annotations__"] = {}
+    sys.modules["__main__"] = main
+    for name in CONVENIENCE:
+        try:
+            main.__dict__[name] = importlib.import_module(name)
+        except ImportError:
+            # An interpreter built without sqlite3 is still a Python.
+            pass
+    return main.__dict__
+
+
+def preload(names):
+    """Import modules before the first fork.
+
+    Raises: RuntimeError that names the module and the reason.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            raise RuntimeError(
+                f"cannot preload `{name}`: {type(error).__name__}: {error}"
+            ) from None
+
+
+def settle():
+    """Last step before forking: keep what is here out of the collector's way."""
+    sys.argv = [""]
+    if hasattr(sys, "orig_argv"):
+        sys.orig_argv = [sys.executable]
+    find_thread_setters()
+    gc.collect()
+    gc.freeze()
+
+
+def become(cwd, environment):
+    """Turn a forked process into a session.
+
+    Args: cwd (str); environment (dict of str), the whole of it.
+    Raises: OSError if the directory cannot be entered.
+    """
+    for name in list(os.environ):
+        if name not in environment:
+            del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+    time.tzset()
+    os.chdir(cwd)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    importlib.invalidate_caches()
+    random.seed()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+    restore_threads()
+
+
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_asked = {}
+_setters = []
+
+
+def single_threaded_math():
+    """Ask numerical libraries that are imported now for one thread: a process
+    with more cannot be forked."""
+    for name in _THREAD_VARIABLES:
+        _asked[name] = os.environ.get(name)
+        os.environ[name] = "1"
+
+
+def end_single_threaded_math():
+    """Take the request back out of the environment."""
+    for name, value in _asked.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def find_thread_setters():
+    """Find the libraries' own functions that set their number of threads."""
+    if "numpy" not in sys.modules:
+        return
+    import ctypes
+
+    for path in _numerical_libraries():
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for prefix in ("", "scipy_"):
+            for suffix in ("", "64_"):
+                setter = getattr(library, f"{prefix}openblas_set_num_threads{suffix}", None)
+                if setter is not None:
+                    setter.argtypes = [ctypes.c_int]
+                    _setters.append(setter)
+
+
+def restore_threads():
+    """Give numerical libraries the threads that they would have had."""
+    for setter in _setters:
+        setter(_threads_for("OPENBLAS_NUM_THREADS"))
+
+
+def _threads_for(variable):
+    for name in (variable, "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return len(os.sched_getaffinity(0))
+
+
+def _numerical_libraries():
+    """Paths of the OpenBLAS libraries that are mapped, from /proc/self/maps (proc(5))."""
+    found = []
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            path = line.rstrip("\n").split(None, 5)[5:]
+            if path and "openblas" in path[0].lower() and path[0] not in found:
+                found.append(path[0])
+    return found
+
+
+def path_times():
+    """Modification times of the directories that imports search, in nanoseconds.
+
+    Returns: dict of path to time; one that is not there has None.
+    """
+    times = {}
+    for path in sys.path:
+        if path:
+            try:
+                times[path] = os.stat(path).st_mtime_ns
+            except OSError:
+                times[path] = None
+    return times
+
+
+def run_exit_handlers():
+    """What `atexit` has, as when a program ends."""
+    atexit._run_exitfuncs()

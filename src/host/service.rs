@@ -1,0 +1,70 @@
+//! Questions that need Python and must not wait behind a cell: answered by a
+//! short-lived thread as soon as the interpreter lock is free.
+
+use pyo3::prelude::*;
+use pythond_protocol::lane::HostEvent;
+use pythond_protocol::verbs::complete::MAX_MATCHES;
+use pythond_protocol::verbs::vars::Variable;
+use pythond_protocol::{ErrorCode, ErrorReply};
+
+use crate::{helpers, session};
+
+/// What is asked.
+#[derive(Debug)]
+pub(crate) enum Question {
+    /// The namespace's names.
+    Vars,
+    /// Completions of a text.
+    Complete(String),
+}
+
+/// Answers one question.
+pub(crate) fn answer(request: u64, question: Question) -> HostEvent {
+    Python::attach(|py| {
+        let answered = match question {
+            Question::Vars => variables(py).map(|vars| HostEvent::Vars { request, vars }),
+            Question::Complete(text) => {
+                completions(py, &text).map(|matches| HostEvent::Completions { request, matches })
+            }
+        };
+        answered.unwrap_or_else(|error| HostEvent::Refused {
+            request,
+            error: ErrorReply::new(
+                ErrorCode::Internal,
+                format!("cannot look into the namespace: {error}"),
+            ),
+        })
+    })
+}
+
+fn variables(py: Python<'_>) -> PyResult<Vec<Variable>> {
+    type Row = (String, String, Option<u64>, Option<u64>);
+    let Some(globals) = session::globals(py) else {
+        return Ok(Vec::new());
+    };
+    let rows: Vec<Row> = helpers::get(py)
+        .variables
+        .bind(py)
+        .call1((globals,))?
+        .extract()?;
+    Ok(rows
+        .into_iter()
+        .map(|(name, kind, size_bytes, length)| Variable {
+            name,
+            kind,
+            size_bytes,
+            length,
+        })
+        .collect())
+}
+
+fn completions(py: Python<'_>, text: &str) -> PyResult<Vec<String>> {
+    let Some(globals) = session::globals(py) else {
+        return Ok(Vec::new());
+    };
+    helpers::get(py)
+        .completions
+        .bind(py)
+        .call1((globals, text, MAX_MATCHES))?
+        .extract()
+}

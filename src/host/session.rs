@@ -1,0 +1,489 @@
+//! The main thread of a session host: becomes a session, then runs cells, one
+//! at a time, in the order they came.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
+use pythond_private_fs::PrivateDir;
+use pythond_protocol::CellId;
+use pythond_protocol::lane::{
+    Decoder, FinishedCell, HostCommand, HostEvent, HostedSession, INLINE_OUTPUT, LaneError,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::assignment::Assignment;
+use crate::cell::{self, Ended, Namespace};
+use crate::handoff::{self, Handed};
+use crate::journal::Journal;
+use crate::recorder::Recorder;
+use crate::shared::{Capture, QueuedCell, Shared};
+use crate::{helpers, interrupt, io_thread, streams, sys};
+
+/// Lowest number of a descriptor of ours: out of the way of what cells open
+/// and of the ranges they close.
+const OWN_DESCRIPTORS: i32 = 900;
+/// How long the main thread waits for another cell before it writes records.
+const IDLE_BEFORE_WRITING: Duration = Duration::from_micros(300);
+/// How often the event loop looks for cells when it cannot watch the lane.
+const LOOK_FOR_CELLS: f64 = 0.02;
+
+static GLOBALS: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+
+/// The namespace of this process's session.
+pub(crate) fn globals(py: Python<'_>) -> Option<&Bound<'_, PyDict>> {
+    GLOBALS.get(py).map(|globals| globals.bind(py))
+}
+
+/// A process that waits to become a session.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    pub(crate) listener: OwnedFd,
+    pub(crate) stdout_read: OwnedFd,
+    pub(crate) stderr_read: OwnedFd,
+}
+
+/// Becomes the session and serves it until it ends. Never returns.
+pub(crate) fn serve(py: Python<'_>, parked: Parked, assignment: Assignment) -> ! {
+    let status = match Session::new(py, parked, assignment) {
+        Ok(mut session) => {
+            session.run(py);
+            0
+        }
+        Err(error) => {
+            error.print(py);
+            1
+        }
+    };
+    if let Some(shared) = Shared::get() {
+        let _ = helpers::get(py)
+            .session
+            .bind(py)
+            .call_method0("run_exit_handlers");
+        py.detach(|| shared.recorder.flush());
+    }
+    sys::exit_now(status)
+}
+
+#[derive(Debug)]
+struct Session {
+    shared: &'static Shared,
+    namespace: Namespace,
+    handoff: OwnedFd,
+    lane: Option<CellLane>,
+}
+
+/// The cell lane as the main thread sees it.
+#[derive(Debug)]
+struct CellLane {
+    socket: OwnedFd,
+    tag: u64,
+    decoder: Decoder,
+}
+
+impl Session {
+    fn new(py: Python<'_>, parked: Parked, assignment: Assignment) -> PyResult<Self> {
+        let Assignment {
+            spec,
+            python,
+            start,
+            cold_reason,
+            zygote_pid,
+            runtime_dir,
+            name,
+        } = assignment;
+        let session = helpers::get(py).session.bind(py);
+        session.call_method1("become", (&spec.cwd, &spec.env))?;
+        let directory = PathBuf::from(&spec.directory);
+        let journal = PrivateDir::open(PathBuf::from(runtime_dir))
+            .map_err(std::io::Error::other)
+            .and_then(|directory| Journal::create(&directory, &format!("{name}.journal")))
+            .ok();
+        let listener = out_of_the_way(parked.listener)?;
+        let capture = Capture {
+            stdout_read: nonblocking(out_of_the_way(parked.stdout_read)?)?,
+            stderr_read: nonblocking(out_of_the_way(parked.stderr_read)?)?,
+            stdout_write: out_of_the_way_copy(rustix::stdio::stdout())?,
+            stderr_write: out_of_the_way_copy(rustix::stdio::stderr())?,
+        };
+        let mut salt = [0; 2];
+        getrandom::fill(&mut salt).map_err(|error| failed("no random numbers", error))?;
+        let mut hosted = HostedSession {
+            spec,
+            python,
+            start,
+            cold_reason,
+            created_at: jiff::Timestamp::now().to_string(),
+            unfinished: Vec::new(),
+            next_cell: CellId::from_parts(0, 0),
+            not_recorded: None,
+            zygote_pid,
+        };
+        hosted.spec.env.clear();
+        let recorder = Recorder::new(directory.clone());
+        let shared = Shared::install(hosted, u16::from_ne_bytes(salt), capture, journal, recorder);
+        // A directory that cannot be made is told with the first record.
+        let _ = PrivateDir::open_or_create(&directory);
+        shared.outputs.keep_files_in(directory);
+        interrupt::set_main_thread();
+        let namespace = Namespace::new(py)?;
+        let _ = GLOBALS.set(py, namespace.globals().clone_ref(py));
+        install_hooks(py, shared)?;
+        let (mine, theirs) = handoff::pair().map_err(std::io::Error::from)?;
+        let (mine, theirs) = (out_of_the_way(mine)?, out_of_the_way(theirs)?);
+        io_thread::start(shared, listener, theirs)?;
+        Ok(Self {
+            shared,
+            namespace,
+            handoff: mine,
+            lane: None,
+        })
+    }
+
+    fn run(&mut self, py: Python<'_>) {
+        while let Some(cell) = self.next_cell(py) {
+            self.run_cell(py, cell);
+        }
+    }
+
+    /// Waits for the next cell. None when the session is to end.
+    fn next_cell(&mut self, py: Python<'_>) -> Option<QueuedCell> {
+        loop {
+            if self.shared.shutting_down() {
+                return None;
+            }
+            if let Some(cell) = self.shared.next_queued() {
+                return Some(cell);
+            }
+            if let Some(cell) = self.decode() {
+                return Some(cell);
+            }
+            if helpers::get(py).loop_has_work(py) {
+                self.serve_tasks(py);
+            } else if self.shared.io_reads_cells() {
+                let shared = self.shared;
+                py.detach(|| {
+                    shared.recorder.flush();
+                    shared.wait_for_queue(None);
+                });
+            } else {
+                py.detach(|| self.wait());
+            }
+            if let Err(error) = py.check_signals() {
+                // A handler of the user's, between cells.
+                cell::explain(py, helpers::get(py), error);
+            }
+            self.take_what_came();
+        }
+    }
+
+    /// Waits until the lane or the I/O thread has something; writes records
+    /// when nothing comes at once.
+    fn wait(&mut self) {
+        let first = if self.shared.recorder.has_waiting() {
+            Some(IDLE_BEFORE_WRITING)
+        } else {
+            None
+        };
+        match self.wait_for(first) {
+            Ok(0) if first.is_some() => {
+                self.shared.recorder.flush();
+                let _ = self.wait_for(None);
+            }
+            _ => {}
+        }
+    }
+
+    fn wait_for(&self, longest: Option<Duration>) -> Result<usize, Errno> {
+        let lost = PollFlags::NVAL;
+        let mut set = Vec::with_capacity(2);
+        set.push(PollFd::new(&self.handoff, PollFlags::IN));
+        if let Some(lane) = &self.lane {
+            set.push(PollFd::new(&lane.socket, PollFlags::IN));
+        }
+        let limit = longest.map(|longest| Timespec {
+            tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: longest.subsec_nanos().into(),
+        });
+        let ready = poll(&mut set, limit.as_ref())?;
+        if set.iter().any(|entry| entry.revents().contains(lost)) {
+            // A cell closed what it found; the I/O thread still has its own.
+            self.shared.let_io_read_cells();
+        }
+        Ok(ready)
+    }
+
+    fn serve_tasks(&mut self, py: Python<'_>) {
+        if self.shared.recorder.has_waiting() {
+            py.detach(|| self.shared.recorder.flush());
+        }
+        let indirect = self.shared.io_reads_cells();
+        let mut descriptors = Vec::with_capacity(2);
+        if !indirect {
+            descriptors.push(self.handoff.as_raw_fd());
+            descriptors.extend(self.lane.as_ref().map(|lane| lane.socket.as_raw_fd()));
+        }
+        let longest = indirect.then_some(LOOK_FOR_CELLS);
+        if let Err(error) = helpers::get(py)
+            .loop_serve
+            .call1(py, (descriptors, longest))
+        {
+            let lost = !indirect && error.is_instance_of::<pyo3::exceptions::PyOSError>(py);
+            if lost {
+                self.shared.let_io_read_cells();
+            } else {
+                cell::explain(py, helpers::get(py), error);
+            }
+        }
+    }
+
+    /// Takes in what the handoff and the lane have, without waiting.
+    fn take_what_came(&mut self) {
+        if self.shared.io_reads_cells() {
+            return;
+        }
+        loop {
+            match handoff::take(&self.handoff) {
+                Ok(Handed::CellLane(socket, tag)) => {
+                    let Ok(socket) = out_of_the_way(socket) else {
+                        continue;
+                    };
+                    self.lane = Some(CellLane {
+                        socket,
+                        tag,
+                        decoder: Decoder::new(tag),
+                    });
+                }
+                Ok(Handed::Nudge) => {}
+                Ok(Handed::Nothing) => break,
+                Err(_) => {
+                    self.shared.let_io_read_cells();
+                    return;
+                }
+            }
+        }
+        let Some(lane) = &mut self.lane else { return };
+        match lane.receive() {
+            Ok(true) => {}
+            Ok(false) => self.lane = None,
+            Err(Errno::BADF | Errno::NOTSOCK) => self.shared.let_io_read_cells(),
+            Err(_) => self.lane = None,
+        }
+    }
+
+    fn decode(&mut self) -> Option<QueuedCell> {
+        let lane = self.lane.as_mut()?;
+        match lane.decoder.next::<HostCommand>() {
+            Ok(Some(message)) => match message.header {
+                HostCommand::Run { request, changed } => {
+                    let source = io_thread::into_source(message.body);
+                    Some(self.shared.accept(request, changed, source))
+                }
+                // Nothing else belongs here; the control lane has the rest.
+                _ => None,
+            },
+            Ok(None) => None,
+            Err(LaneError::WrongTag | LaneError::BadLength | LaneError::BadHeader(_)) => {
+                // Closing it makes the daemon open a clean one.
+                let _ = rustix::net::shutdown(&lane.socket, rustix::net::Shutdown::Both);
+                self.lane = None;
+                None
+            }
+        }
+    }
+
+    fn run_cell(&mut self, py: Python<'_>, cell: QueuedCell) {
+        self.restore_descriptors();
+        self.see_to_records();
+        let Ended {
+            mut finished,
+            public_names,
+        } = self.namespace.run(py, self.shared, &cell);
+        let waiting = self.shared.ended(&mut finished, public_names);
+        let id = finished.cell.as_u64();
+        let body = if finished.log_end == 0 {
+            Vec::new()
+        } else {
+            self.shared
+                .outputs
+                .read(id, 0, INLINE_OUTPUT)
+                .unwrap_or_default()
+                .0
+        };
+        let event = HostEvent::Finished(Box::new(finished));
+        self.deliver(py, &event, &body);
+        let HostEvent::Finished(finished) = event else {
+            return;
+        };
+        for request in waiting {
+            let copy = FinishedCell {
+                request: Some(request),
+                ..(*finished).clone()
+            };
+            self.shared
+                .send(HostEvent::Finished(Box::new(copy)), body.clone());
+        }
+        let record = cell::record_of(py, self.shared, cell, &finished);
+        self.shared.outputs.end(id);
+        if self.shared.recorder.push(record) {
+            py.detach(|| self.shared.recorder.flush());
+        }
+    }
+
+    /// Records that wait are written by the I/O thread while cells keep the
+    /// main thread busy.
+    fn see_to_records(&self) {
+        if self.shared.recorder.has_waiting() && self.shared.recorder.watch() {
+            self.shared.wake_io();
+        }
+    }
+
+    /// Sends a cell's end on the cell lane; through the I/O thread if that is
+    /// not possible.
+    fn deliver(&mut self, py: Python<'_>, event: &HostEvent, body: &[u8]) {
+        let direct = match &self.lane {
+            Some(lane) if !self.shared.io_reads_cells() => {
+                py.detach(|| lane.send(event, body, &self.handoff))
+            }
+            _ => Err(Errno::NOTCONN),
+        };
+        if direct.is_err() {
+            // Half a message may have gone out: the daemon needs a clean lane.
+            if let Some(lane) = self.lane.take() {
+                let _ = rustix::net::shutdown(&lane.socket, rustix::net::Shutdown::Both);
+            }
+            self.shared.send(event.clone(), body.to_vec());
+        }
+    }
+
+    /// Gives descriptors 1 and 2 back if a cell closed them, so that child
+    /// processes and C code have somewhere to write. Others that took their
+    /// numbers are left alone.
+    fn restore_descriptors(&self) {
+        let capture = &self.shared.capture;
+        if rustix::io::fcntl_getfd(rustix::stdio::stdin()) == Err(Errno::BADF)
+            && let Ok(null) = rustix::fs::open(
+                "/dev/null",
+                rustix::fs::OFlags::RDONLY,
+                rustix::fs::Mode::empty(),
+            )
+        {
+            let _ = rustix::stdio::dup2_stdin(&null);
+        }
+        if rustix::io::fcntl_getfd(rustix::stdio::stdout()) == Err(Errno::BADF) {
+            if rustix::stdio::dup2_stdout(&capture.stdout_write).is_err()
+                && let Some(pipe) = self.reopen(&capture.stdout_write)
+            {
+                let _ = rustix::stdio::dup2_stdout(&pipe);
+            }
+        }
+        if rustix::io::fcntl_getfd(rustix::stdio::stderr()) == Err(Errno::BADF) {
+            if rustix::stdio::dup2_stderr(&capture.stderr_write).is_err()
+                && let Some(pipe) = self.reopen(&capture.stderr_write)
+            {
+                let _ = rustix::stdio::dup2_stderr(&pipe);
+            }
+        }
+    }
+
+    /// Opens a pipe anew through the I/O thread's descriptor table (proc(5)).
+    fn reopen(&self, pipe: &OwnedFd) -> Option<OwnedFd> {
+        let path = format!(
+            "/proc/self/task/{}/fd/{}",
+            self.shared.io_thread_id(),
+            pipe.as_raw_fd()
+        );
+        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()
+    }
+}
+
+impl CellLane {
+    /// Takes in what is there. False when the daemon has closed the lane.
+    fn receive(&mut self) -> Result<bool, Errno> {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return Ok(false),
+                Ok((count, _)) => {
+                    self.decoder.extend(&buffer[..count]);
+                    if count < buffer.len() {
+                        return Ok(true);
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Writes a whole message. Gives up when the I/O thread has news: a daemon
+    /// that does not read must not hold the session.
+    fn send(&self, event: &HostEvent, body: &[u8], handoff: impl AsFd) -> Result<(), Errno> {
+        let message =
+            pythond_protocol::lane::encode(self.tag, event, body).map_err(|_| Errno::MSGSIZE)?;
+        let mut rest = message.as_slice();
+        while !rest.is_empty() {
+            match rustix::net::send(
+                &self.socket,
+                rest,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
+                Ok(count) => rest = &rest[count..],
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    let mut set = [
+                        PollFd::new(&self.socket, PollFlags::OUT),
+                        PollFd::new(&handoff, PollFlags::IN),
+                    ];
+                    let _ = poll(&mut set, None);
+                    if !set[1].revents().is_empty() && set[0].revents().is_empty() {
+                        return Err(Errno::PIPE);
+                    }
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Signals, threads and forks of session code.
+fn install_hooks(py: Python<'_>, shared: &Shared) -> PyResult<()> {
+    // The last words of a crash name the line that ran.
+    let descriptor = shared.capture.stderr_write.as_raw_fd();
+    py.import("faulthandler")?
+        .call_method1("enable", (descriptor,))?;
+    let signal = py.import("signal")?;
+    let handler = pyo3::wrap_pyfunction!(interrupt::on_interrupt, &signal)?;
+    signal.call_method1("signal", (signal.getattr("SIGINT")?, handler))?;
+    sys::ignore(rustix::process::Signal::HUP.as_raw());
+    streams::set_forked(false);
+    Ok(())
+}
+
+fn out_of_the_way(descriptor: OwnedFd) -> std::io::Result<OwnedFd> {
+    out_of_the_way_copy(&descriptor)
+}
+
+fn out_of_the_way_copy(descriptor: impl AsFd) -> std::io::Result<OwnedFd> {
+    let descriptor = descriptor.as_fd();
+    // A low limit of descriptors leaves only the lower numbers.
+    Ok(rustix::io::fcntl_dupfd_cloexec(descriptor, OWN_DESCRIPTORS)
+        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(descriptor, 3))?)
+}
+
+fn nonblocking(descriptor: OwnedFd) -> std::io::Result<OwnedFd> {
+    rustix::io::ioctl_fionbio(&descriptor, true)?;
+    Ok(descriptor)
+}
+
+fn failed(what: &str, error: impl std::fmt::Display) -> PyErr {
+    pyo3::exceptions::PyRuntimeError::new_err(format!("{what}: {error}"))
+}

@@ -1,0 +1,110 @@
+//! From a fresh interpreter to a zygote or a cold session host.
+
+use std::os::fd::OwnedFd;
+
+use pyo3::prelude::*;
+use serde::Deserialize;
+
+use crate::session::{self, Parked};
+use crate::{assignment, helpers, streams, sys, zygote};
+
+/// What the launcher found out and was told, as one JSON argument.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Launch {
+    /// `zygote` or `host`.
+    pub(crate) role: String,
+    /// The launcher's own path, to start cold hosts with.
+    pub(crate) launcher: String,
+    /// The interpreter as it was given.
+    pub(crate) python: String,
+    /// Directory of sockets and journals.
+    #[serde(default)]
+    pub(crate) runtime_dir: String,
+    /// Tells environments apart.
+    #[serde(default)]
+    pub(crate) key: String,
+    /// Modules to import before the first session.
+    #[serde(default)]
+    pub(crate) preload: Vec<String>,
+}
+
+/// Enters the role that the launcher asks for.
+pub(crate) fn main(py: Python<'_>, arguments: &[String]) -> PyResult<()> {
+    let launch: Launch = arguments
+        .first()
+        .and_then(|text| serde_json::from_str(text).ok())
+        .ok_or_else(|| pyo3::exceptions::PyValueError::new_err("started without its launcher"))?;
+    // Descriptor 0 is the socket that whoever started us talks through.
+    let socket = take_stdin()?;
+    match launch.role.as_str() {
+        "zygote" => zygote::main(py, launch, socket),
+        _ => cold_host(py, &launch, socket),
+    }
+}
+
+/// Prepares an interpreter for sessions: helpers, preloaded modules, hooks.
+///
+/// # Errors
+/// A sentence about the module that cannot be imported.
+pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<()> {
+    let helpers = helpers::load(py)?;
+    let session = helpers.session.bind(py);
+    session.call_method0("single_threaded_math")?;
+    session.call_method0("namespace")?;
+    let preloaded = session.call_method1("preload", (preload,));
+    session.call_method0("end_single_threaded_math")?;
+    preloaded?;
+    helpers
+        .install_find_source
+        .call1(py, (crate::cell::FILE_PREFIX,))?;
+    streams::follow_threads(py)?;
+    let mark = pyo3::wrap_pyfunction!(streams::set_forked, session)?;
+    let arguments = pyo3::types::PyDict::new(py);
+    let partial = py
+        .import("functools")?
+        .getattr("partial")?
+        .call1((mark, true))?;
+    arguments.set_item("after_in_child", partial)?;
+    py.import("os")?
+        .call_method("register_at_fork", (), Some(&arguments))?;
+    py.import("faulthandler")?;
+    sys::unbuffer_c_stdout();
+    session.call_method0("settle")?;
+    Ok(())
+}
+
+/// A session host that could not be forked from its zygote.
+fn cold_host(py: Python<'_>, launch: &Launch, socket: OwnedFd) -> PyResult<()> {
+    // It cannot fail: a process that was just executed leads no group.
+    let _ = rustix::process::setsid();
+    let Some([listener, stdout_read, stderr_read]) = assignment::receive_descriptors(&socket)
+    else {
+        return Ok(());
+    };
+    let Some(assignment) = assignment::receive(&socket) else {
+        return Ok(());
+    };
+    drop(socket);
+    prepare(py, &launch.preload)?;
+    session::serve(
+        py,
+        Parked {
+            listener,
+            stdout_read,
+            stderr_read,
+        },
+        assignment,
+    )
+}
+
+/// Takes descriptor 0 away and leaves an empty one there.
+fn take_stdin() -> std::io::Result<OwnedFd> {
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = rustix::fs::open(
+        "/dev/null",
+        rustix::fs::OFlags::RDONLY,
+        rustix::fs::Mode::empty(),
+    )?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(socket)
+}

@@ -1,0 +1,257 @@
+//! `sys.stdout` and `sys.stderr` of a session, and whose bytes they carry.
+//!
+//! A real `io.TextIOWrapper` stands over a [`Sink`]; a write reaches the cell
+//! that the writing thread or task belongs to, never a pipe, and so never
+//! blocks.
+
+use std::cell::Cell;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pythond_protocol::output_log::Stream;
+
+use crate::helpers;
+use crate::shared::Shared;
+
+/// Set in a process that session code forked: it shares memory with nobody and
+/// writes to the session's descriptors instead.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// The cell whose synchronous code runs on this thread; 0 elsewhere. Only
+    /// ever set on the main thread.
+    static MAIN_CELL: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Sets whose synchronous code the main thread runs; 0 while it awaits.
+pub(crate) fn set_main_cell(cell: u64) {
+    MAIN_CELL.set(cell);
+}
+
+/// True in a process that session code forked.
+pub(crate) fn forked() -> bool {
+    FORKED.load(Relaxed)
+}
+
+/// Says whether this process is a fork made by session code.
+#[pyfunction]
+pub(crate) fn set_forked(value: bool) {
+    FORKED.store(value, Relaxed);
+}
+
+/// The cell that the calling thread or task belongs to; 0 for none.
+fn current_cell(py: Python<'_>) -> u64 {
+    match MAIN_CELL.get() {
+        0 => helpers::get(py)
+            .cell_variable
+            .call_method0(py, pyo3::intern!(py, "get"))
+            .and_then(|cell| cell.extract(py))
+            .unwrap_or(0),
+        cell => cell,
+    }
+}
+
+/// The binary end of one standard stream.
+#[pyclass(module = "pythond", frozen)]
+#[derive(Debug)]
+pub(crate) struct Sink {
+    stream: Stream,
+}
+
+impl Sink {
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self { stream }
+    }
+
+    fn descriptor(&self) -> i32 {
+        self.stream as i32
+    }
+}
+
+#[pymethods]
+impl Sink {
+    fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let converted;
+        let bytes = match data.cast::<PyBytes>() {
+            Ok(bytes) => bytes,
+            Err(_) => {
+                // Reading other buffers directly is not in the stable ABI of 3.10.
+                converted = py
+                    .get_type::<PyBytes>()
+                    .call1((data,))?
+                    .cast_into::<PyBytes>()?;
+                &converted
+            }
+        };
+        let bytes = bytes.as_bytes();
+        if forked() {
+            write_descriptor(py, self.stream, bytes);
+        } else if let Some(shared) = Shared::get() {
+            let cell = current_cell(py);
+            shared.drain();
+            shared.append(cell, self.stream, bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&self) {}
+
+    fn close(&self) {}
+
+    fn fileno(&self) -> i32 {
+        self.descriptor()
+    }
+
+    fn isatty(&self) -> bool {
+        false
+    }
+
+    fn readable(&self) -> bool {
+        false
+    }
+
+    fn writable(&self) -> bool {
+        true
+    }
+
+    fn seekable(&self) -> bool {
+        false
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        false
+    }
+
+    #[getter]
+    fn mode(&self) -> &'static str {
+        "wb"
+    }
+
+    #[getter]
+    fn name(&self) -> &'static str {
+        match self.stream {
+            Stream::Stdout => "<stdout>",
+            Stream::Stderr => "<stderr>",
+        }
+    }
+}
+
+/// Writes all bytes to descriptor 1 or 2 of this process; errors end it, as
+/// there is nowhere to tell them.
+fn write_descriptor(py: Python<'_>, stream: Stream, bytes: &[u8]) {
+    let owned = bytes.to_vec();
+    py.detach(move || {
+        let descriptor: BorrowedFd<'_> = match stream {
+            Stream::Stdout => rustix::stdio::stdout(),
+            Stream::Stderr => rustix::stdio::stderr(),
+        };
+        let mut rest = owned.as_slice();
+        while !rest.is_empty() {
+            match rustix::io::write(descriptor, rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+    });
+}
+
+/// A thread's function together with the cell that started it.
+#[pyclass(module = "pythond", frozen)]
+#[derive(Debug)]
+pub(crate) struct ThreadEntry {
+    cell: u64,
+    function: Py<PyAny>,
+}
+
+#[pymethods]
+impl ThreadEntry {
+    #[pyo3(signature = (*args, **kwargs))]
+    fn __call__(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Py<PyAny>> {
+        helpers::get(py)
+            .cell_variable
+            .call_method1(py, "set", (self.cell,))?;
+        self.function.call(py, args, kwargs)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(self.function.bind(py).repr()?.to_string())
+    }
+}
+
+/// Stands in for a function of `_thread` that starts a thread, so that what the
+/// thread prints belongs to the cell that started it. No Python frame of ours
+/// appears in any traceback.
+#[pyclass(module = "_thread", frozen)]
+#[derive(Debug)]
+pub(crate) struct ThreadStarter {
+    original: Py<PyAny>,
+}
+
+impl ThreadStarter {
+    pub(crate) fn new(original: Py<PyAny>) -> Self {
+        Self { original }
+    }
+}
+
+#[pymethods]
+impl ThreadStarter {
+    #[pyo3(signature = (*args, **kwargs))]
+    fn __call__(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Py<PyAny>> {
+        let mut arguments: Vec<Py<PyAny>> = args.iter().map(Bound::unbind).collect();
+        let cell = current_cell(py);
+        if let Some(first) = arguments.first_mut()
+            && cell != 0
+            && first.bind(py).is_callable()
+        {
+            let function = first.clone_ref(py);
+            *first = Bound::new(py, ThreadEntry { cell, function })?
+                .into_any()
+                .unbind();
+        }
+        self.original.call(py, PyTuple::new(py, arguments)?, kwargs)
+    }
+
+    #[getter]
+    fn __doc__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.original.getattr(py, "__doc__")
+    }
+
+    #[getter]
+    fn __name__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.original.getattr(py, "__name__")
+    }
+}
+
+/// Puts [`ThreadStarter`] before every way that CPython has to start a thread.
+pub(crate) fn follow_threads(py: Python<'_>) -> PyResult<()> {
+    let low = py.import("_thread")?;
+    let high = py.import("threading")?;
+    for name in ["start_new_thread", "start_new", "start_joinable_thread"] {
+        if let Ok(original) = low.getattr(name) {
+            low.setattr(name, Bound::new(py, ThreadStarter::new(original.unbind()))?)?;
+        }
+    }
+    for (name, source) in [
+        ("_start_new_thread", "start_new_thread"),
+        ("_start_joinable_thread", "start_joinable_thread"),
+    ] {
+        if high.hasattr(name)? {
+            high.setattr(name, low.getattr(source)?)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! The host's only `unsafe`, besides the launcher's: what the kernel, the C
+//! library and CPython offer without a safe wrapper.
+#![expect(unsafe_code, reason = "this module is where the host keeps it")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU8, AtomicU64};
+
+use pyo3::Python;
+
+/// Which side of a fork this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fork {
+    /// The process that forked; the child's process id.
+    Parent(i32),
+    /// The new process.
+    Child,
+}
+
+/// Forks a process that holds Python, with CPython's own preparations.
+///
+/// The caller is attached to Python and is the only thread of its process.
+pub(crate) fn fork_python(_py: Python<'_>) -> io::Result<Fork> {
+    // SAFETY: the caller is attached, as the token proves.
+    unsafe { pyo3::ffi::PyOS_BeforeFork() };
+    // SAFETY: the process has one thread (zygote.rs checks it before), so the
+    // child may do whatever the parent may. No safe wrapper exists.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: attached, in the child, exactly once after `BeforeFork`.
+        unsafe { pyo3::ffi::PyOS_AfterFork_Child() };
+        return Ok(Fork::Child);
+    }
+    let error = io::Error::last_os_error();
+    // SAFETY: attached, in the parent, exactly once after `BeforeFork`.
+    unsafe { pyo3::ffi::PyOS_AfterFork_Parent() };
+    if pid < 0 {
+        Err(error)
+    } else {
+        Ok(Fork::Parent(pid))
+    }
+}
+
+/// Ends the process at once, without exit handlers.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: `_exit` has no preconditions. std's `exit` would run handlers
+    // that belong to the parent of a fork.
+    unsafe { libc::_exit(status) }
+}
+
+/// Makes the C library's `stdout` unbuffered, so that what C code prints
+/// arrives in the order it was printed.
+pub(crate) fn unbuffer_c_stdout() {
+    unsafe extern "C" {
+        static stdout: *mut libc::FILE;
+    }
+    // SAFETY: a plain load of the C library's variable, set before `main`.
+    let stream = unsafe { stdout };
+    // SAFETY: `stream` is the open standard stream; a null buffer is allowed
+    // for `_IONBF`. No safe wrapper exists.
+    unsafe { libc::setvbuf(stream, std::ptr::null_mut(), libc::_IONBF, 0) };
+}
+
+/// Gives the calling thread a descriptor table of its own.
+pub(crate) fn unshare_descriptors() -> io::Result<()> {
+    // SAFETY: CLONE_FILES only copies the table; the caller re-reads nothing
+    // from it by number that another thread owns. rustix marks it unsafe too.
+    let status = unsafe { libc::unshare(libc::CLONE_FILES) };
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// A thread that can be woken by a signal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ThreadId(libc::pthread_t);
+
+impl ThreadId {
+    /// The calling thread.
+    pub(crate) fn current() -> Self {
+        // SAFETY: `pthread_self` has no preconditions.
+        Self(unsafe { libc::pthread_self() })
+    }
+
+    /// Sends a signal to exactly this thread, which must not have ended.
+    pub(crate) fn signal(self, signal: i32) {
+        // SAFETY: both threads that are ever named here, main and I/O, live as
+        // long as the process. `tgkill` through std does not exist.
+        unsafe { libc::pthread_kill(self.0, signal) };
+    }
+}
+
+/// The signal that wakes the I/O thread: real-time, used by nobody else.
+pub(crate) fn wake_signal() -> i32 {
+    libc::SIGRTMIN() + 7
+}
+
+extern "C" fn nothing(_signal: i32) {}
+
+/// Lets a signal interrupt system calls and do nothing else.
+pub(crate) fn handle_by_nothing(signal: i32) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `sigaction`.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as *const () as usize;
+    // SAFETY: `action` is initialised, its handler is async-signal-safe; no
+    // old action is asked for.
+    let status = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Puts a signal back to its default action.
+pub(crate) fn handle_by_default(signal: i32) {
+    // SAFETY: SIG_DFL is a valid disposition for every signal we name.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// Ignores a signal.
+pub(crate) fn ignore(signal: i32) {
+    // SAFETY: SIG_IGN is a valid disposition for every signal we name.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// Blocks every signal in the calling thread.
+pub(crate) fn block_all_signals() {
+    change_mask(libc::SIG_BLOCK, |set| {
+        // SAFETY: `set` is a valid, exclusive signal set.
+        unsafe { libc::sigfillset(set) };
+    });
+}
+
+/// Blocks one signal in the calling thread.
+pub(crate) fn block_signal(signal: i32) {
+    change_mask(libc::SIG_BLOCK, |set| {
+        // SAFETY: `set` is a valid, exclusive signal set.
+        unsafe { libc::sigaddset(set, signal) };
+    });
+}
+
+/// Unblocks every signal in the calling thread.
+pub(crate) fn unblock_all_signals() {
+    change_mask(libc::SIG_UNBLOCK, |set| {
+        // SAFETY: `set` is a valid, exclusive signal set.
+        unsafe { libc::sigfillset(set) };
+    });
+}
+
+fn change_mask(how: i32, fill: impl FnOnce(*mut libc::sigset_t)) {
+    let mut set = empty_set();
+    fill(&raw mut set);
+    // SAFETY: `set` is initialised; no old mask is asked for.
+    unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) };
+}
+
+fn empty_set() -> libc::sigset_t {
+    // SAFETY: all-zero bytes are a valid `sigset_t`.
+    let mut set = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a valid, exclusive signal set.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    set
+}
+
+/// Waits for descriptors, with one signal let through meanwhile.
+///
+/// Returns false if that signal came first. `timeout` none waits for ever.
+pub(crate) fn wait_with_signal(
+    descriptors: &mut [libc::pollfd],
+    timeout: Option<std::time::Duration>,
+    signal: i32,
+) -> io::Result<bool> {
+    // SAFETY: all-zero bytes are a valid `sigset_t`.
+    let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `mask` is a valid, exclusive signal set.
+    unsafe { libc::sigfillset(&raw mut mask) };
+    // SAFETY: as above.
+    unsafe { libc::sigdelset(&raw mut mask, signal) };
+    let limit = timeout.map(|timeout| libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(timeout.subsec_nanos().cast_signed()),
+    });
+    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let count = libc::nfds_t::try_from(descriptors.len()).unwrap_or(0);
+    // SAFETY: the slice and its length belong together, limit and mask outlive
+    // the call. rustix's `ppoll` takes no mask.
+    let ready = unsafe { libc::ppoll(descriptors.as_mut_ptr(), count, limit, &raw const mask) };
+    if ready >= 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+        error => Err(error),
+    }
+}
+
+/// A file mapped shared, seen as atomics, so that any process may read what
+/// another left there.
+#[derive(Debug)]
+pub(crate) struct SharedMap {
+    start: *mut u8,
+    length: usize,
+}
+
+// SAFETY: the memory is only reached through atomics.
+unsafe impl Send for SharedMap {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMap {}
+
+impl SharedMap {
+    /// Maps the first `length` bytes of a file that has at least as many.
+    pub(crate) fn new(file: impl AsFd, length: usize) -> io::Result<Self> {
+        // SAFETY: a fresh shared mapping at an address of the kernel's choice;
+        // the file is ours alone (private_fs) and never made shorter.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            start: start.cast(),
+            length,
+        })
+    }
+
+    /// The 8-byte word that begins at byte `at`, a multiple of 8.
+    pub(crate) fn word(&self, at: usize) -> &AtomicU64 {
+        assert!(
+            at.is_multiple_of(8) && at + 8 <= self.length,
+            "inside the map"
+        );
+        // SAFETY: inside the mapping, as just checked.
+        let place = unsafe { self.start.add(at) };
+        // SAFETY: aligned (maps begin at a page), mapped as long as `self`,
+        // only ever reached as an atomic.
+        unsafe { AtomicU64::from_ptr(place.cast()) }
+    }
+
+    /// The bytes from `at` on.
+    pub(crate) fn bytes(&self, at: usize, length: usize) -> &[AtomicU8] {
+        assert!(at + length <= self.length, "inside the map");
+        // SAFETY: inside the mapping, as just checked.
+        let place = unsafe { self.start.add(at) };
+        // SAFETY: mapped as long as `self`, `AtomicU8` has the layout of `u8`,
+        // only ever reached as atomics.
+        unsafe { std::slice::from_raw_parts(place.cast(), length) }
+    }
+}
+
+impl Drop for SharedMap {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` and nothing borrows it any more.
+        unsafe { libc::munmap(self.start.cast(), self.length) };
+    }
+}

@@ -1,0 +1,612 @@
+//! One zygote per environment: imports once, forks sessions, reaps them and
+//! says how each ended. Single-threaded, outlives the daemon.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use pythond_private_fs::PrivateDir;
+use pythond_protocol::CellId;
+use pythond_protocol::lane::{
+    Hello, LINK_VERSION, Message, SessionSpec, ZygoteCommand, ZygoteEvent, ZygoteInfo,
+};
+use pythond_protocol::names::{SessionId, SessionName};
+use pythond_protocol::outcome::ProcessEnd;
+use pythond_protocol::verbs::new::{PythonInfo, StartKind};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, WaitOptions};
+
+use crate::assignment::{self, Assignment};
+use crate::journal::Journal;
+use crate::lane_socket::{LaneLost, LaneSocket};
+use crate::session::{self, Parked};
+use crate::start::{self, Launch};
+use crate::sys::{self, Fork};
+use crate::{helpers, streams};
+
+/// Processes that wait to become sessions.
+const SPARES: usize = 3;
+/// How long after the last request new spares are made.
+const QUIET: Duration = Duration::from_millis(5);
+/// A zygote without hosts and without a daemon ends after this.
+const ALONE: Duration = Duration::from_secs(60);
+/// Ends of hosts that a new daemon is told of.
+const REMEMBERED_ENDS: usize = 256;
+/// Most bytes of a dead host's standard error that are told.
+const LAST_STDERR: usize = 4096;
+/// Backlog of a host's socket: both lanes of a daemon and of its successor.
+const BACKLOG: i32 = 8;
+
+/// Serves until nobody needs it.
+pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResult<()> {
+    // It cannot fail: a process that was just executed leads no group.
+    let _ = rustix::process::setsid();
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(std::io::Error::from)?;
+    let directory =
+        PrivateDir::open(PathBuf::from(&launch.runtime_dir)).map_err(std::io::Error::other)?;
+    let failure = start::prepare(py, &launch.preload)
+        .err()
+        .map(|error| error.value(py).to_string());
+    let python = python_info(py)?;
+    let path_times = helpers::load(py)?
+        .session
+        .bind(py)
+        .call_method0("path_times")?
+        .unbind();
+    sys::handle_by_nothing(Signal::CHILD.as_raw())?;
+    sys::block_signal(Signal::CHILD.as_raw());
+    sys::ignore(Signal::HUP.as_raw());
+    sys::handle_by_default(Signal::INT.as_raw());
+    let mut zygote = Zygote {
+        cannot_fork: other_threads(),
+        launch,
+        python,
+        path_times,
+        directory,
+        listener: Some(listener),
+        connections: Vec::new(),
+        spares: VecDeque::new(),
+        hosts: HashMap::new(),
+        ended: VecDeque::new(),
+        failure,
+        retired: false,
+        finished: false,
+        next_name: 0,
+        last_request: Instant::now(),
+        last_company: Instant::now(),
+    };
+    while !zygote.finished {
+        zygote.turn(py)?;
+    }
+    Ok(())
+}
+
+fn python_info(py: Python<'_>) -> PyResult<PythonInfo> {
+    let sys = py.import("sys")?;
+    let version: (u8, u8, u8) = sys
+        .getattr("version_info")?
+        .get_item(pyo3::types::PySlice::new(py, 0, 3, 1))?
+        .extract()?;
+    Ok(PythonInfo {
+        executable: sys.getattr("executable")?.extract()?,
+        version: format!("{}.{}.{}", version.0, version.1, version.2),
+        reason: String::new(),
+    })
+}
+
+/// A process with more than one thread must not be forked.
+fn other_threads() -> Option<String> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    (threads > 1).then(|| {
+        format!(
+            "importing left {} threads running, and only a single thread can be forked",
+            threads - 1
+        )
+    })
+}
+
+#[derive(Debug)]
+struct Zygote {
+    launch: Launch,
+    python: PythonInfo,
+    path_times: Py<PyAny>,
+    directory: PrivateDir,
+    listener: Option<OwnedFd>,
+    connections: Vec<Connection>,
+    spares: VecDeque<Spare>,
+    hosts: HashMap<i32, Host>,
+    ended: VecDeque<ZygoteEvent>,
+    cannot_fork: Option<String>,
+    /// Why the environment cannot serve, told to whoever connects.
+    failure: Option<String>,
+    retired: bool,
+    finished: bool,
+    next_name: u32,
+    last_request: Instant,
+    last_company: Instant,
+}
+
+#[derive(Debug)]
+struct Connection {
+    lane: LaneSocket,
+    greeted: bool,
+}
+
+/// A forked process that waits for its assignment.
+#[derive(Debug)]
+struct Spare {
+    socket: OwnedFd,
+    pid: i32,
+    host: Host,
+}
+
+#[derive(Debug)]
+struct Host {
+    name: String,
+    /// What is left in this pipe when the host is dead are its last words.
+    stderr_read: OwnedFd,
+    session: Option<(SessionName, SessionId, u64)>,
+    oom_kills: u64,
+}
+
+/// Everything a child needs, made before it exists.
+#[derive(Debug)]
+struct Cradle {
+    name: String,
+    parked: Parked,
+    stdout_write: OwnedFd,
+    stderr_write: OwnedFd,
+    mine: OwnedFd,
+    theirs: OwnedFd,
+}
+
+impl Zygote {
+    fn turn(&mut self, py: Python<'_>) -> PyResult<()> {
+        let mut set: Vec<libc::pollfd> = self
+            .listener
+            .iter()
+            .map(AsRawFd::as_raw_fd)
+            .chain(
+                self.connections
+                    .iter()
+                    .map(|connection| connection.lane.as_fd().as_raw_fd()),
+            )
+            .map(|fd| libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            })
+            .collect();
+        for (entry, connection) in set.iter_mut().skip(1).zip(&self.connections) {
+            if connection.lane.wants_to_write() {
+                entry.events |= libc::POLLOUT;
+            }
+        }
+        let wait = if self.wants_spares() {
+            QUIET
+        } else {
+            ALONE / 4
+        };
+        let child = Signal::CHILD.as_raw();
+        // Interrupted by a child's end, timed out or ready: it shows below.
+        let _ = sys::wait_with_signal(&mut set, Some(wait), child);
+        self.reap();
+        let ready: Vec<bool> = set.iter().map(|entry| entry.revents != 0).collect();
+        self.serve_connections(py, ready.get(1..).unwrap_or_default());
+        if ready.first() == Some(&true) {
+            self.accept();
+        }
+        if self.wants_spares() && self.last_request.elapsed() >= QUIET {
+            self.make_spare(py);
+        }
+        self.leave_if_alone();
+        Ok(())
+    }
+
+    fn wants_spares(&self) -> bool {
+        self.cannot_fork.is_none()
+            && self.failure.is_none()
+            && !self.retired
+            && self.spares.len() < SPARES
+            && self.connections.iter().any(|connection| connection.greeted)
+    }
+
+    fn leave_if_alone(&mut self) {
+        if !self.connections.is_empty() || !self.hosts.is_empty() {
+            self.last_company = Instant::now();
+        }
+        let alone = self.last_company.elapsed() >= ALONE;
+        let done = self.retired && self.hosts.is_empty();
+        let told = self.failure.is_some() && self.connections.is_empty() && alone;
+        if alone || done || told {
+            self.leave();
+        }
+    }
+
+    fn leave(&mut self) {
+        // Spares see the end of their sockets and end too.
+        for spare in std::mem::take(&mut self.spares) {
+            self.remove_files(&spare.host.name);
+        }
+        self.finished = true;
+    }
+
+    fn remove_files(&self, name: &str) {
+        for suffix in ["sock", "journal"] {
+            // Nothing is lost if it is gone already.
+            let _ = self.directory.remove(&format!("{name}.{suffix}"));
+        }
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC) else {
+            return;
+        };
+        let mine = rustix::process::geteuid().as_raw();
+        if pythond_private_fs::peer_credentials(&socket).is_ok_and(|peer| peer.uid == mine) {
+            self.connections.push(Connection {
+                lane: LaneSocket::new(socket),
+                greeted: false,
+            });
+        }
+    }
+
+    fn serve_connections(&mut self, py: Python<'_>, ready: &[bool]) {
+        let mut connections = std::mem::take(&mut self.connections);
+        let mut index = 0;
+        connections.retain_mut(|connection| {
+            let is_ready = ready.get(index).copied().unwrap_or(false);
+            index += 1;
+            !is_ready || self.serve_connection(py, connection).is_ok()
+        });
+        connections.append(&mut self.connections);
+        self.connections = connections;
+    }
+
+    fn serve_connection(
+        &mut self,
+        py: Python<'_>,
+        connection: &mut Connection,
+    ) -> Result<(), LaneLost> {
+        connection.lane.flush()?;
+        connection.lane.receive()?;
+        if !connection.greeted {
+            let Some(Message { header: hello, .. }) = connection.lane.next::<Hello>()? else {
+                return Ok(());
+            };
+            connection.lane.set_tag(hello.tag);
+            connection.greeted = true;
+            if let Some(error) = &self.failure {
+                connection.lane.send(
+                    &ZygoteEvent::Failed {
+                        error: error.clone(),
+                    },
+                    b"",
+                )?;
+                self.finished = true;
+                return Ok(());
+            }
+            connection
+                .lane
+                .send(&ZygoteEvent::Welcome(Box::new(self.info())), b"")?;
+            for event in &self.ended {
+                connection.lane.send(event, b"")?;
+            }
+        }
+        while let Some(message) = connection.lane.next::<ZygoteCommand>()? {
+            if let Some(event) = self.obey(py, message.header) {
+                connection.lane.send(&event, b"")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn info(&self) -> ZygoteInfo {
+        ZygoteInfo {
+            version: LINK_VERSION,
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: rustix::process::getpid().as_raw_nonzero().get(),
+            key: self.launch.key.clone(),
+            executable: self.python.executable.clone(),
+            python_version: self.python.version.clone(),
+            preload: self.launch.preload.clone(),
+            cannot_fork: self.cannot_fork.clone(),
+        }
+    }
+
+    fn obey(&mut self, py: Python<'_>, command: ZygoteCommand) -> Option<ZygoteEvent> {
+        match command {
+            ZygoteCommand::Spawn { request, spec } => Some(match self.spawn(py, *spec) {
+                Ok((pid, name)) => ZygoteEvent::Spawned {
+                    request,
+                    pid,
+                    socket: format!("{name}.sock"),
+                },
+                Err(error) => ZygoteEvent::SpawnFailed {
+                    request,
+                    error: error.to_string(),
+                },
+            }),
+            ZygoteCommand::CheckFresh { request } => {
+                let now = helpers::get(py).session.bind(py).call_method0("path_times");
+                let fresh = now
+                    .and_then(|now| now.eq(&self.path_times))
+                    .unwrap_or(false);
+                Some(ZygoteEvent::Fresh { request, fresh })
+            }
+            ZygoteCommand::Retire => {
+                self.retired = true;
+                for spare in std::mem::take(&mut self.spares) {
+                    self.remove_files(&spare.host.name);
+                }
+                None
+            }
+            ZygoteCommand::Shutdown => {
+                self.leave();
+                None
+            }
+        }
+    }
+
+    /// Makes a host; returns its process id and name.
+    fn spawn(&mut self, py: Python<'_>, spec: SessionSpec) -> std::io::Result<(i32, String)> {
+        self.last_request = Instant::now();
+        // A library may have started a thread since.
+        self.cannot_fork = self.cannot_fork.take().or_else(other_threads);
+        let (spare, start) = if let Some(reason) = self.cannot_fork.clone() {
+            (self.start_cold(&reason)?, StartKind::Cold)
+        } else if let Some(spare) = self.spares.pop_front() {
+            (spare, StartKind::Spare)
+        } else {
+            (self.fork_spare(py)?, StartKind::Fork)
+        };
+        let Spare {
+            socket,
+            pid,
+            mut host,
+        } = spare;
+        host.session = Some((
+            spec.session.clone(),
+            spec.session_id.clone(),
+            spec.generation,
+        ));
+        host.oom_kills = oom_kills();
+        let mut python = self.python.clone();
+        python.reason.clone_from(&spec.python_reason);
+        let assignment = Assignment {
+            spec,
+            python,
+            start,
+            cold_reason: self.cannot_fork.clone(),
+            zygote_pid: rustix::process::getpid().as_raw_nonzero().get(),
+            runtime_dir: self.launch.runtime_dir.clone(),
+            name: host.name.clone(),
+        };
+        let sent = assignment::send(&socket, &assignment);
+        let name = host.name.clone();
+        self.hosts.insert(pid, host);
+        sent.map(|()| (pid, name))
+    }
+
+    fn make_spare(&mut self, py: Python<'_>) {
+        match self.fork_spare(py) {
+            Ok(spare) => self.spares.push_back(spare),
+            // Tried again after the next request.
+            Err(_) => self.last_request = Instant::now() + Duration::from_secs(1),
+        }
+    }
+
+    fn cradle(&mut self) -> std::io::Result<Cradle> {
+        self.next_name += 1;
+        let name = format!(
+            "h-{:x}-{:x}",
+            rustix::process::getpid().as_raw_nonzero(),
+            self.next_name
+        );
+        let listener = self
+            .directory
+            .bind_socket(&format!("{name}.sock"), BACKLOG)
+            .map_err(std::io::Error::other)?;
+        let (stdout_read, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr_read, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (mine, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        let parked = Parked {
+            listener,
+            stdout_read,
+            stderr_read,
+        };
+        Ok(Cradle {
+            name,
+            parked,
+            stdout_write,
+            stderr_write,
+            mine,
+            theirs,
+        })
+    }
+
+    fn fork_spare(&mut self, py: Python<'_>) -> std::io::Result<Spare> {
+        let cradle = self.cradle()?;
+        match sys::fork_python(py)? {
+            Fork::Parent(pid) => {
+                let host = Host {
+                    name: cradle.name,
+                    stderr_read: cradle.parked.stderr_read,
+                    session: None,
+                    oom_kills: 0,
+                };
+                Ok(Spare {
+                    socket: cradle.mine,
+                    pid,
+                    host,
+                })
+            }
+            Fork::Child => self.be_spare(py, cradle),
+        }
+    }
+
+    /// The child: lets go of everything that is the zygote's and waits.
+    fn be_spare(&mut self, py: Python<'_>, cradle: Cradle) -> ! {
+        self.listener = None;
+        self.connections.clear();
+        self.spares.clear();
+        self.hosts.clear();
+        let Cradle {
+            parked,
+            stdout_write,
+            stderr_write,
+            mine,
+            theirs,
+            ..
+        } = cradle;
+        drop(mine);
+        // It cannot fail: a forked process leads no group.
+        let _ = rustix::process::setsid();
+        let redirected = rustix::stdio::dup2_stdout(&stdout_write)
+            .and_then(|()| rustix::stdio::dup2_stderr(&stderr_write));
+        drop((stdout_write, stderr_write));
+        sys::handle_by_default(Signal::CHILD.as_raw());
+        sys::handle_by_default(Signal::HUP.as_raw());
+        sys::unblock_all_signals();
+        streams::set_forked(false);
+        let assignment = redirected.ok().and_then(|()| assignment::receive(&theirs));
+        drop(theirs);
+        match assignment {
+            Some(assignment) => session::serve(py, parked, assignment),
+            None => sys::exit_now(0),
+        }
+    }
+
+    /// Starts a host from nothing, as a child of ours all the same.
+    fn start_cold(&mut self, _reason: &str) -> std::io::Result<Spare> {
+        let cradle = self.cradle()?;
+        let mut command = std::process::Command::new(&self.launch.launcher);
+        command
+            .arg("host")
+            .arg("--python")
+            .arg(&self.launch.python)
+            .stdin(Stdio::from(cradle.theirs))
+            .stdout(Stdio::from(cradle.stdout_write))
+            .stderr(Stdio::from(cradle.stderr_write));
+        if !self.launch.preload.is_empty() {
+            command.arg("--preload").arg(self.launch.preload.join(","));
+        }
+        let child = command.spawn()?;
+        let Parked {
+            listener,
+            stdout_read,
+            stderr_read,
+        } = &cradle.parked;
+        assignment::send_descriptors(&cradle.mine, listener, stdout_read, stderr_read)?;
+        let pid = i32::try_from(child.id()).map_err(std::io::Error::other)?;
+        let host = Host {
+            name: cradle.name,
+            stderr_read: cradle.parked.stderr_read,
+            session: None,
+            oom_kills: 0,
+        };
+        Ok(Spare {
+            socket: cradle.mine,
+            pid,
+            host,
+        })
+    }
+
+    /// Takes in every child that has ended, ours and those we inherited.
+    fn reap(&mut self) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let pid = pid.as_raw_nonzero().get();
+            if let Some(at) = self.spares.iter().position(|spare| spare.pid == pid) {
+                if let Some(spare) = self.spares.remove(at) {
+                    self.remove_files(&spare.host.name);
+                }
+                continue;
+            }
+            let Some(host) = self.hosts.remove(&pid) else {
+                continue;
+            };
+            let end = match (status.exit_status(), status.terminating_signal()) {
+                (Some(status), _) => ProcessEnd::Exited { status },
+                (None, Some(signal)) => ProcessEnd::Signaled {
+                    signal,
+                    out_of_memory: signal == Signal::KILL.as_raw() && oom_kills() > host.oom_kills,
+                },
+                (None, None) => ProcessEnd::Unknown,
+            };
+            self.report(pid, host, end);
+        }
+    }
+
+    fn report(&mut self, pid: i32, host: Host, end: ProcessEnd) {
+        let journal = Journal::open(&self.directory, &format!("{}.journal", host.name)).ok();
+        let mut last = journal
+            .as_ref()
+            .map(Journal::last_stderr)
+            .unwrap_or_default();
+        last.extend(unread(&host.stderr_read));
+        let last = &last[last.len().saturating_sub(LAST_STDERR)..];
+        let cell: Option<CellId> = journal.as_ref().and_then(Journal::running);
+        let event = ZygoteEvent::Exited {
+            pid,
+            socket: format!("{}.sock", host.name),
+            end,
+            last_stderr: String::from_utf8_lossy(last).into_owned(),
+            cell,
+            session: host.session,
+        };
+        self.remove_files(&host.name);
+        for connection in &mut self.connections {
+            if connection.greeted {
+                // A daemon that does not read any more is told when it comes back.
+                let _ = connection.lane.send(&event, b"");
+            }
+        }
+        self.ended.push_back(event);
+        if self.ended.len() > REMEMBERED_ENDS {
+            self.ended.pop_front();
+        }
+    }
+}
+
+/// What is left in a pipe, at most 64 KiB.
+fn unread(pipe: &OwnedFd) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    if rustix::io::ioctl_fionbio(pipe, true).is_err() {
+        return bytes;
+    }
+    while bytes.len() < 64 << 10 {
+        match rustix::io::read(pipe, &mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+        }
+    }
+    bytes
+}
+
+/// How often the kernel killed for memory in our group (cgroups(7), v2).
+fn oom_kills() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let groups = read("/proc/self/cgroup");
+    let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::")) else {
+        return 0;
+    };
+    read(&format!("/sys/fs/cgroup{group}/memory.events"))
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))
+        .and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
+}
