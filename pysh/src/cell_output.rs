@@ -78,13 +78,20 @@ pub(crate) fn ending(reply: &CellReply) -> Option<Ending> {
 pub(crate) fn exit_code(reply: &CellReply) -> ExitCode {
     match reply.status {
         CellStatus::Done => ExitCode::Success,
-        CellStatus::Failed => match reply.error.as_ref().and_then(|error| error.code) {
-            Some(code) => ErrorReply::new(code, "").exit_code(),
-            None => ExitCode::Raised,
-        },
+        CellStatus::Failed => by_code(reply, ExitCode::Raised),
         CellStatus::Interrupted => ExitCode::Interrupted,
-        CellStatus::Killed | CellStatus::Lost => ExitCode::SessionDied,
+        CellStatus::Killed => ExitCode::SessionDied,
+        // The session may live and only not answer: its code tells.
+        CellStatus::Lost => by_code(reply, ExitCode::SessionDied),
         CellStatus::Queued | CellStatus::Running => ExitCode::Refused,
+    }
+}
+
+/// The exit code of the error's code; `otherwise` if the error has none.
+fn by_code(reply: &CellReply, otherwise: ExitCode) -> ExitCode {
+    match reply.error.as_ref().and_then(|error| error.code) {
+        Some(code) => ErrorReply::new(code, "").exit_code(),
+        None => otherwise,
     }
 }
 

@@ -25,6 +25,7 @@ pub(super) fn man(args: &ManArgs, render: &Render) -> Outcome {
     };
     let mut text = Vec::new();
     clap_mangen::Man::new(page.clone())
+        .source(concat!("pythond ", env!("CARGO_PKG_VERSION")))
         .render(&mut text)
         .map_err(|error| {
             Report::new(
