@@ -1,1 +1,26 @@
-//! todo
+//! The daemon: accepts, routes, logs and supervises. It never loads Python and
+//! never runs user code.
+//!
+//! Calls go listener → router → handlers → registry → session → host process;
+//! answers return only by channel. No module names one to its left.
+#![forbid(unsafe_code)]
+
+mod access_log;
+pub mod config;
+pub mod daemon;
+pub mod detach;
+mod environment;
+mod error;
+mod exits;
+mod handlers;
+mod host_process;
+mod hosts;
+mod lane_io;
+mod listener;
+mod log;
+mod peer;
+mod registry;
+mod router;
+mod session;
+mod zygote;
+mod zygotes;

@@ -1,1 +1,83 @@
-fn main(){}
+//! Arguments → configuration → runtime → serve → exit code.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use pythond::config::{Args, Command, Config, DaemonArgs};
+use pythond::daemon;
+use pythond::detach::{self, DetachError};
+use pythond_protocol::ExitCode as Code;
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code,
+        Err((code, error)) => {
+            // Standard error may be closed; the exit code says it as well.
+            let _ = writeln!(std::io::stderr(), "error: {}", in_one(&error));
+            ExitCode::from(code)
+        }
+    }
+}
+
+type Failure = (u8, anyhow::Error);
+
+fn run(args: Args) -> Result<ExitCode, Failure> {
+    match args.command {
+        None => print(|out| out.write_all(Args::command().render_help().to_string().as_bytes())),
+        Some(Command::Version) => {
+            print(|out| writeln!(out, "pythond {}", env!("CARGO_PKG_VERSION")))
+        }
+        Some(Command::Completions { shell }) => print(|out| {
+            clap_complete::generate(shell, &mut Args::command(), "pythond", out);
+            Ok(())
+        }),
+        Some(Command::Man) => print(|out| clap_mangen::Man::new(Args::command()).render(out)),
+        Some(Command::Daemon(args)) => serve(&args),
+    }
+}
+
+/// A reader that has gone away is no error.
+fn print(
+    write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>,
+) -> Result<ExitCode, Failure> {
+    let mut text = Vec::new();
+    let written = write(&mut text).and_then(|()| std::io::stdout().write_all(&text));
+    match written {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err((Code::Refused as u8, error.into()))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn serve(args: &DaemonArgs) -> Result<ExitCode, Failure> {
+    let config = Config::read(args).map_err(|error| (Code::Usage as u8, error.into()))?;
+    if args.detach {
+        return match detach::start(&config) {
+            Ok(pid) => print(|out| {
+                writeln!(out, "pythond pid={pid} ws://{}", config.socket.path.display())
+            }),
+            Err(DetachError::Refused { words, code }) => Err((code, anyhow::anyhow!(words))),
+            Err(error) => Err((Code::Refused as u8, error.into())),
+        };
+    }
+    if args.detached {
+        // The terminal of whoever started us is not ours any more. It fails
+        // only for a group leader, which has none to lose then.
+        let _ = rustix::process::setsid();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| (Code::Refused as u8, error.into()))?;
+    match runtime.block_on(daemon::run(config)) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err((error.exit_code() as u8, error.into())),
+    }
+}
+
+/// An error and its causes in one line.
+fn in_one(error: &anyhow::Error) -> String {
+    format!("{error:#}")
+}

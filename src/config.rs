@@ -1,0 +1,185 @@
+//! Arguments as typed, checked once into a [`Config`]. The environment is read
+//! here and nowhere else.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+use pythond_private_fs::paths::{self, PathVariables, SocketPlace};
+
+/// Live Python sessions that outlast their clients.
+#[derive(Debug, Parser)]
+#[command(name = "pythond", version, about)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What `pythond` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve sessions, in the foreground.
+    Daemon(DaemonArgs),
+    /// Print the version.
+    Version,
+    /// Print a completion script.
+    #[command(hide = true)]
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// Print the man page.
+    #[command(hide = true)]
+    Man,
+}
+
+/// Options of `pythond daemon`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct DaemonArgs {
+    /// Detach, and return when the socket answers.
+    #[arg(short, long)]
+    pub detach: bool,
+    /// We are the detached one.
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub detached: bool,
+}
+
+/// A variable with a value that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It is no number that fits.
+    #[error("{name} is `{value}`, and should be a whole number from {least} to {most}")]
+    Number {
+        /// Which variable.
+        name: &'static str,
+        /// What it is.
+        value: String,
+        /// Least value.
+        least: usize,
+        /// Greatest value.
+        most: usize,
+    },
+    /// There is no home directory.
+    #[error("HOME is not set to an absolute path; sessions keep their files below it")]
+    NoHome,
+    /// The directory we are in is gone.
+    #[error("the working directory cannot be used")]
+    NoDirectory(#[source] std::io::Error),
+    /// Our own path is unknown.
+    #[error("cannot find our own executable")]
+    NoExecutable(#[source] std::io::Error),
+}
+
+/// Everything the daemon was told, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub socket: SocketPlace,
+    /// Directory of host sockets, the lock and `access.log`.
+    pub runtime_dir: PathBuf,
+    /// Where sessions keep their files.
+    pub sessions_dir: PathBuf,
+    /// Most live sessions.
+    pub max_sessions: usize,
+    /// Greatest body of a message, in bytes.
+    pub max_payload: usize,
+    /// Variables of every session.
+    pub variables: BTreeMap<String, String>,
+    /// `PATH`.
+    pub search_path: OsString,
+    /// Where sessions begin unless told otherwise.
+    pub cwd: PathBuf,
+    /// Our own executable.
+    pub executable: PathBuf,
+    /// We are the detached one.
+    pub detached: bool,
+}
+
+impl Config {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(args: &DaemonArgs) -> Result<Self, ConfigError> {
+        let cwd = std::env::current_dir().map_err(ConfigError::NoDirectory)?;
+        let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+        let variables = PathVariables {
+            pythond_sock: std::env::var_os("PYTHOND_SOCK")
+                .filter(|path| !path.is_empty())
+                .map(|path| cwd.join(path).into_os_string()),
+            xdg_runtime_dir: std::env::var_os("XDG_RUNTIME_DIR"),
+            tmpdir: std::env::var_os("TMPDIR"),
+        };
+        let socket = paths::default_socket(&variables);
+        Ok(Self {
+            runtime_dir: paths::runtime_dir(&socket),
+            sessions_dir: paths::sessions_dir(&home.ok_or(ConfigError::NoHome)?),
+            max_sessions: number("PYTHOND_MAX_SESSIONS", 1024, 1, 1 << 16)?,
+            max_payload: number("PYTHOND_MAX_WS_PAYLOAD", 16 << 20, 1 << 10, 1 << 29)?,
+            variables: session_variables(std::env::vars_os()),
+            search_path: std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
+            executable: own_executable()?,
+            detached: args.detached,
+            socket,
+            cwd,
+        })
+    }
+
+    /// The directory that holds the socket.
+    pub fn socket_dir(&self) -> &Path {
+        self.socket.path.parent().unwrap_or(Path::new("/"))
+    }
+}
+
+/// `/proc/self/exe` follows links, so that `pythond-host` is found beside the
+/// real file from wherever we are called.
+fn own_executable() -> Result<PathBuf, ConfigError> {
+    std::env::current_exe().map_err(ConfigError::NoExecutable)
+}
+
+/// What sessions inherit: everything but our own variables, which may hold a
+/// token. What is no UTF-8 cannot travel in our messages and is left out.
+fn session_variables(
+    all: impl Iterator<Item = (OsString, OsString)>,
+) -> BTreeMap<String, String> {
+    all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| !name.starts_with("PYTHOND_"))
+        .collect()
+}
+
+fn number(
+    name: &'static str,
+    default: usize,
+    least: usize,
+    most: usize,
+) -> Result<usize, ConfigError> {
+    let Some(value) = std::env::var_os(name) else { return Ok(default) };
+    let value = value.to_string_lossy().trim().to_owned();
+    value
+        .parse()
+        .ok()
+        .filter(|number| (least..=most).contains(number))
+        .ok_or(ConfigError::Number { name, value, least, most })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sessions_do_not_inherit_our_own_variables() {
+        let all = [("PATH", "/bin"), ("PYTHOND_TOKEN", "secret"), ("PYTHONPATH", "/p")];
+        let all = all.map(|(name, value)| (name.into(), value.into()));
+        let names: Vec<_> = session_variables(all.into_iter()).into_keys().collect();
+        assert_eq!(names, ["PATH", "PYTHONPATH"]);
+    }
+}

@@ -1,0 +1,307 @@
+//! The daemon: single instance, start, ordered stop. Owns all tasks.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pythond_private_fs::{
+    LockGuard, LockOutcome, PrivateDir, PrivateFsError, bind_at, connect_at, peer_credentials,
+    remove_socket_at,
+};
+use pythond_protocol::ExitCode;
+use pythond_protocol::outcome::ProcessEnd;
+use rustix::process::{Resource, Rlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::error::chain;
+use crate::exits::{Exits, HostExit};
+use crate::handlers::{Context, GRACE};
+use crate::hosts::Hosts;
+use crate::listener::{BACKLOG, Listener};
+use crate::log::Log;
+use crate::registry::Registry;
+use crate::zygotes::{HostProgram, Zygotes};
+
+/// Name of the lock in the runtime directory.
+const LOCK: &str = "daemon.lock";
+/// Open files that two lanes for each session and all connections need.
+const OPEN_FILES: u64 = 16_384;
+/// How long connections may take to say goodbye when everything has ended.
+const GOODBYE: Duration = Duration::from_millis(300);
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Another daemon has the lock, or answers on the socket.
+    #[error("a daemon is running already{}; stop it with `pyctl stop`", .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    Running {
+        /// Its process id, if it is known.
+        pid: Option<i32>,
+    },
+    /// The socket or the runtime directory cannot be used.
+    #[error(transparent)]
+    Files(#[from] PrivateFsError),
+    /// The system refuses something that we cannot do without.
+    #[error("cannot {action}")]
+    System {
+        /// What.
+        action: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl DaemonError {
+    /// The exit code of the process.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::Refused
+    }
+
+    fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::System { action, source }
+    }
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// [`DaemonError`] if it cannot begin.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let (dir, _lock, socket) = claim(&config)?;
+    let open_files = raise_open_files();
+    let log = open_log(&config, &dir)?;
+    let mut signals = Signals::new()?;
+    let (orphans_in, orphans) = mpsc::unbounded_channel();
+    let context = context(&config, dir, log.clone(), Arc::new(Exits::new(orphans_in)), open_files);
+    let listener = Listener::new(socket, config.max_payload, log.clone())
+        .map_err(DaemonError::system("listen"))?;
+    log.note(&format!(
+        "pythond pid={} ws://{}",
+        std::process::id(),
+        config.socket.path.display()
+    ));
+    let background = context.hosts.tracker.clone();
+    for session in context.hosts.adopt_all().await {
+        context.registry.adopt(session);
+    }
+    background.spawn(bury_orphans(Arc::clone(&context), orphans));
+    background.spawn(warm_default(Arc::clone(&context)));
+    let connections = TaskTracker::new();
+    tokio::select! {
+        () = listener.run(&context, &connections) => {}
+        () = signals.next() => {}
+    }
+    stop(&context, listener, &config.socket.path, &connections, signals).await;
+    log.note("pythond stopped");
+    log.flush();
+    Ok(())
+}
+
+/// Takes the lock and the socket, or says who has them.
+fn claim(config: &Config) -> Result<(Arc<PrivateDir>, LockGuard, OwnedFd), DaemonError> {
+    if !config.socket_dir().exists() {
+        PrivateDir::open_or_create(config.socket_dir())?;
+    }
+    let dir = Arc::new(PrivateDir::open_or_create(&config.runtime_dir)?);
+    let lock = match dir.lock(LOCK)? {
+        LockOutcome::Acquired(lock) => lock,
+        LockOutcome::Held { pid } => return Err(DaemonError::Running { pid }),
+    };
+    let path = &config.socket.path;
+    match connect_at(path) {
+        // Somebody without our lock answers: an older daemon.
+        Ok(stream) => {
+            let pid = peer_credentials(&stream).ok().map(|peer| peer.pid);
+            return Err(DaemonError::Running { pid });
+        }
+        Err(error) if error.is_refused() => remove_socket_at(path)?,
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.into()),
+    }
+    let socket = bind_at(path, BACKLOG)?;
+    Ok((dir, lock, socket))
+}
+
+fn open_log(config: &Config, dir: &PrivateDir) -> Result<Log, DaemonError> {
+    let failed = "start the log's thread";
+    let log = Log::to_stderr().map_err(DaemonError::system(failed))?;
+    match dir.append_file("access.log") {
+        // A detached daemon's standard error is a file beside this one.
+        Ok(file) => log.with_access(file, !config.detached).map_err(DaemonError::system(failed)),
+        Err(error) => {
+            log.note(&format!("WARN: no access log: {}", chain(&error)));
+            Ok(log)
+        }
+    }
+}
+
+/// Raises our limit of open files as far as we may; gives back the one before,
+/// for our children.
+fn raise_open_files() -> Option<Rlimit> {
+    let before = rustix::process::getrlimit(Resource::Nofile);
+    let most = before.maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES);
+    if before.current.is_none_or(|current| current >= most) {
+        return None;
+    }
+    let raised = Rlimit { current: Some(most), maximum: before.maximum };
+    rustix::process::setrlimit(Resource::Nofile, raised).ok().map(|()| before)
+}
+
+fn context(
+    config: &Config,
+    dir: Arc<PrivateDir>,
+    log: Log,
+    exits: Arc<Exits>,
+    open_files: Option<Rlimit>,
+) -> Arc<Context> {
+    let tracker = TaskTracker::new();
+    let zygotes = Zygotes::new(
+        Arc::clone(&dir),
+        HostProgram { open_files, ..host_program(&config.executable) },
+        Arc::clone(&exits),
+        log.clone(),
+        tracker.clone(),
+    );
+    Arc::new(Context {
+        registry: Registry::new(config.max_sessions),
+        hosts: Hosts { dir, exits, zygotes, log, tracker },
+        variables: config.variables.clone(),
+        search_path: config.search_path.clone(),
+        cwd: config.cwd.clone(),
+        sessions_dir: config.sessions_dir.clone(),
+        socket: config.socket.path.clone(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        started: Instant::now(),
+        stop: CancellationToken::new(),
+        hurry: CancellationToken::new(),
+    })
+}
+
+/// The host program stands beside ours; its library beside it or, once
+/// installed, in the `lib` directory of the same prefix.
+fn host_program(executable: &Path) -> HostProgram {
+    const LIBRARY: &str = "libpythond_host.so";
+    let beside = executable.parent().unwrap_or(Path::new("/"));
+    let places = [
+        beside.join(LIBRARY),
+        beside.join("../lib/pythond").join(LIBRARY),
+        beside.join("../lib").join(LIBRARY),
+    ];
+    let library = places.iter().find(|path| path.exists()).unwrap_or(&places[0]);
+    HostProgram {
+        launcher: beside.join("pythond-host"),
+        library: library.clone(),
+        open_files: None,
+    }
+}
+
+/// Starts the environment that most sessions want before anybody asks.
+async fn warm_default(context: Arc<Context>) {
+    let warmed = match crate::handlers::default_environment(&context) {
+        Ok(environment) => context.hosts.zygotes.get(&environment).await.map(drop),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = warmed {
+        context.hosts.log.note(&format!("WARN: the default environment: {}", chain(&error)));
+    }
+}
+
+/// Sessions that died while no daemon looked get their tombstones.
+async fn bury_orphans(context: Arc<Context>, mut orphans: mpsc::UnboundedReceiver<HostExit>) {
+    loop {
+        let exit = tokio::select! {
+            () = context.stop.cancelled() => return,
+            exit = orphans.recv() => exit,
+        };
+        let Some(exit) = exit else { return };
+        // One that was told to end left on purpose.
+        if exit.end != (ProcessEnd::Exited { status: 0 })
+            && let Some(session) = crate::session::bury(exit)
+        {
+            context.registry.adopt(session);
+        }
+    }
+}
+
+/// The one place where the order of the end is written.
+async fn stop(
+    context: &Arc<Context>,
+    listener: Listener,
+    path: &Path,
+    connections: &TaskTracker,
+    mut signals: Signals,
+) {
+    context.stop.cancel();
+    context.registry.close();
+    drop(listener);
+    let orderly = async {
+        let ends = context.registry.all().into_iter().map(|session| async move {
+            session.end("the daemon stopped", GRACE, &context.hurry).await
+        });
+        futures_util::future::join_all(ends).await;
+        // Sessions that were being made when the stop came.
+        while context.registry.has_reservations() && !context.hurry.is_cancelled() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let late = context.registry.all().into_iter().filter(|session| !session.is_dead());
+        let late = late.map(|session| async move {
+            session.end("the daemon stopped", Duration::ZERO, &context.hurry).await
+        });
+        futures_util::future::join_all(late).await;
+        context.hosts.zygotes.shut_down(GRACE).await;
+    };
+    let mut orderly = std::pin::pin!(tokio::time::timeout(Duration::from_secs(5), orderly));
+    let mut asked_again = false;
+    loop {
+        tokio::select! {
+            _ = &mut orderly => break,
+            () = signals.next(), if !asked_again => {
+                asked_again = true;
+                context.hurry.cancel();
+            }
+        }
+    }
+    connections.close();
+    // Whoever does not read our goodbye is cut off by our end.
+    let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;
+    if let Err(error) = remove_socket_at(path) {
+        context.hosts.log.note(&format!("WARN: {}", chain(&error)));
+    }
+}
+
+/// SIGTERM, SIGINT and SIGHUP's absence: a terminal that closes ends a
+/// foreground daemon as it ends any program.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, DaemonError> {
+        let catch = |kind| signal(kind).map_err(DaemonError::system("catch signals"));
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Where a detached daemon's words go.
+#[must_use]
+pub fn detached_log(config: &Config) -> PathBuf {
+    config.runtime_dir.join("daemon.log")
+}

@@ -1,0 +1,182 @@
+//! One file per verb: a request in, a reply out. No sockets, no process ids of
+//! their own.
+
+mod ask;
+mod info;
+mod kill;
+mod list;
+mod new;
+mod run;
+mod status;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pythond_protocol::verbs::{ReplyFormat, Request};
+use pythond_protocol::ErrorReply;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::environment::{Environment, EnvironmentError};
+use crate::hosts::Hosts;
+use crate::registry::Registry;
+
+/// How long a host may take to end by itself, and again after SIGTERM.
+pub(crate) const GRACE: Duration = Duration::from_millis(500);
+
+/// What the handlers work with.
+pub(crate) struct Context {
+    /// Sessions by name.
+    pub(crate) registry: Arc<Registry>,
+    /// Their processes.
+    pub(crate) hosts: Hosts,
+    /// Variables of every session, before its own.
+    pub(crate) variables: BTreeMap<String, String>,
+    /// `PATH`, for the default interpreter.
+    pub(crate) search_path: std::ffi::OsString,
+    /// Where sessions begin unless told otherwise.
+    pub(crate) cwd: PathBuf,
+    /// Where sessions keep their files.
+    pub(crate) sessions_dir: PathBuf,
+    /// The socket's path.
+    pub(crate) socket: PathBuf,
+    /// Name of the machine.
+    pub(crate) host: String,
+    /// When the daemon started.
+    pub(crate) started: Instant,
+    /// The daemon is to stop.
+    pub(crate) stop: CancellationToken,
+    /// No more graces.
+    pub(crate) hurry: CancellationToken,
+}
+
+/// What is sent back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Reply {
+    /// The text.
+    pub(crate) text: String,
+    /// It went well, for the access log.
+    pub(crate) ok: bool,
+}
+
+impl Reply {
+    fn ok(text: impl Into<String>) -> Self {
+        Self { text: text.into(), ok: true }
+    }
+
+    fn json(value: &impl Serialize) -> Self {
+        Self::ok(serde_json::to_string(value).expect("replies have text keys only"))
+    }
+
+    /// JSON with the blanks that 0.4 put in, for the plain wire.
+    fn spaced_json(value: &impl Serialize) -> Self {
+        let mut text = Vec::new();
+        let mut serializer = serde_json::Serializer::with_formatter(&mut text, Spaced);
+        value.serialize(&mut serializer).expect("replies have text keys only");
+        Self::ok(String::from_utf8(text).expect("JSON is UTF-8"))
+    }
+
+    /// For a client that went away; it goes into the access log only.
+    pub(crate) fn nobody_waits() -> Self {
+        Self { text: String::new(), ok: false }
+    }
+
+    /// A refusal in the form that was asked for.
+    pub(crate) fn refused(format: ReplyFormat, error: &ErrorReply) -> Self {
+        let text = match format {
+            ReplyFormat::Plain => error.to_plain(),
+            ReplyFormat::Json => error.to_json().to_string(),
+        };
+        Self { text, ok: false }
+    }
+}
+
+/// The separators of Python's `json.dumps`.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// Carries a request out.
+pub(crate) async fn handle(context: &Arc<Context>, request: Request, format: ReplyFormat) -> Reply {
+    let answered = match request {
+        Request::Help => Ok(Reply::ok(HELP)),
+        Request::List => Ok(list::handle(context, format)),
+        Request::Info => Ok(info::handle(context)),
+        Request::Stop => Ok(stop(format)),
+        Request::New(request) => new::handle(context, request, format).await,
+        Request::Run(request) => run::handle(context, request, format).await,
+        Request::Kill(request) => kill::handle(context, request, format).await,
+        Request::Status(request) => status::handle(context, &request, format).await,
+        Request::Vars(request) => ask::vars(context, &request, format).await,
+        Request::Complete(request) => ask::complete(context, request, format).await,
+        Request::Interrupt(request) => ask::interrupt(context, &request, format).await,
+    };
+    answered.unwrap_or_else(|error| Reply::refused(format, &error))
+}
+
+/// The environment of a session that asks for nothing.
+pub(crate) fn default_environment(context: &Context) -> Result<Environment, EnvironmentError> {
+    new::environment(context, &pythond_protocol::verbs::new::NewOptions::default())
+}
+
+fn stop(format: ReplyFormat) -> Reply {
+    match format {
+        ReplyFormat::Plain => Reply::ok("OK stopping daemon"),
+        ReplyFormat::Json => Reply::json(&serde_json::json!({ "ok": true })),
+    }
+}
+
+const HELP: &str = concat!(
+    "pythond ",
+    env!("CARGO_PKG_VERSION"),
+    " raw WebSocket protocol
+
+Commands:
+  help
+  ls
+  info
+  new <name> [--replace]
+  run <name> <code>
+  run <name>
+<multi-line code body>
+  status <name>
+  vars <name>
+  complete <name> <text>
+  int <name>
+  kill <name>
+  kill --all
+  stop
+
+Notes:
+  pysh/pyctl prefixes are accepted but not required.
+  --json asks for one JSON object as the answer; on run it needs a body.
+  WebSocket is message-framed, not a terminal stream.
+  Empty frames are ignored; no prompt is emitted.
+"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_json_has_the_blanks_of_0_4() {
+        let value = serde_json::json!({ "vars": ["a", "b"] });
+        assert_eq!(Reply::spaced_json(&value).text, r#"{"vars": ["a", "b"]}"#);
+    }
+}

@@ -1,0 +1,212 @@
+//! One lane to a host or a zygote: messages in and out, never blocking.
+//!
+//! Owned by a single task. Knows the framing, not what the words mean.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
+
+use pythond_private_fs::{PrivateDir, PrivateFsError};
+use pythond_protocol::lane::{self, Decoder, HELLO_TAG, Hello, Lane, LINK_VERSION, LaneError, Message};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+/// How much is read at once.
+const READ_SIZE: usize = 64 << 10;
+/// Pause before a socket whose queue is full is tried again.
+const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
+
+/// Why a lane is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaneLoss {
+    /// The other end closed it.
+    #[error("the other end closed the lane")]
+    Closed,
+    /// Reading or writing failed.
+    #[error("the lane failed")]
+    Io(#[source] io::Error),
+    /// What arrived is no message.
+    #[error("what arrived on the lane is no message")]
+    Framing(#[source] LaneError),
+}
+
+/// Why a lane could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The socket cannot be used.
+    #[error("cannot connect")]
+    Socket(#[source] PrivateFsError),
+    /// The lane broke during the first words.
+    #[error("the lane broke")]
+    Lost(#[source] LaneLoss),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Deadline(Duration),
+    /// The other end does not speak our words.
+    #[error("it speaks link version {0}")]
+    Version(u32),
+    /// The first words are not those that were expected.
+    #[error("unexpected first words")]
+    Unexpected,
+    /// No randomness for the tag.
+    #[error("the system has no random bytes")]
+    Random,
+}
+
+impl ConnectError {
+    /// Nobody listens there any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Socket(error) if error.is_refused() || error.is_not_found())
+    }
+}
+
+/// One connection with its agreed tag.
+#[derive(Debug)]
+pub(crate) struct LaneIo {
+    stream: UnixStream,
+    tag: u64,
+    decoder: Decoder,
+    scratch: Vec<u8>,
+    /// Messages that the other end has not taken yet; the first one from
+    /// `written` on.
+    outgoing: VecDeque<Vec<u8>>,
+    written: usize,
+}
+
+impl LaneIo {
+    /// Connects to a socket of ours and says hello; the answer is the first
+    /// message.
+    ///
+    /// # Errors
+    /// [`ConnectError`] if nobody of ours listens, or not within `deadline`.
+    pub(crate) async fn connect(
+        dir: &PrivateDir,
+        socket: &str,
+        lane: Lane,
+        deadline: Instant,
+    ) -> Result<Self, ConnectError> {
+        loop {
+            match dir.connect_socket_nonblocking(socket) {
+                Ok(stream) => return Self::open(stream, lane),
+                Err(error)
+                    if error.io_kind() == Some(io::ErrorKind::WouldBlock)
+                        && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+                }
+                Err(error) => return Err(ConnectError::Socket(error)),
+            }
+        }
+    }
+
+    fn open(stream: StdUnixStream, lane: Lane) -> Result<Self, ConnectError> {
+        let lost = |error| ConnectError::Lost(LaneLoss::Io(error));
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|_| ConnectError::Random)?;
+        let tag = u64::from_le_bytes(random);
+        stream.set_nonblocking(true).map_err(lost)?;
+        let mut opened = Self {
+            stream: UnixStream::from_std(stream).map_err(lost)?,
+            tag,
+            decoder: Decoder::new(tag),
+            scratch: vec![0; READ_SIZE],
+            outgoing: VecDeque::new(),
+            written: 0,
+        };
+        let hello = Hello { version: LINK_VERSION, tag, lane };
+        let message = lane::encode(HELLO_TAG, &hello, b"")
+            .map_err(|error| ConnectError::Lost(LaneLoss::Framing(error)))?;
+        opened.queue(message);
+        Ok(opened)
+    }
+
+    /// Sends a message: at once if the other end takes it, else while
+    /// [`Self::next`] is polled.
+    ///
+    /// # Errors
+    /// [`LaneError::BadLength`] if it is too great. A broken connection is told
+    /// by [`Self::next`].
+    pub(crate) fn send<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<(), LaneError> {
+        let message = lane::encode(self.tag, header, body)?;
+        self.queue(message);
+        Ok(())
+    }
+
+    fn queue(&mut self, message: Vec<u8>) {
+        self.outgoing.push_back(message);
+        // An error shows again, and is told, when the lane is read.
+        let _ = self.write_some();
+    }
+
+    fn write_some(&mut self) -> io::Result<()> {
+        while let Some(message) = self.outgoing.front() {
+            match self.stream.try_write(&message[self.written..]) {
+                Ok(count) => {
+                    self.written += count;
+                    if self.written == message.len() {
+                        self.outgoing.pop_front();
+                        self.written = 0;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next message.
+    ///
+    /// # Errors
+    /// [`LaneLoss`]; the lane is useless then.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if it is dropped before it is ready.
+    pub(crate) async fn next<H: DeserializeOwned>(&mut self) -> Result<Message<H>, LaneLoss> {
+        loop {
+            if let Some(message) = self.decoder.next().map_err(LaneLoss::Framing)? {
+                return Ok(message);
+            }
+            self.write_some().map_err(LaneLoss::Io)?;
+            if self.read_some()? {
+                continue;
+            }
+            let interest = if self.outgoing.is_empty() {
+                Interest::READABLE
+            } else {
+                Interest::READABLE | Interest::WRITABLE
+            };
+            self.stream.ready(interest).await.map_err(LaneLoss::Io)?;
+        }
+    }
+
+    /// A message that is here already, without waiting.
+    pub(crate) fn take_arrived<H: DeserializeOwned>(&mut self) -> Option<Message<H>> {
+        loop {
+            match self.decoder.next() {
+                Ok(Some(message)) => return Some(message),
+                Err(_) => return None,
+                Ok(None) => {}
+            }
+            if !matches!(self.read_some(), Ok(true)) {
+                return None;
+            }
+        }
+    }
+
+    fn read_some(&mut self) -> Result<bool, LaneLoss> {
+        match self.stream.try_read(&mut self.scratch) {
+            Ok(0) => Err(LaneLoss::Closed),
+            Ok(count) => {
+                self.decoder.extend(&self.scratch[..count]);
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(LaneLoss::Io(error)),
+        }
+    }
+}

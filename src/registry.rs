@@ -1,0 +1,231 @@
+//! All sessions by name. Never held across an await.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pythond_protocol::verbs::list::SessionSummary;
+use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
+
+use crate::session::SessionHandle;
+
+#[derive(Debug)]
+enum Entry {
+    /// Somebody makes it; what was there before comes back if that fails.
+    Reserved { previous: Option<SessionHandle> },
+    /// It is there, alive or dead.
+    Present(SessionHandle),
+}
+
+#[derive(Debug)]
+struct Table {
+    entries: BTreeMap<SessionName, Entry>,
+    open: bool,
+}
+
+/// Names and the sessions that have them.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    table: Mutex<Table>,
+    max_sessions: usize,
+}
+
+/// A name that is ours to fill; dropped, it goes back to what it was.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    registry: Arc<Registry>,
+    name: SessionName,
+    /// The session that had the name.
+    pub(crate) previous: Option<SessionHandle>,
+    filled: bool,
+}
+
+impl Registry {
+    pub(crate) fn new(max_sessions: usize) -> Arc<Self> {
+        let table = Mutex::new(Table { entries: BTreeMap::new(), open: true });
+        Arc::new(Self { table, max_sessions })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Each change below is one step of the map.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Most live sessions.
+    pub(crate) fn max_sessions(&self) -> usize {
+        self.max_sessions
+    }
+
+    /// The session of a name.
+    ///
+    /// # Errors
+    /// [`ErrorReply::no_session`].
+    pub(crate) fn get(&self, name: &SessionName) -> Result<SessionHandle, ErrorReply> {
+        match self.table().entries.get(name) {
+            Some(Entry::Present(handle) | Entry::Reserved { previous: Some(handle) }) => {
+                Ok(handle.clone())
+            }
+            Some(Entry::Reserved { previous: None }) | None => {
+                Err(ErrorReply::no_session(name.as_str()))
+            }
+        }
+    }
+
+    /// Claims a name at once, so that of many creators one wins.
+    ///
+    /// # Errors
+    /// [`ErrorCode::SessionExists`], [`ErrorCode::Limit`] or
+    /// [`ErrorCode::Stopping`].
+    pub(crate) fn reserve(
+        self: &Arc<Self>,
+        name: &SessionName,
+        replace: bool,
+    ) -> Result<Reservation, ErrorReply> {
+        let mut table = self.table();
+        if !table.open {
+            return Err(stopping());
+        }
+        let previous = match table.entries.get(name) {
+            Some(Entry::Reserved { .. }) => return Err(exists(name)),
+            Some(Entry::Present(handle)) if !replace && !handle.is_dead() => {
+                return Err(exists(name));
+            }
+            Some(Entry::Present(handle)) => Some(handle.clone()),
+            None => None,
+        };
+        let takes_no_place = previous.as_ref().is_some_and(|handle| !handle.is_dead());
+        if !takes_no_place && live(&table) >= self.max_sessions {
+            let most = self.max_sessions;
+            return Err(ErrorReply::new(
+                ErrorCode::Limit,
+                format!("too many sessions (max {most})"),
+            )
+            .with_hint("end one with `pysh kill NAME`, or raise PYTHOND_MAX_SESSIONS")
+            .with_plain(format!("too many sessions (max {most})")));
+        }
+        let entry = Entry::Reserved { previous: previous.clone() };
+        table.entries.insert(name.clone(), entry);
+        Ok(Reservation { registry: Arc::clone(self), name: name.clone(), previous, filled: false })
+    }
+
+    /// Enters a session that was there before this daemon.
+    pub(crate) fn adopt(&self, handle: SessionHandle) {
+        self.table().entries.entry(handle.name().clone()).or_insert(Entry::Present(handle));
+    }
+
+    /// Forgets a session, unless another has its name by now.
+    pub(crate) fn forget(&self, gone: &SessionHandle) {
+        let mut table = self.table();
+        let same = matches!(
+            table.entries.get(gone.name()),
+            Some(Entry::Present(handle))
+                if handle.hosted().spec.session_id == gone.hosted().spec.session_id
+                && handle.hosted().spec.generation == gone.hosted().spec.generation
+        );
+        if same {
+            table.entries.remove(gone.name());
+        }
+    }
+
+    /// Every session by name, dead ones too.
+    pub(crate) fn all(&self) -> Vec<SessionHandle> {
+        let table = self.table();
+        let handles = table.entries.values().filter_map(|entry| match entry {
+            Entry::Present(handle) | Entry::Reserved { previous: Some(handle) } => {
+                Some(handle.clone())
+            }
+            Entry::Reserved { previous: None } => None,
+        });
+        handles.collect()
+    }
+
+    /// One summary for each session, by name.
+    pub(crate) fn summaries(&self) -> Vec<SessionSummary> {
+        self.all().iter().map(SessionHandle::summary).collect()
+    }
+
+    /// Sessions that are alive or being made.
+    pub(crate) fn live(&self) -> usize {
+        live(&self.table())
+    }
+
+    /// No more sessions are made.
+    pub(crate) fn close(&self) {
+        self.table().open = false;
+    }
+
+    /// Somebody is still making a session.
+    pub(crate) fn has_reservations(&self) -> bool {
+        self.table().entries.values().any(|entry| matches!(entry, Entry::Reserved { .. }))
+    }
+}
+
+fn live(table: &Table) -> usize {
+    let lives = |entry: &&Entry| match entry {
+        Entry::Reserved { .. } => true,
+        Entry::Present(handle) => !handle.is_dead(),
+    };
+    table.entries.values().filter(lives).count()
+}
+
+fn exists(name: &SessionName) -> ErrorReply {
+    ErrorReply::new(ErrorCode::SessionExists, format!("session `{name}` already exists"))
+        .with_hint(format!("replace it with `pysh new {name} --replace`"))
+        .with_plain(format!("session '{name}' already exists -- replace it with: new {name} --replace"))
+}
+
+/// The daemon is on its way out.
+pub(crate) fn stopping() -> ErrorReply {
+    ErrorReply::new(ErrorCode::Stopping, "the daemon is stopping")
+        .with_hint("start it again with `pyctl start`")
+}
+
+impl Reservation {
+    /// Puts the new session in its place.
+    pub(crate) fn fill(mut self, handle: SessionHandle) {
+        self.filled = true;
+        self.registry.table().entries.insert(self.name.clone(), Entry::Present(handle));
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.filled {
+            return;
+        }
+        let mut table = self.registry.table();
+        match self.previous.take() {
+            Some(handle) => table.entries.insert(self.name.clone(), Entry::Present(handle)),
+            None => table.entries.remove(&self.name),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_creators_one_wins_and_a_failed_one_leaves_no_trace() {
+        let registry = Registry::new(2);
+        let name: SessionName = "work".parse().unwrap();
+        let first = registry.reserve(&name, false).unwrap();
+        for replace in [false, true] {
+            let error = registry.reserve(&name, replace).unwrap_err();
+            assert_eq!(error.code, ErrorCode::SessionExists);
+        }
+        assert_eq!(registry.get(&name).unwrap_err().code, ErrorCode::NoSession);
+        drop(first);
+        registry.reserve(&name, false).unwrap();
+    }
+
+    #[test]
+    fn the_limit_counts_those_being_made() {
+        let registry = Registry::new(1);
+        let _one = registry.reserve(&"a".parse().unwrap(), false).unwrap();
+        let error = registry.reserve(&"b".parse().unwrap(), false).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Limit);
+        registry.close();
+        let error = registry.reserve(&"c".parse().unwrap(), false).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Stopping);
+    }
+}

@@ -1,0 +1,498 @@
+//! The task that owns a session: its lanes, who waits for which cell, how it
+//! died. It never waits for the host: a stopped host cannot stop it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pythond_private_fs::PrivateDir;
+use pythond_protocol::lane::{
+    FinishedCell, HostCommand, HostEvent, HostInfo, HostedSession, Lane, Message, OUTPUT_CHUNK,
+};
+use pythond_protocol::{ErrorCode, ErrorReply, SessionId};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::death;
+use super::handle::{Question, RunAnswer, SessionHandle, SessionMessage, SessionShared, View};
+use super::state::{Cell, CellBoard, Demand, MAX_QUEUED_BYTES, Phase, Refusal, Resume, permit};
+use crate::exits::HostExit;
+use crate::host_process::{self, HostProcess, Lanes};
+use crate::log::Log;
+
+/// Messages that wait for the task.
+const INBOX: usize = 256;
+/// How long the zygote may take to say how a host ended whose lanes broke.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between attempts to open new lanes, at first and at most.
+const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Questions without an answer that are remembered before they are looked over.
+const MANY_QUESTIONS: usize = 64;
+
+type RunReply = oneshot::Sender<RunAnswer>;
+type AskReply = oneshot::Sender<Result<HostEvent, ErrorReply>>;
+type Recovery = Pin<Box<dyn Future<Output = Option<(Lanes, HostedSession)>> + Send>>;
+
+/// A host with both lanes open.
+pub(crate) struct Connected {
+    /// The lanes.
+    pub(crate) lanes: Lanes,
+    /// What the host said of itself.
+    pub(crate) hosted: HostedSession,
+    /// Its socket's name in the runtime directory.
+    pub(crate) socket: String,
+    /// How it ends, once it does.
+    pub(crate) exit: oneshot::Receiver<HostExit>,
+    /// Its process id.
+    pub(crate) pid: i32,
+}
+
+/// A cell that ended and whose output is not all here yet.
+struct OutputRead {
+    reply: RunReply,
+    finished: Box<FinishedCell>,
+    log: Vec<u8>,
+}
+
+/// The lanes, or the attempt to get new ones.
+enum Link {
+    Up(Box<Lanes>),
+    Recovering(Recovery),
+}
+
+enum LinkEvent {
+    Message(Message<HostEvent>),
+    Broken(String),
+    Recovered(Box<Lanes>, Box<HostedSession>),
+    /// Nobody listens there any more.
+    Gone,
+}
+
+struct Session {
+    shared: Arc<SessionShared>,
+    dir: Arc<PrivateDir>,
+    socket: String,
+    log: Log,
+    phase: Phase,
+    told: Option<&'static str>,
+    link: Link,
+    board: CellBoard<RunReply>,
+    reads: HashMap<u64, OutputRead>,
+    asks: HashMap<u64, AskReply>,
+    /// Control messages that wait for new lanes.
+    deferred: VecDeque<(u64, Question)>,
+    /// Cells that were asked for over new lanes: refused means never arrived.
+    resending: HashSet<u64>,
+}
+
+/// Starts the task of a session whose lanes are open.
+pub(crate) fn start(
+    connected: Connected,
+    dir: Arc<PrivateDir>,
+    log: Log,
+    tracker: &TaskTracker,
+) -> SessionHandle {
+    let Connected { lanes, hosted, socket, exit, pid } = connected;
+    let (sender, inbox) = mpsc::channel(INBOX);
+    let mut board = CellBoard::new(hosted.next_cell);
+    let inherited: Vec<_> =
+        hosted.unfinished.iter().map(|cell| (board.inherit(*cell), *cell)).collect();
+    let shared = Arc::new(SessionShared {
+        hosted,
+        process: HostProcess::of(pid),
+        view: Mutex::new(View { running: !inherited.is_empty(), death: None }),
+        dead: CancellationToken::new(),
+    });
+    let handle = SessionHandle { shared: Arc::clone(&shared), inbox: sender };
+    let mut session = Session {
+        shared,
+        dir,
+        socket,
+        log,
+        phase: Phase::Live,
+        told: None,
+        link: Link::Up(Box::new(lanes)),
+        board,
+        reads: HashMap::new(),
+        asks: HashMap::new(),
+        deferred: VecDeque::new(),
+        resending: HashSet::new(),
+    };
+    for (request, cell) in inherited {
+        session.control(&HostCommand::Await { request, cell }, b"");
+    }
+    tracker.spawn(session.run(inbox, exit));
+    handle
+}
+
+impl Session {
+    async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<SessionMessage>,
+        exit: oneshot::Receiver<HostExit>,
+    ) {
+        let mut exit = Some(exit);
+        // Handles may all go; the session stays until its host does.
+        let mut inbox_open = true;
+        let exit = loop {
+            tokio::select! {
+                biased;
+                event = self.link.next() => match event {
+                    LinkEvent::Message(message) => self.host_event(message),
+                    LinkEvent::Broken(why) => self.broken(&why),
+                    LinkEvent::Recovered(lanes, hosted) => self.recovered(lanes, &hosted),
+                    LinkEvent::Gone => break wait_for_report(exit.take()).await,
+                },
+                message = inbox.recv(), if inbox_open => match message {
+                    Some(message) => self.message(message),
+                    None => inbox_open = false,
+                },
+                end = wait(&mut exit) => match end {
+                    Ok(end) => break Some(end),
+                    // The zygote is gone; the lanes alone will tell.
+                    Err(_) => exit = None,
+                },
+            }
+        };
+        self.take_last_words();
+        // Those who are in the inbox by now get the cause too.
+        inbox.close();
+        self.die(exit);
+        while let Ok(message) = inbox.try_recv() {
+            self.message(message);
+        }
+    }
+
+    fn message(&mut self, message: SessionMessage) {
+        match message {
+            SessionMessage::Run { source, changed, reply } => match permit(self.phase, Demand::Run) {
+                Ok(_) => self.run_cell(source, changed, reply),
+                Err(refusal) => answer(reply, RunAnswer::Refused(self.refusal(refusal))),
+            },
+            SessionMessage::Ask { question, reply } => match permit(self.phase, Demand::Ask) {
+                Ok(_) => self.question(question, reply),
+                Err(refusal) => drop(reply.send(Err(self.refusal(refusal)))),
+            },
+            SessionMessage::End { cause } => {
+                if let Ok(phase) = permit(self.phase, Demand::End) {
+                    self.phase = phase;
+                    self.told.get_or_insert(cause);
+                    self.control(&HostCommand::Shutdown, b"");
+                }
+            }
+        }
+    }
+
+    fn refusal(&self, refusal: Refusal) -> ErrorReply {
+        let name = &self.shared.hosted.spec.session;
+        let death = self.shared.view.lock().unwrap_or_else(PoisonError::into_inner).death.clone();
+        match (refusal, death) {
+            (Refusal::Dead, Some(tombstone)) => death::died(name, &tombstone),
+            (Refusal::Dead | Refusal::Ending, _) => ErrorReply::new(
+                ErrorCode::Stopping,
+                format!("session `{name}` is being ended"),
+            )
+            .with_hint(format!("create it again with `pysh new {name}`")),
+        }
+    }
+
+    fn run_cell(&mut self, source: String, changed: bool, reply: RunReply) {
+        match self.board.add(source, changed, reply) {
+            Ok((request, _)) => {
+                self.publish_running();
+                self.send_cell(request);
+            }
+            Err(reply) => {
+                let error = ErrorReply::new(
+                    ErrorCode::Limit,
+                    format!("more than {} MiB of code wait in this session", MAX_QUEUED_BYTES >> 20),
+                )
+                .with_hint("wait for cells to finish, then send it again");
+                answer(reply, RunAnswer::Refused(error));
+            }
+        }
+    }
+
+    /// Sends a cell of the board by its lane. While there is no link it waits
+    /// on the board; `recovered` sends it.
+    fn send_cell(&mut self, request: u64) {
+        let Link::Up(lanes) = &mut self.link else { return };
+        let Some(cell) = self.board.get(request) else { return };
+        let lane = match cell.lane {
+            Lane::Cell => &mut lanes.cell,
+            Lane::Control => &mut lanes.control,
+        };
+        let command = HostCommand::Run { request, changed: cell.changed };
+        let sent = lane.send(&command, cell.source.as_bytes());
+        self.board.mark_sent(request);
+        if let Err(error) = sent {
+            let error = ErrorReply::new(ErrorCode::Limit, error.to_string());
+            if let Some(cell) = self.board.remove(request) {
+                answer(cell.waiter, RunAnswer::Refused(error));
+            }
+        }
+    }
+
+    fn control(&mut self, command: &HostCommand, body: &[u8]) {
+        if let Link::Up(lanes) = &mut self.link {
+            // Our own small words always fit; a broken lane shows when read.
+            let _ = lanes.control.send(command, body);
+        }
+    }
+
+    fn question(&mut self, question: Question, reply: AskReply) {
+        if self.asks.len() >= MANY_QUESTIONS {
+            self.asks.retain(|_, reply| !reply.is_closed());
+        }
+        let request = self.board.next_request();
+        self.asks.insert(request, reply);
+        match &self.link {
+            Link::Up(_) => self.control(&question.into_command(request), b""),
+            Link::Recovering(_) => {
+                self.deferred.retain(|(request, _)| self.asks.contains_key(request));
+                self.deferred.push_back((request, question));
+            }
+        }
+    }
+
+    fn host_event(&mut self, message: Message<HostEvent>) {
+        match message.header {
+            HostEvent::Finished(finished) => self.finished(finished, message.body),
+            HostEvent::Accepted { request, cell } => self.board.accepted(request, cell),
+            HostEvent::OutputChunk { request, offset, next } => {
+                self.output(request, offset, next, &message.body);
+            }
+            HostEvent::Refused { request, error } => self.refused(request, error),
+            HostEvent::Status { request, .. }
+            | HostEvent::Vars { request, .. }
+            | HostEvent::Completions { request, .. }
+            | HostEvent::Interrupted { request, .. } => {
+                if let Some(reply) = self.asks.remove(&request) {
+                    // Whoever stopped waiting does not need it.
+                    let _ = reply.send(Ok(message.header));
+                }
+            }
+            HostEvent::Welcome(_) | HostEvent::CellLaneReady => {}
+        }
+    }
+
+    fn finished(&mut self, finished: Box<FinishedCell>, log: Vec<u8>) {
+        let found = self.board.finished(&finished);
+        if let Some((request, _)) = &found {
+            self.resending.remove(request);
+        }
+        self.publish_running();
+        let Some((request, cell)) = found else { return };
+        let read = OutputRead { reply: cell.waiter, finished, log };
+        self.read_on(request, read);
+    }
+
+    /// Answers when all output is here, else asks for the next piece.
+    fn read_on(&mut self, request: u64, read: OutputRead) {
+        let have = read.log.len() as u64;
+        if have >= read.finished.log_end || read.reply.is_closed() {
+            answer(read.reply, RunAnswer::Finished(read.finished, read.log));
+            return;
+        }
+        let most = u32::try_from(OUTPUT_CHUNK).expect("a chunk's size fits 32 bits");
+        let cell = read.finished.cell;
+        self.reads.insert(request, read);
+        self.control(&HostCommand::ReadOutput { request, cell, offset: have, most }, b"");
+    }
+
+    fn output(&mut self, request: u64, offset: u64, next: u64, body: &[u8]) {
+        let Some(mut read) = self.reads.remove(&request) else { return };
+        let expected = offset == read.log.len() as u64 && next == offset + body.len() as u64;
+        if !expected || body.is_empty() {
+            // What the host no longer has is said, never passed over.
+            self.answer_cut(read);
+            return;
+        }
+        read.log.extend_from_slice(body);
+        self.read_on(request, read);
+    }
+
+    fn answer_cut(&self, mut read: OutputRead) {
+        let missing = read.finished.log_end.saturating_sub(read.log.len() as u64);
+        read.finished.truncated += missing;
+        answer(read.reply, RunAnswer::Finished(read.finished, read.log));
+    }
+
+    fn refused(&mut self, request: u64, error: ErrorReply) {
+        if let Some(reply) = self.asks.remove(&request) {
+            let _ = reply.send(Err(error));
+        } else if let Some(read) = self.reads.remove(&request) {
+            self.answer_cut(read);
+        } else if self.resending.remove(&request) && self.board.send_again(request).is_some() {
+            self.send_cell(request);
+        } else if let Some(cell) = self.board.remove(request) {
+            answer(cell.waiter, RunAnswer::Refused(error));
+        }
+        self.publish_running();
+    }
+
+    fn broken(&mut self, why: &str) {
+        let name = &self.shared.hosted.spec.session;
+        if self.phase == Phase::Live {
+            self.log.note(&format!("session {name}: {why}; opening new lanes"));
+        }
+        let (dir, socket) = (Arc::clone(&self.dir), self.socket.clone());
+        let id = self.shared.hosted.spec.session_id.clone();
+        self.link = Link::Recovering(Box::pin(recover(dir, socket, id)));
+    }
+
+    fn recovered(&mut self, lanes: Box<Lanes>, hosted: &HostedSession) {
+        self.link = Link::Up(lanes);
+        for step in self.board.resume(hosted.next_cell) {
+            match step {
+                Resume::Await { request, cell } => {
+                    self.resending.insert(request);
+                    self.control(&HostCommand::Await { request, cell }, b"");
+                }
+                Resume::Send { request } => {
+                    if self.board.send_again(request).is_some() {
+                        self.send_cell(request);
+                    }
+                }
+                Resume::Lost { request } => {
+                    let Some(cell) = self.board.remove(request) else { continue };
+                    let error = ErrorReply::new(
+                        ErrorCode::SessionUnreachable,
+                        "the way to the session broke while this cell was on it",
+                    )
+                    .with_hint("nobody can know whether it ran; look before you send it again");
+                    answer(cell.waiter, RunAnswer::Lost(error));
+                }
+            }
+        }
+        let most = u32::try_from(OUTPUT_CHUNK).expect("a chunk's size fits 32 bits");
+        let reads: Vec<_> = self
+            .reads
+            .iter()
+            .map(|(request, read)| (*request, read.finished.cell, read.log.len() as u64))
+            .collect();
+        for (request, cell, offset) in reads {
+            self.control(&HostCommand::ReadOutput { request, cell, offset, most }, b"");
+        }
+        for (request, question) in std::mem::take(&mut self.deferred) {
+            self.control(&question.into_command(request), b"");
+        }
+        if self.phase == Phase::Ending {
+            self.control(&HostCommand::Shutdown, b"");
+        }
+        self.publish_running();
+    }
+
+    fn publish_running(&self) {
+        let running = !self.board.is_idle();
+        let mut view = self.shared.view.lock().unwrap_or_else(PoisonError::into_inner);
+        view.running = running;
+    }
+
+    /// What the host still wrote before it died.
+    fn take_last_words(&mut self) {
+        loop {
+            let Link::Up(lanes) = &mut self.link else { return };
+            let next = lanes.cell.take_arrived().or_else(|| lanes.control.take_arrived());
+            let Some(message) = next else { return };
+            self.host_event(message);
+        }
+    }
+
+    fn die(&mut self, exit: Option<HostExit>) {
+        self.phase = Phase::Dead;
+        let tombstone = death::tombstone(exit, self.told, self.board.current());
+        let error = death::died(&self.shared.hosted.spec.session, &tombstone);
+        {
+            let mut view = self.shared.view.lock().unwrap_or_else(PoisonError::into_inner);
+            *view = View { running: false, death: Some(tombstone) };
+        }
+        self.shared.dead.cancel();
+        for Cell { id, waiter, .. } in self.board.drain() {
+            answer(waiter, RunAnswer::Died(id, error.clone()));
+        }
+        for (_, read) in std::mem::take(&mut self.reads) {
+            self.answer_cut(read);
+        }
+        for (_, reply) in self.asks.drain() {
+            let _ = reply.send(Err(error.clone()));
+        }
+    }
+}
+
+/// A waiting client that went away changes nothing.
+fn answer(reply: RunReply, answer: RunAnswer) {
+    drop(reply.send(answer));
+}
+
+async fn wait(
+    exit: &mut Option<oneshot::Receiver<HostExit>>,
+) -> Result<HostExit, oneshot::error::RecvError> {
+    match exit {
+        Some(exit) => exit.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_for_report(exit: Option<oneshot::Receiver<HostExit>>) -> Option<HostExit> {
+    tokio::time::timeout(EXIT_PATIENCE, exit?).await.ok()?.ok()
+}
+
+impl Link {
+    /// Cancel-safe: nothing is lost if it is dropped before it is ready.
+    async fn next(&mut self) -> LinkEvent {
+        match self {
+            Self::Up(lanes) => {
+                let Lanes { cell, control } = &mut **lanes;
+                let (lane, event) = tokio::select! {
+                    biased;
+                    event = control.next() => ("control", event),
+                    event = cell.next() => ("cell", event),
+                };
+                match event {
+                    Ok(message) => LinkEvent::Message(message),
+                    Err(loss) => LinkEvent::Broken(format!(
+                        "{lane} lane lost: {}", crate::error::chain(&loss)
+                    )),
+                }
+            }
+            Self::Recovering(recovery) => match recovery.await {
+                Some((lanes, hosted)) => LinkEvent::Recovered(Box::new(lanes), Box::new(hosted)),
+                None => LinkEvent::Gone,
+            },
+        }
+    }
+}
+
+/// Opens new lanes to the same session; none once nobody listens there.
+async fn recover(
+    dir: Arc<PrivateDir>,
+    socket: String,
+    id: SessionId,
+) -> Option<(Lanes, HostedSession)> {
+    let (mut pause, most) = RECONNECT_PAUSE;
+    loop {
+        match open(&dir, &socket).await {
+            Ok((lanes, HostInfo { session: Some(hosted), .. })) if hosted.spec.session_id == id => {
+                return Some((lanes, hosted));
+            }
+            Ok(_) => return None,
+            Err(error) if error.is_gone() => return None,
+            Err(_) => {}
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(most);
+    }
+}
+
+/// Opens both lanes to a host, as creation and adoption do.
+async fn open(
+    dir: &PrivateDir,
+    socket: &str,
+) -> Result<(Lanes, HostInfo), crate::lane_io::ConnectError> {
+    let (control, info) = host_process::open_control(dir, socket).await?;
+    let cell = host_process::open_cell(dir, socket).await?;
+    Ok((Lanes { cell, control }, info))
+}

@@ -1,0 +1,10 @@
+//! A session: its state, the task that owns it, the way to reach it.
+
+mod actor;
+mod death;
+mod handle;
+pub(crate) mod state;
+
+pub(crate) use actor::{Connected, start};
+pub(crate) use death::bury;
+pub(crate) use handle::{Question, RunAnswer, SessionHandle};

@@ -1,0 +1,337 @@
+//! What the daemon knows of a session's cells: which are not finished, which
+//! lane the next one takes. Pure: no clock, no I/O, no async.
+
+use std::collections::BTreeMap;
+
+use pythond_protocol::CellId;
+use pythond_protocol::lane::{FinishedCell, Lane};
+
+/// Most bytes of source that wait in one session.
+pub(crate) const MAX_QUEUED_BYTES: usize = 64 << 20;
+
+/// Where a session's process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It serves.
+    Live,
+    /// It was told to end.
+    Ending,
+    /// It is gone.
+    Dead,
+}
+
+/// What somebody wants of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Demand {
+    /// Run a cell.
+    Run,
+    /// Ask something on the control lane.
+    Ask,
+    /// End.
+    End,
+}
+
+/// What the table does not permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The session is being ended.
+    Ending,
+    /// The session is dead.
+    Dead,
+}
+
+/// The table: what is permitted, and the phase afterwards.
+pub(crate) fn permit(phase: Phase, demand: Demand) -> Result<Phase, Refusal> {
+    match (phase, demand) {
+        (Phase::Live, Demand::Run | Demand::Ask) => Ok(Phase::Live),
+        (Phase::Live | Phase::Ending, Demand::End) => Ok(Phase::Ending),
+        // `status` of a session that takes long to end must answer.
+        (Phase::Ending, Demand::Ask) => Ok(Phase::Ending),
+        (Phase::Ending, Demand::Run) => Err(Refusal::Ending),
+        (Phase::Dead, Demand::Run | Demand::Ask | Demand::End) => Err(Refusal::Dead),
+    }
+}
+
+/// One cell that is not finished, and who waits for it.
+#[derive(Debug)]
+pub(crate) struct Cell<W> {
+    /// Its id, once it is known.
+    pub(crate) id: Option<CellId>,
+    /// The lane it goes by.
+    pub(crate) lane: Lane,
+    /// It was handed to that lane.
+    pub(crate) sent: bool,
+    /// Kept until the host certainly has it.
+    pub(crate) source: String,
+    /// Whether changed names are to be worked out.
+    pub(crate) changed: bool,
+    /// Who waits.
+    pub(crate) waiter: W,
+}
+
+/// What to do about a cell after new lanes were opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// Ask for its end.
+    Await {
+        /// The daemon's number for it.
+        request: u64,
+        /// Which.
+        cell: CellId,
+    },
+    /// It never left: send it.
+    Send {
+        /// The daemon's number for it.
+        request: u64,
+    },
+    /// Nobody can know whether it arrived.
+    Lost {
+        /// The daemon's number for it.
+        request: u64,
+    },
+}
+
+/// The cells of one session that are not finished.
+#[derive(Debug)]
+pub(crate) struct CellBoard<W> {
+    next_request: u64,
+    next_cell: CellId,
+    cells: BTreeMap<u64, Cell<W>>,
+    /// Cells that an earlier daemon asked for, with our numbers for them.
+    inherited: BTreeMap<u64, CellId>,
+    queued_bytes: usize,
+}
+
+impl<W> CellBoard<W> {
+    /// The board of a host that just welcomed us.
+    pub(crate) fn new(next_cell: CellId) -> Self {
+        Self {
+            next_request: 1,
+            next_cell,
+            cells: BTreeMap::new(),
+            inherited: BTreeMap::new(),
+            queued_bytes: 0,
+        }
+    }
+
+    /// A number for a request that is no cell.
+    pub(crate) fn next_request(&mut self) -> u64 {
+        let request = self.next_request;
+        self.next_request += 1;
+        request
+    }
+
+    /// Takes a cell that an earlier daemon asked for.
+    pub(crate) fn inherit(&mut self, cell: CellId) -> u64 {
+        let request = self.next_request();
+        self.inherited.insert(request, cell);
+        request
+    }
+
+    /// Takes a new cell: its number, and the lane it must go by. The cell lane
+    /// is for a session without unfinished cells; all others queue in the
+    /// host, where they are known.
+    ///
+    /// # Errors
+    /// Gives back the waiter if too many bytes wait already.
+    pub(crate) fn add(&mut self, source: String, changed: bool, waiter: W) -> Result<(u64, Lane), W> {
+        if !self.cells.is_empty() && self.queued_bytes + source.len() > MAX_QUEUED_BYTES {
+            return Err(waiter);
+        }
+        let (id, lane) = if self.is_idle() {
+            (Some(self.next_cell), Lane::Cell)
+        } else {
+            (None, Lane::Control)
+        };
+        let request = self.next_request();
+        self.queued_bytes += source.len();
+        self.cells.insert(request, Cell { id, lane, sent: false, source, changed, waiter });
+        Ok((request, lane))
+    }
+
+    /// The cell of a number.
+    pub(crate) fn get(&self, request: u64) -> Option<&Cell<W>> {
+        self.cells.get(&request)
+    }
+
+    /// It was handed to its lane.
+    pub(crate) fn mark_sent(&mut self, request: u64) {
+        if let Some(cell) = self.cells.get_mut(&request) {
+            cell.sent = true;
+        }
+    }
+
+    /// The host has it in its queue.
+    pub(crate) fn accepted(&mut self, request: u64, id: CellId) {
+        if let Some(cell) = self.cells.get_mut(&request) {
+            cell.id = Some(id);
+        }
+    }
+
+    /// It ended; gives back the cell if somebody waits for it.
+    pub(crate) fn finished(&mut self, finished: &FinishedCell) -> Option<(u64, Cell<W>)> {
+        self.next_cell = finished.next_cell;
+        self.inherited.retain(|_, id| *id != finished.cell);
+        let by_id = || {
+            let found = self.cells.iter().find(|(_, cell)| cell.id == Some(finished.cell));
+            found.map(|(request, _)| *request)
+        };
+        let request = finished.request.filter(|request| self.cells.contains_key(request));
+        let request = request.or_else(by_id)?;
+        self.remove(request).map(|cell| (request, cell))
+    }
+
+    /// Forgets a cell.
+    pub(crate) fn remove(&mut self, request: u64) -> Option<Cell<W>> {
+        self.inherited.remove(&request);
+        let cell = self.cells.remove(&request)?;
+        self.queued_bytes = self.queued_bytes.saturating_sub(cell.source.len());
+        Some(cell)
+    }
+
+    /// The host says it never saw this cell: it goes again, by this lane.
+    pub(crate) fn send_again(&mut self, request: u64) -> Option<Lane> {
+        let alone = self.cells.len() == 1 && self.inherited.is_empty();
+        let next_cell = self.next_cell;
+        let cell = self.cells.get_mut(&request)?;
+        (cell.id, cell.lane) =
+            if alone { (Some(next_cell), Lane::Cell) } else { (None, Lane::Control) };
+        Some(cell.lane)
+    }
+
+    /// What to do about each cell once new lanes are open.
+    pub(crate) fn resume(&mut self, next_cell: CellId) -> Vec<Resume> {
+        self.next_cell = next_cell;
+        let own = self.cells.iter().map(|(request, cell)| match (cell.sent, cell.id) {
+            (false, _) => Resume::Send { request: *request },
+            (true, Some(id)) => Resume::Await { request: *request, cell: id },
+            (true, None) => Resume::Lost { request: *request },
+        });
+        let inherited = self
+            .inherited
+            .iter()
+            .map(|(request, id)| Resume::Await { request: *request, cell: *id });
+        own.chain(inherited).collect()
+    }
+
+    /// No cell is known that is not finished.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.cells.is_empty() && self.inherited.is_empty()
+    }
+
+    /// The cell that runs now, as far as is known here: the oldest one.
+    pub(crate) fn current(&self) -> Option<CellId> {
+        let own = self.cells.values().filter_map(|cell| cell.id);
+        own.chain(self.inherited.values().copied()).min()
+    }
+
+    /// Takes all cells away, oldest first.
+    pub(crate) fn drain(&mut self) -> Vec<Cell<W>> {
+        self.queued_bytes = 0;
+        self.inherited.clear();
+        std::mem::take(&mut self.cells).into_values().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pythond_protocol::outcome::{CellKind, CellStatus};
+
+    fn id(counter: u32) -> CellId {
+        CellId::from_parts(9, counter)
+    }
+
+    fn finished(request: Option<u64>, cell: CellId, next_cell: CellId) -> FinishedCell {
+        FinishedCell {
+            request,
+            cell,
+            kind: CellKind::Run,
+            status: CellStatus::Done,
+            exception: None,
+            result: None,
+            started_us: 0,
+            duration_ns: 0,
+            log_end: 0,
+            output_bytes: 0,
+            truncated: 0,
+            changed: Vec::new(),
+            next_cell,
+            not_recorded: None,
+        }
+    }
+
+    #[test]
+    fn the_table_permits_what_it_should() {
+        use {Demand::*, Phase::*};
+        let check = |phase, demand, expected| assert_eq!(permit(phase, demand), expected);
+        check(Live, Run, Ok(Live));
+        check(Live, Ask, Ok(Live));
+        check(Live, End, Ok(Ending));
+        check(Ending, Run, Err(Refusal::Ending));
+        check(Ending, Ask, Ok(Ending));
+        check(Ending, End, Ok(Ending));
+        for demand in [Run, Ask, End] {
+            check(Dead, demand, Err(Refusal::Dead));
+        }
+    }
+
+    #[test]
+    fn only_a_cell_that_meets_no_other_takes_the_cell_lane() {
+        let mut board = CellBoard::new(id(0));
+        assert_eq!(board.add("a".into(), false, 'a'), Ok((1, Lane::Cell)));
+        assert_eq!(board.add("b".into(), false, 'b'), Ok((2, Lane::Control)));
+        assert_eq!(board.current(), Some(id(0)));
+        board.accepted(2, id(1));
+        let (_, cell) = board.finished(&finished(Some(1), id(0), id(2))).unwrap();
+        assert_eq!(cell.waiter, 'a');
+        assert_eq!(board.current(), Some(id(1)));
+        assert_eq!(board.add("c".into(), false, 'c'), Ok((3, Lane::Control)));
+        // Without our number it is known by its id.
+        let (_, cell) = board.finished(&finished(None, id(1), id(2))).unwrap();
+        assert_eq!(cell.waiter, 'b');
+        assert!(board.finished(&finished(None, id(7), id(2))).is_none());
+    }
+
+    #[test]
+    fn inherited_cells_keep_the_cell_lane_free() {
+        let mut board = CellBoard::new(id(5));
+        board.inherit(id(4));
+        assert_eq!(board.add("a".into(), false, ()), Ok((2, Lane::Control)));
+        board.remove(2);
+        board.finished(&finished(None, id(4), id(6)));
+        assert!(board.is_idle());
+        assert_eq!(board.add("a".into(), false, ()), Ok((3, Lane::Cell)));
+    }
+
+    #[test]
+    fn a_cell_without_an_id_is_lost_with_its_lane_and_never_sent_twice() {
+        let mut board = CellBoard::new(id(0));
+        board.add("a".into(), false, ()).unwrap();
+        board.add("b".into(), false, ()).unwrap();
+        board.add("c".into(), false, ()).unwrap();
+        board.mark_sent(1);
+        board.mark_sent(2);
+        assert_eq!(
+            board.resume(id(0)),
+            [
+                Resume::Await { request: 1, cell: id(0) },
+                Resume::Lost { request: 2 },
+                Resume::Send { request: 3 },
+            ]
+        );
+        board.remove(3);
+        board.remove(2);
+        assert_eq!(board.send_again(1), Some(Lane::Cell));
+    }
+
+    #[test]
+    fn waiting_bytes_are_limited_and_given_back() {
+        let mut board = CellBoard::new(id(0));
+        let big = "x".repeat(MAX_QUEUED_BYTES);
+        assert!(board.add(big.clone(), false, ()).is_ok());
+        assert!(board.add("y".into(), false, ()).is_err());
+        board.remove(1);
+        assert!(board.add(big, false, ()).is_ok());
+    }
+}
