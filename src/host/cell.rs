@@ -280,7 +280,7 @@ fn encode(text: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
 }
 
 fn describe(py: Python<'_>, helpers: &Helpers, error: &PyErr, filename: &str) -> ExceptionInfo {
-    let value = error.value(py);
+    let value = error.clone_ref(py).into_value(py);
     let texts = helpers
         .describe
         .bind(py)

@@ -1,7 +1,7 @@
 //! The main thread of a session host: becomes a session, then runs cells, one
 //! at a time, in the order they came.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -199,7 +199,17 @@ impl Session {
         }
     }
 
-    fn wait_for(&self, longest: Option<Duration>) -> Result<usize, Errno> {
+    /// A cell closed descriptors of the main thread: the I/O thread, which has
+    /// a table of its own, reads cells from now on. The lost number may belong
+    /// to a file of the cell's by now, so it is not closed.
+    fn lose_descriptors(&self, lane: Option<CellLane>) {
+        if let Some(lane) = lane {
+            let _ = lane.socket.into_raw_fd();
+        }
+        self.shared.let_io_read_cells();
+    }
+
+    fn wait_for(&mut self, longest: Option<Duration>) -> Result<usize, Errno> {
         let lost = PollFlags::NVAL;
         let mut set = Vec::with_capacity(2);
         set.push(PollFd::new(&self.handoff, PollFlags::IN));
@@ -212,8 +222,8 @@ impl Session {
         });
         let ready = poll(&mut set, limit.as_ref())?;
         if set.iter().any(|entry| entry.revents().contains(lost)) {
-            // A cell closed what it found; the I/O thread still has its own.
-            self.shared.let_io_read_cells();
+            let lane = self.lane.take();
+            self.lose_descriptors(lane);
         }
         Ok(ready)
     }
@@ -235,7 +245,8 @@ impl Session {
         {
             let lost = !indirect && error.is_instance_of::<pyo3::exceptions::PyOSError>(py);
             if lost {
-                self.shared.let_io_read_cells();
+                let lane = self.lane.take();
+                self.lose_descriptors(lane);
             } else {
                 cell::explain(py, helpers::get(py), error);
             }
@@ -262,7 +273,8 @@ impl Session {
                 Ok(Handed::Nudge) => {}
                 Ok(Handed::Nothing) => break,
                 Err(_) => {
-                    self.shared.let_io_read_cells();
+                    let lane = self.lane.take();
+                    self.lose_descriptors(lane);
                     return;
                 }
             }
@@ -270,9 +282,11 @@ impl Session {
         let Some(lane) = &mut self.lane else { return };
         match lane.receive() {
             Ok(true) => {}
-            Ok(false) => self.lane = None,
-            Err(Errno::BADF | Errno::NOTSOCK) => self.shared.let_io_read_cells(),
-            Err(_) => self.lane = None,
+            Err(errno) if is_lost(errno) => {
+                let lane = self.lane.take();
+                self.lose_descriptors(lane);
+            }
+            Ok(false) | Err(_) => self.lane = None,
         }
     }
 
@@ -352,10 +366,15 @@ impl Session {
             }
             _ => Err(Errno::NOTCONN),
         };
-        if direct.is_err() {
-            // Half a message may have gone out: the daemon needs a clean lane.
-            if let Some(lane) = self.lane.take() {
-                let _ = rustix::net::shutdown(&lane.socket, rustix::net::Shutdown::Both);
+        if let Err(errno) = direct {
+            match self.lane.take() {
+                // The number is not ours any more and must not be closed.
+                Some(lane) if is_lost(errno) => self.lose_descriptors(Some(lane)),
+                // Half a message may have gone out: the daemon needs a clean lane.
+                Some(lane) => {
+                    let _ = rustix::net::shutdown(&lane.socket, rustix::net::Shutdown::Both);
+                }
+                None => {}
             }
             self.shared.send(event.clone(), body.to_vec());
         }
@@ -466,6 +485,11 @@ fn install_hooks(py: Python<'_>, shared: &Shared) -> PyResult<()> {
     sys::ignore(rustix::process::Signal::HUP.as_raw());
     streams::set_forked(false);
     Ok(())
+}
+
+/// True if a number does not name what it named any more.
+fn is_lost(errno: Errno) -> bool {
+    matches!(errno, Errno::BADF | Errno::NOTSOCK)
 }
 
 fn out_of_the_way(descriptor: OwnedFd) -> std::io::Result<OwnedFd> {

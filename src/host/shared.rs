@@ -211,13 +211,6 @@ impl Shared {
         }
     }
 
-    /// Takes a waiting cell out; true if it was there.
-    pub(crate) fn cancel_queued(&self, cell: CellId) -> Option<QueuedCell> {
-        let mut state = self.state();
-        let at = state.queue.iter().position(|queued| queued.id == cell)?;
-        state.queue.remove(at)
-    }
-
     /// A cell starts to run.
     pub(crate) fn started(&self, cell: &QueuedCell, time_us: i64) {
         self.state().running = Some((cell.id, cell.request));

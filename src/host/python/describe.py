@@ -41,13 +41,26 @@ def _format(error, filename):
     try:
         trace = _from_cell(error.__traceback__, filename)
         error.__traceback__ = trace
-        lines = traceback.format_exception(type(error), error, trace)
-        return _cut("".join(lines), _LONGEST_TRACEBACK)
+        shown = traceback.TracebackException(type(error), error, trace, compact=True)
+        _hide_ours(shown, set())
+        return _cut("".join(shown.format()), _LONGEST_TRACEBACK)
     except BaseException as failure:
         return (
             f"{_type_name(type(error))}: {_text(error)}\n"
             f"(its traceback cannot be shown: {_type_name(type(failure))})\n"
         )
+
+
+def _hide_ours(shown, seen):
+    """Take our helpers out of every stack that is shown."""
+    if shown is None or id(shown) in seen:
+        return
+    seen.add(id(shown))
+    shown.stack[:] = [frame for frame in shown.stack if not frame.filename.startswith("<pythond>")]
+    _hide_ours(shown.__cause__, seen)
+    _hide_ours(shown.__context__, seen)
+    for part in getattr(shown, "exceptions", None) or ():
+        _hide_ours(part, seen)
 
 
 def _from_cell(trace, filename):
