@@ -43,7 +43,12 @@ pub(crate) struct AccessLog {
 impl AccessLog {
     /// The lines of this connection.
     pub(crate) fn new(log: Log, connection: u64, peer: Peer) -> Self {
-        Self { log, connection, peer, line: String::with_capacity(256) }
+        Self {
+            log,
+            connection,
+            peer,
+            line: String::with_capacity(256),
+        }
     }
 
     /// Writes one line.
@@ -79,7 +84,9 @@ impl AccessLog {
             self.line.push_str(" detail=");
             push_value(&mut self.line, detail);
         }
-        self.line.truncate(self.line.floor_char_boundary(MAX_LINE - 1));
+        while self.line.len() >= MAX_LINE {
+            self.line.pop();
+        }
         self.line.push('\n');
         self.log.access(self.line.as_bytes());
     }

@@ -105,7 +105,9 @@ impl Config {
     /// [`ConfigError`].
     pub fn read(args: &DaemonArgs) -> Result<Self, ConfigError> {
         let cwd = std::env::current_dir().map_err(ConfigError::NoDirectory)?;
-        let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+        let home = std::env::var_os("HOME")
+            .map(PathBuf::from)
+            .filter(|home| home.is_absolute());
         let variables = PathVariables {
             pythond_sock: std::env::var_os("PYTHOND_SOCK")
                 .filter(|path| !path.is_empty())
@@ -120,7 +122,8 @@ impl Config {
             max_sessions: number("PYTHOND_MAX_SESSIONS", 1024, 1, 1 << 16)?,
             max_payload: number("PYTHOND_MAX_WS_PAYLOAD", 16 << 20, 1 << 10, 1 << 29)?,
             variables: session_variables(std::env::vars_os()),
-            search_path: std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
+            search_path: std::env::var_os("PATH")
+                .unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
             executable: own_executable()?,
             detached: args.detached,
             socket,
@@ -142,9 +145,7 @@ fn own_executable() -> Result<PathBuf, ConfigError> {
 
 /// What sessions inherit: everything but our own variables, which may hold a
 /// token. What is no UTF-8 cannot travel in our messages and is left out.
-fn session_variables(
-    all: impl Iterator<Item = (OsString, OsString)>,
-) -> BTreeMap<String, String> {
+fn session_variables(all: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
     all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| !name.starts_with("PYTHOND_"))
         .collect()
@@ -156,13 +157,20 @@ fn number(
     least: usize,
     most: usize,
 ) -> Result<usize, ConfigError> {
-    let Some(value) = std::env::var_os(name) else { return Ok(default) };
+    let Some(value) = std::env::var_os(name) else {
+        return Ok(default);
+    };
     let value = value.to_string_lossy().trim().to_owned();
     value
         .parse()
         .ok()
         .filter(|number| (least..=most).contains(number))
-        .ok_or(ConfigError::Number { name, value, least, most })
+        .ok_or(ConfigError::Number {
+            name,
+            value,
+            least,
+            most,
+        })
 }
 
 #[cfg(test)]
@@ -177,7 +185,11 @@ mod tests {
 
     #[test]
     fn sessions_do_not_inherit_our_own_variables() {
-        let all = [("PATH", "/bin"), ("PYTHOND_TOKEN", "secret"), ("PYTHONPATH", "/p")];
+        let all = [
+            ("PATH", "/bin"),
+            ("PYTHOND_TOKEN", "secret"),
+            ("PYTHONPATH", "/p"),
+        ];
         let all = all.map(|(name, value)| (name.into(), value.into()));
         let names: Vec<_> = session_variables(all.into_iter()).into_keys().collect();
         assert_eq!(names, ["PATH", "PYTHONPATH"]);

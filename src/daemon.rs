@@ -31,6 +31,8 @@ use crate::zygotes::{HostProgram, Zygotes};
 const LOCK: &str = "daemon.lock";
 /// Open files that two lanes for each session and all connections need.
 const OPEN_FILES: u64 = 16_384;
+/// How long clients wait at most for hosts that an earlier daemon left.
+const ADOPT_FIRST: Duration = Duration::from_millis(250);
 /// How long connections may take to say goodbye when everything has ended.
 const GOODBYE: Duration = Duration::from_millis(300);
 
@@ -79,7 +81,13 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let log = open_log(&config, &dir)?;
     let mut signals = Signals::new()?;
     let (orphans_in, orphans) = mpsc::unbounded_channel();
-    let context = context(&config, dir, log.clone(), Arc::new(Exits::new(orphans_in)), open_files);
+    let context = context(
+        &config,
+        dir,
+        log.clone(),
+        Arc::new(Exits::new(orphans_in)),
+        open_files,
+    );
     let listener = Listener::new(socket, config.max_payload, log.clone())
         .map_err(DaemonError::system("listen"))?;
     log.note(&format!(
@@ -88,17 +96,22 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         config.socket.path.display()
     ));
     let background = context.hosts.tracker.clone();
-    for session in context.hosts.adopt_all().await {
-        context.registry.adopt(session);
-    }
     background.spawn(bury_orphans(Arc::clone(&context), orphans));
+    adopt(&context).await;
     background.spawn(warm_default(Arc::clone(&context)));
     let connections = TaskTracker::new();
     tokio::select! {
         () = listener.run(&context, &connections) => {}
         () = signals.next() => {}
     }
-    stop(&context, listener, &config.socket.path, &connections, signals).await;
+    stop(
+        &context,
+        listener,
+        &config.socket.path,
+        &connections,
+        signals,
+    )
+    .await;
     log.note("pythond stopped");
     log.flush();
     Ok(())
@@ -134,7 +147,9 @@ fn open_log(config: &Config, dir: &PrivateDir) -> Result<Log, DaemonError> {
     let log = Log::to_stderr().map_err(DaemonError::system(failed))?;
     match dir.append_file("access.log") {
         // A detached daemon's standard error is a file beside this one.
-        Ok(file) => log.with_access(file, !config.detached).map_err(DaemonError::system(failed)),
+        Ok(file) => log
+            .with_access(file, !config.detached)
+            .map_err(DaemonError::system(failed)),
         Err(error) => {
             log.note(&format!("WARN: no access log: {}", chain(&error)));
             Ok(log)
@@ -150,8 +165,13 @@ fn raise_open_files() -> Option<Rlimit> {
     if before.current.is_none_or(|current| current >= most) {
         return None;
     }
-    let raised = Rlimit { current: Some(most), maximum: before.maximum };
-    rustix::process::setrlimit(Resource::Nofile, raised).ok().map(|()| before)
+    let raised = Rlimit {
+        current: Some(most),
+        maximum: before.maximum,
+    };
+    rustix::process::setrlimit(Resource::Nofile, raised)
+        .ok()
+        .map(|()| before)
 }
 
 fn context(
@@ -164,20 +184,32 @@ fn context(
     let tracker = TaskTracker::new();
     let zygotes = Zygotes::new(
         Arc::clone(&dir),
-        HostProgram { open_files, ..host_program(&config.executable) },
+        HostProgram {
+            open_files,
+            ..host_program(&config.executable)
+        },
         Arc::clone(&exits),
         log.clone(),
         tracker.clone(),
     );
     Arc::new(Context {
         registry: Registry::new(config.max_sessions),
-        hosts: Hosts { dir, exits, zygotes, log, tracker },
+        hosts: Hosts {
+            dir,
+            exits,
+            zygotes,
+            log,
+            tracker,
+        },
         variables: config.variables.clone(),
         search_path: config.search_path.clone(),
         cwd: config.cwd.clone(),
         sessions_dir: config.sessions_dir.clone(),
         socket: config.socket.path.clone(),
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
         started: Instant::now(),
         stop: CancellationToken::new(),
         hurry: CancellationToken::new(),
@@ -194,12 +226,44 @@ fn host_program(executable: &Path) -> HostProgram {
         beside.join("../lib/pythond").join(LIBRARY),
         beside.join("../lib").join(LIBRARY),
     ];
-    let library = places.iter().find(|path| path.exists()).unwrap_or(&places[0]);
+    let library = places
+        .iter()
+        .find(|path| path.exists())
+        .unwrap_or(&places[0]);
     HostProgram {
         launcher: beside.join("pythond-host"),
         library: library.clone(),
         open_files: None,
     }
+}
+
+/// Takes over what an earlier daemon left. Whoever answers at once is there
+/// before the first client; a host that is stopped is waited for beside them.
+async fn adopt(context: &Arc<Context>) {
+    let (zygotes, sessions) = context.hosts.left_behind();
+    let zygotes = zygotes.into_iter().map(|socket| {
+        let context = Arc::clone(context);
+        context.hosts.tracker.clone().spawn(async move {
+            context.hosts.zygotes.adopt(&socket).await;
+        })
+    });
+    let zygotes: Vec<_> = zygotes.collect();
+    let sessions = sessions.into_iter().map(|socket| {
+        let context = Arc::clone(context);
+        context.hosts.tracker.clone().spawn(async move {
+            let free = |name: &pythond_protocol::SessionName| context.registry.is_free(name);
+            tokio::select! {
+                () = context.stop.cancelled() => {}
+                found = context.hosts.adopt(&socket, free) => {
+                    if let Some(session) = found {
+                        context.registry.adopt(session);
+                    }
+                }
+            }
+        })
+    });
+    let all = futures_util::future::join_all(zygotes.into_iter().chain(sessions));
+    let _ = tokio::time::timeout(ADOPT_FIRST, all).await;
 }
 
 /// Starts the environment that most sessions want before anybody asks.
@@ -209,7 +273,10 @@ async fn warm_default(context: Arc<Context>) {
         Err(error) => Err(error.into()),
     };
     if let Err(error) = warmed {
-        context.hosts.log.note(&format!("WARN: the default environment: {}", chain(&error)));
+        context
+            .hosts
+            .log
+            .note(&format!("WARN: the default environment: {}", chain(&error)));
     }
 }
 
@@ -242,20 +309,33 @@ async fn stop(
     context.registry.close();
     drop(listener);
     let orderly = async {
-        let ends = context.registry.all().into_iter().map(|session| async move {
-            session.end("the daemon stopped", GRACE, &context.hurry).await
-        });
+        let ends = context
+            .registry
+            .all()
+            .into_iter()
+            .map(|session| async move {
+                session
+                    .end("the daemon stopped", GRACE, &context.hurry)
+                    .await
+            });
         futures_util::future::join_all(ends).await;
         // Sessions that were being made when the stop came.
         while context.registry.has_reservations() && !context.hurry.is_cancelled() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let late = context.registry.all().into_iter().filter(|session| !session.is_dead());
+        let late = context
+            .registry
+            .all()
+            .into_iter()
+            .filter(|session| !session.is_dead());
         let late = late.map(|session| async move {
-            session.end("the daemon stopped", Duration::ZERO, &context.hurry).await
+            session
+                .end("the daemon stopped", Duration::ZERO, &context.hurry)
+                .await
         });
         futures_util::future::join_all(late).await;
         context.hosts.zygotes.shut_down(GRACE).await;
+        context.hosts.sweep();
     };
     let mut orderly = std::pin::pin!(tokio::time::timeout(Duration::from_secs(5), orderly));
     let mut asked_again = false;

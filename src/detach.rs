@@ -66,13 +66,19 @@ pub fn start(config: &Config) -> Result<u32, DetachError> {
         }
         if let Some(status) = child.try_wait().map_err(DetachError::Start)? {
             let words = words_since(&dir, before);
-            let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(4);
+            let code = status
+                .code()
+                .and_then(|code| u8::try_from(code).ok())
+                .unwrap_or(4);
             return Err(DetachError::Refused { words, code });
         }
         std::thread::sleep(PAUSE);
     }
     let log = crate::daemon::detached_log(config).display().to_string();
-    Err(DetachError::Silent { pid: child.id(), log })
+    Err(DetachError::Silent {
+        pid: child.id(),
+        log,
+    })
 }
 
 /// The socket is that of our child: an older daemon's would answer as well.
@@ -92,7 +98,16 @@ fn words_since(dir: &PrivateDir, offset: u64) -> String {
         Some(String::from_utf8_lossy(&words).trim().to_owned())
     };
     let words = read().unwrap_or_default();
-    // It already says what it is.
-    let words = words.strip_prefix("error: ").map(str::to_owned).unwrap_or(words);
-    if words.is_empty() { "the daemon ended at once".to_owned() } else { words }
+    // An older daemon may have written here meanwhile; the word `error` comes
+    // back when this is printed.
+    let last = words
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("error: "));
+    let words = last.map(str::to_owned).unwrap_or(words);
+    if words.is_empty() {
+        "the daemon ended at once".to_owned()
+    } else {
+        words
+    }
 }

@@ -74,12 +74,16 @@ fn is_executable(path: &Path) -> bool {
 /// # Errors
 /// [`EnvironmentError`].
 pub(crate) fn check_python(path: &str) -> Result<(), EnvironmentError> {
-    std::fs::metadata(path)
-        .map_err(|source| EnvironmentError::Missing { path: path.to_owned(), source })?;
+    std::fs::metadata(path).map_err(|source| EnvironmentError::Missing {
+        path: path.to_owned(),
+        source,
+    })?;
     if is_executable(Path::new(path)) {
         Ok(())
     } else {
-        Err(EnvironmentError::NotExecutable { path: path.to_owned() })
+        Err(EnvironmentError::NotExecutable {
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -116,14 +120,19 @@ impl Environment {
     pub(crate) fn key(&self, build: &[FileMark]) -> String {
         let python = Path::new(&self.python);
         let beside = python.parent();
-        let configurations = [beside, beside.and_then(Path::parent)].into_iter().flatten();
+        let configurations = [beside, beside.and_then(Path::parent)]
+            .into_iter()
+            .flatten();
         let mut marks = vec![FileMark::of(python.to_owned())];
         marks.extend(configurations.map(|directory| FileMark::of(directory.join("pyvenv.cfg"))));
         let mut preload = self.preload.clone();
         preload.sort();
         preload.dedup();
-        let relevant: BTreeMap<_, _> =
-            self.variables.iter().filter(|(name, _)| is_relevant(name)).collect();
+        let relevant: BTreeMap<_, _> = self
+            .variables
+            .iter()
+            .filter(|(name, _)| is_relevant(name))
+            .collect();
         // Debug text is unambiguous (strings are quoted), and nobody but a
         // daemon of the same build compares keys: the build is part of them.
         let text = format!("{marks:?}{build:?}{preload:?}{relevant:?}");
@@ -189,7 +198,10 @@ mod tests {
             std::fs::File::create(root.path().join(name).join("python3")).unwrap();
         }
         let path = std::env::join_paths(["a", "b"].map(|name| root.path().join(name))).unwrap();
-        assert!(matches!(default_python(&path), Err(EnvironmentError::NoDefault)));
+        assert!(matches!(
+            default_python(&path),
+            Err(EnvironmentError::NoDefault)
+        ));
         let second = root.path().join("b/python3");
         std::fs::set_permissions(&second, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(default_python(&path).unwrap(), second.to_str().unwrap());

@@ -46,16 +46,19 @@ impl From<SpawnError> for ErrorReply {
             SpawnError::Directory(_) => Self::new(ErrorCode::Environment, text)
                 .with_hint("choose another with `pysh new NAME --cwd DIR`"),
             SpawnError::Refused(_) | SpawnError::Random => Self::new(ErrorCode::SpawnFailed, text),
-            SpawnError::Launch(source) => {
-                Self::new(ErrorCode::SpawnFailed, format!("{text}: {}", plain_words(&source)))
-                    .with_hint("`pythond-host` belongs beside `pythond`; install both again")
-            }
-            SpawnError::Files(source) => {
-                Self::new(ErrorCode::SpawnFailed, format!("{text}: {}", chain(&source)))
-            }
-            SpawnError::Connect(source) => {
-                Self::new(ErrorCode::SpawnFailed, format!("{text}: {}", chain(&source)))
-            }
+            SpawnError::Launch(source) => Self::new(
+                ErrorCode::SpawnFailed,
+                format!("{text}: {}", plain_words(&source)),
+            )
+            .with_hint("`pythond-host` belongs beside `pythond`; install both again"),
+            SpawnError::Files(source) => Self::new(
+                ErrorCode::SpawnFailed,
+                format!("{text}: {}", chain(&source)),
+            ),
+            SpawnError::Connect(source) => Self::new(
+                ErrorCode::SpawnFailed,
+                format!("{text}: {}", chain(&source)),
+            ),
         }
     }
 }

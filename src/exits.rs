@@ -48,7 +48,10 @@ pub(crate) struct Exits {
 impl Exits {
     /// Reports of sessions that nobody watches also go to `orphans`.
     pub(crate) fn new(orphans: mpsc::UnboundedSender<HostExit>) -> Self {
-        Self { book: Mutex::default(), orphans }
+        Self {
+            book: Mutex::default(),
+            orphans,
+        }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -64,7 +67,10 @@ impl Exits {
         match book.unclaimed.remove(socket) {
             // The receiver is ours, so this cannot fail.
             Some(exit) => drop(reply.send(exit)),
-            None => drop(book.watches.insert(socket.to_owned(), Watch { zygote_pid, reply })),
+            None => drop(
+                book.watches
+                    .insert(socket.to_owned(), Watch { zygote_pid, reply }),
+            ),
         }
         receiver
     }
@@ -88,7 +94,9 @@ impl Exits {
 
     /// A zygote is gone: nobody will report its hosts.
     pub(crate) fn forget_zygote(&self, zygote_pid: i32) {
-        self.book().watches.retain(|_, watch| watch.zygote_pid != zygote_pid);
+        self.book()
+            .watches
+            .retain(|_, watch| watch.zygote_pid != zygote_pid);
     }
 }
 
@@ -125,7 +133,13 @@ mod tests {
         let mut of_gone = exits.watch(1, "a");
         let mut of_other = exits.watch(2, "b");
         exits.forget_zygote(1);
-        assert_eq!(of_gone.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
-        assert_eq!(of_other.try_recv().unwrap_err(), oneshot::error::TryRecvError::Empty);
+        assert_eq!(
+            of_gone.try_recv().unwrap_err(),
+            oneshot::error::TryRecvError::Closed
+        );
+        assert_eq!(
+            of_other.try_recv().unwrap_err(),
+            oneshot::error::TryRecvError::Empty
+        );
     }
 }

@@ -38,8 +38,13 @@ pub(crate) async fn open_control(
     within(async {
         let deadline = Instant::now() + HELLO_DEADLINE;
         let mut control = LaneIo::connect(dir, socket, Lane::Control, deadline).await?;
-        let first = control.next::<HostEvent>().await.map_err(ConnectError::Lost)?;
-        let HostEvent::Welcome(info) = first.header else { return Err(ConnectError::Unexpected) };
+        let first = control
+            .next::<HostEvent>()
+            .await
+            .map_err(ConnectError::Lost)?;
+        let HostEvent::Welcome(info) = first.header else {
+            return Err(ConnectError::Unexpected);
+        };
         if info.version != LINK_VERSION && info.version + 1 != LINK_VERSION {
             return Err(ConnectError::Version(info.version));
         }
@@ -65,9 +70,7 @@ pub(crate) async fn open_cell(dir: &PrivateDir, socket: &str) -> Result<LaneIo, 
     .await
 }
 
-async fn within<T>(
-    work: impl Future<Output = Result<T, ConnectError>>,
-) -> Result<T, ConnectError> {
+async fn within<T>(work: impl Future<Output = Result<T, ConnectError>>) -> Result<T, ConnectError> {
     tokio::time::timeout(HELLO_DEADLINE, work)
         .await
         .unwrap_or(Err(ConnectError::Deadline(HELLO_DEADLINE)))
@@ -84,12 +87,18 @@ pub(crate) struct HostProcess {
 impl HostProcess {
     /// Remembers a process that is alive now.
     pub(crate) fn of(pid: i32) -> Self {
-        Self { pid, start_time: proc_stat(pid).map(|stat| stat.start_time) }
+        Self {
+            pid,
+            start_time: proc_stat(pid).map(|stat| stat.start_time),
+        }
     }
 
     /// One that ended before we saw it: nothing will be sent to its number.
     pub(crate) fn gone(pid: i32) -> Self {
-        Self { pid, start_time: None }
+        Self {
+            pid,
+            start_time: None,
+        }
     }
 
     /// Its number.
@@ -114,7 +123,10 @@ impl HostProcess {
         if Some(stat.start_time) != self.start_time || stat.state == b'Z' {
             return None;
         }
-        #[expect(deprecated, reason = "its successor is unsafe; an OwnedFd gives what that asks for")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; an OwnedFd gives what that asks for"
+        )]
         AsyncFd::with_interest(fd, tokio::io::Interest::READABLE).ok()
     }
 
@@ -150,7 +162,9 @@ impl HostProcess {
             self.kill_group();
             // A host that left its group must go as well.
             let _ = rustix::process::pidfd_send_signal(pidfd.get_ref(), Signal::KILL);
-            gone = tokio::time::timeout(KILL_DEADLINE, wait_for_end(&pidfd)).await.is_ok();
+            gone = tokio::time::timeout(KILL_DEADLINE, wait_for_end(&pidfd))
+                .await
+                .is_ok();
         }
         self.kill_group();
         gone
@@ -174,7 +188,10 @@ async fn wait_for_end(pidfd: &AsyncFd<std::os::fd::OwnedFd>) {
     // an earlier wait, so the descriptor itself is asked too.
     loop {
         let mut fds = [PollFd::new(pidfd.get_ref(), PollFlags::IN)];
-        if matches!(rustix::event::poll(&mut fds, Some(&Timespec::default())), Ok(1)) {
+        if matches!(
+            rustix::event::poll(&mut fds, Some(&Timespec::default())),
+            Ok(1)
+        ) {
             return;
         }
         match pidfd.readable().await {
@@ -213,7 +230,13 @@ mod tests {
     #[test]
     fn a_process_name_cannot_forge_its_state() {
         let stat = b"7 (a) Z 1) T 1 7 7 0 -1 0 0 0 0 0 1 2 0 0 20 0 1 0 4242 99";
-        assert_eq!(parse_stat(stat), Some(ProcStat { state: b'T', start_time: 4242 }));
+        assert_eq!(
+            parse_stat(stat),
+            Some(ProcStat {
+                state: b'T',
+                start_time: 4242
+            })
+        );
         assert_eq!(parse_stat(b"7 (a"), None);
     }
 

@@ -1,19 +1,24 @@
 //! Sessions made and taken over: both connect to a host that listens.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
+use pythond_protocol::SessionName;
 use pythond_protocol::lane::{HostInfo, SessionSpec};
 use tokio_util::task::TaskTracker;
 
 use crate::environment::Environment;
-use crate::error::SpawnError;
+use crate::error::{SpawnError, chain};
 use crate::exits::Exits;
 use crate::host_process::{self, Lanes};
 use crate::lane_io::ConnectError;
 use crate::log::Log;
 use crate::session::{self, SessionHandle};
 use crate::zygotes::Zygotes;
+
+/// Pause before a host that did not answer is asked again.
+const ADOPT_PAUSE: Duration = Duration::from_secs(2);
 
 /// What is needed to reach hosts.
 pub(crate) struct Hosts {
@@ -35,22 +40,37 @@ impl Hosts {
         spec: SessionSpec,
     ) -> Result<SessionHandle, SpawnError> {
         let spawned = self.zygotes.spawn(environment, spec).await?;
-        match self.connect(&spawned.socket).await {
+        match self.connect(&spawned.socket, |_| true).await {
             Ok(Some(handle)) if handle.process().pid() == spawned.pid => Ok(handle),
             Ok(_) => Err(SpawnError::Connect(ConnectError::Unexpected)),
             Err(error) => Err(SpawnError::Connect(error)),
         }
     }
 
-    /// Takes over whoever listens on a socket of the runtime directory. None
-    /// for a parked spare.
+    /// Opens both lanes to whoever listens on a socket of the runtime directory
+    /// and starts its task. None for a parked spare, and for a session that
+    /// `wanted` does not want.
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub(crate) async fn connect(&self, socket: &str) -> Result<Option<SessionHandle>, ConnectError> {
+    async fn connect(
+        &self,
+        socket: &str,
+        wanted: impl FnOnce(&SessionName) -> bool,
+    ) -> Result<Option<SessionHandle>, ConnectError> {
         let (control, info) = host_process::open_control(&self.dir, socket).await?;
-        let HostInfo { pid, session: Some(hosted), .. } = info else { return Ok(None) };
+        let HostInfo {
+            pid,
+            session: Some(hosted),
+            ..
+        } = info
+        else {
+            return Ok(None);
+        };
         let cell = host_process::open_cell(&self.dir, socket).await?;
+        if !wanted(&hosted.spec.session) {
+            return Ok(None);
+        }
         let exit = self.exits.watch(hosted.zygote_pid, socket);
         let link = session::Connected {
             lanes: Lanes { cell, control },
@@ -59,36 +79,94 @@ impl Hosts {
             exit,
             pid,
         };
-        Ok(Some(session::start(link, Arc::clone(&self.dir), self.log.clone(), &self.tracker)))
+        Ok(Some(session::start(
+            link,
+            Arc::clone(&self.dir),
+            self.log.clone(),
+            &self.tracker,
+        )))
     }
 
-    /// Takes over everything that an earlier daemon left. Sockets that nobody
-    /// listens on are removed.
-    pub(crate) async fn adopt_all(&self) -> Vec<SessionHandle> {
+    /// Takes over the session that listens on a socket, however long its host
+    /// takes to answer; it may be stopped. `wanted` says whether its name is
+    /// still free.
+    pub(crate) async fn adopt(
+        &self,
+        socket: &str,
+        wanted: impl Fn(&SessionName) -> bool,
+    ) -> Option<SessionHandle> {
+        let mut told = false;
+        loop {
+            match self.connect(socket, &wanted).await {
+                Ok(found) => return found,
+                Err(error) if error.is_gone() => {
+                    self.remove_litter(socket);
+                    return None;
+                }
+                Err(error) if !told => {
+                    told = true;
+                    let why = chain(&error);
+                    self.log
+                        .note(&format!("cannot take over {socket} yet: {why}"));
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(ADOPT_PAUSE).await;
+        }
+    }
+
+    /// What an earlier daemon left: sockets of zygotes, sockets of sessions.
+    pub(crate) fn left_behind(&self) -> (Vec<String>, Vec<String>) {
         let names = self.dir.entries().unwrap_or_else(|error| {
-            self.log.note(&format!("cannot look for sessions: {}", crate::error::chain(&error)));
+            self.log
+                .note(&format!("cannot look for sessions: {}", chain(&error)));
             Vec::new()
         });
-        let of_kind = |prefix: &'static str| {
-            names.iter().filter(move |name| name.starts_with(prefix) && name.ends_with(".sock"))
+        let sockets = |prefix: &str| -> Vec<String> {
+            let ours = names
+                .iter()
+                .filter(|name| name.starts_with(prefix) && name.ends_with(SOCKET));
+            ours.cloned().collect()
         };
-        // Zygotes first: they report hosts that ended meanwhile.
-        futures_util::future::join_all(of_kind("z-").map(|socket| self.zygotes.adopt(socket))).await;
-        let found = of_kind("h-").map(|socket| async move {
-            match self.connect(socket).await {
-                Ok(found) => found,
-                Err(error) if error.is_gone() => {
-                    // What nobody listens on is only litter.
-                    let _ = self.dir.remove(socket);
-                    None
+        let mut sessions = sockets("h-");
+        // A spare answers nobody, and has no journal until it is handed out.
+        sessions.retain(|socket| {
+            names.contains(&journal_of(socket)) || {
+                if self.is_dead(socket) {
+                    self.remove_litter(socket);
                 }
-                Err(error) => {
-                    let why = crate::error::chain(&error);
-                    self.log.note(&format!("cannot take over {socket}: {why}"));
-                    None
-                }
+                false
             }
         });
-        futures_util::future::join_all(found).await.into_iter().flatten().collect()
+        (sockets("z-"), sessions)
     }
+
+    /// Removes what nobody listens on.
+    pub(crate) fn sweep(&self) {
+        for name in self.dir.entries().unwrap_or_default() {
+            let ours = (name.starts_with("h-") || name.starts_with("z-")) && name.ends_with(SOCKET);
+            if ours && self.is_dead(&name) {
+                self.remove_litter(&name);
+            }
+        }
+    }
+
+    fn is_dead(&self, socket: &str) -> bool {
+        let tried = self.dir.connect_socket_nonblocking(socket);
+        tried.is_err_and(|error| error.is_refused())
+    }
+
+    fn remove_litter(&self, socket: &str) {
+        // What stays is looked at again at the next start.
+        let _ = self.dir.remove(socket);
+        let _ = self.dir.remove(&journal_of(socket));
+    }
+}
+
+/// How names of sockets end.
+const SOCKET: &str = ".sock";
+
+/// The name of a host's journal, beside its socket.
+fn journal_of(socket: &str) -> String {
+    format!("{}.journal", socket.strip_suffix(SOCKET).unwrap_or(socket))
 }

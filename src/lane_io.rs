@@ -8,7 +8,9 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
 use pythond_private_fs::{PrivateDir, PrivateFsError};
-use pythond_protocol::lane::{self, Decoder, HELLO_TAG, Hello, Lane, LINK_VERSION, LaneError, Message};
+use pythond_protocol::lane::{
+    self, Decoder, HELLO_TAG, Hello, LINK_VERSION, Lane, LaneError, Message,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
@@ -117,7 +119,11 @@ impl LaneIo {
             outgoing: VecDeque::new(),
             written: 0,
         };
-        let hello = Hello { version: LINK_VERSION, tag, lane };
+        let hello = Hello {
+            version: LINK_VERSION,
+            tag,
+            lane,
+        };
         let message = lane::encode(HELLO_TAG, &hello, b"")
             .map_err(|error| ConnectError::Lost(LaneLoss::Framing(error)))?;
         opened.queue(message);

@@ -130,8 +130,7 @@ async fn connection(
         .write_buffer_size(BUFFER)
         .max_message_size(Some(max_message))
         .max_frame_size(Some(max_message));
-    let handshake =
-        tokio_tungstenite::accept_hdr_async_with_config(stream, agree, Some(config));
+    let handshake = tokio_tungstenite::accept_hdr_async_with_config(stream, agree, Some(config));
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake) => shaken,
         () = context.stop.cancelled() => return,
@@ -141,8 +140,11 @@ async fn connection(
         Ok(Err(error)) => error.to_string(),
         Err(_) => "deadline".to_owned(),
     };
-    let fields =
-        Fields { status: Some("rejected"), detail: Some(&detail), ..Fields::default() };
+    let fields = Fields {
+        status: Some("rejected"),
+        detail: Some(&detail),
+        ..Fields::default()
+    };
     access.event("handshake", &fields);
 }
 
@@ -162,7 +164,9 @@ fn agree(request: &Request, mut response: Response) -> Result<Response, ErrorRes
         .collect();
     if let Some(chosen) = SUBPROTOCOLS.iter().find(|known| offered.contains(known)) {
         let value = HeaderValue::from_static(chosen);
-        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+        response
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_PROTOCOL, value);
     }
     Ok(response)
 }

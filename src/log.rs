@@ -43,7 +43,10 @@ impl Sink {
     ///
     /// # Errors
     /// If no thread can be started.
-    pub(crate) fn start(name: &str, mut target: impl Write + Send + 'static) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        name: &str,
+        mut target: impl Write + Send + 'static,
+    ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -75,7 +78,11 @@ impl Sink {
         waiting.closed = true;
         self.shared.changed.notify_all();
         let busy = |waiting: &mut Waiting| waiting.writing || !waiting.bytes.is_empty();
-        drop(self.shared.changed.wait_timeout_while(waiting, patience, busy));
+        drop(
+            self.shared
+                .changed
+                .wait_timeout_while(waiting, patience, busy),
+        );
     }
 }
 
@@ -84,7 +91,10 @@ fn write_lines(shared: &Shared, target: &mut impl Write) {
     loop {
         let mut waiting = shared.waiting();
         while waiting.bytes.is_empty() {
-            waiting = shared.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            waiting = shared
+                .changed
+                .wait(waiting)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         if !waiting.closed {
             drop(waiting);
@@ -121,7 +131,11 @@ impl Log {
     /// If no thread can be started.
     pub(crate) fn to_stderr() -> std::io::Result<Self> {
         let stderr = Sink::start("log-stderr", std::io::stderr())?;
-        Ok(Self { stderr, access: None, mirror: false })
+        Ok(Self {
+            stderr,
+            access: None,
+            mirror: false,
+        })
     }
 
     /// The same with an access log in a file; `mirror` shows its lines on

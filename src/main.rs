@@ -38,9 +38,7 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
 }
 
 /// A reader that has gone away is no error.
-fn print(
-    write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>,
-) -> Result<ExitCode, Failure> {
+fn print(write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> Result<ExitCode, Failure> {
     let mut text = Vec::new();
     let written = write(&mut text).and_then(|()| std::io::stdout().write_all(&text));
     match written {
@@ -56,7 +54,11 @@ fn serve(args: &DaemonArgs) -> Result<ExitCode, Failure> {
     if args.detach {
         return match detach::start(&config) {
             Ok(pid) => print(|out| {
-                writeln!(out, "pythond pid={pid} ws://{}", config.socket.path.display())
+                writeln!(
+                    out,
+                    "pythond pid={pid} ws://{}",
+                    config.socket.path.display()
+                )
             }),
             Err(DetachError::Refused { words, code }) => Err((code, anyhow::anyhow!(words))),
             Err(error) => Err((Code::Refused as u8, error.into())),

@@ -41,8 +41,14 @@ pub(crate) struct Reservation {
 
 impl Registry {
     pub(crate) fn new(max_sessions: usize) -> Arc<Self> {
-        let table = Mutex::new(Table { entries: BTreeMap::new(), open: true });
-        Arc::new(Self { table, max_sessions })
+        let table = Mutex::new(Table {
+            entries: BTreeMap::new(),
+            open: true,
+        });
+        Arc::new(Self {
+            table,
+            max_sessions,
+        })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -61,9 +67,12 @@ impl Registry {
     /// [`ErrorReply::no_session`].
     pub(crate) fn get(&self, name: &SessionName) -> Result<SessionHandle, ErrorReply> {
         match self.table().entries.get(name) {
-            Some(Entry::Present(handle) | Entry::Reserved { previous: Some(handle) }) => {
-                Ok(handle.clone())
-            }
+            Some(
+                Entry::Present(handle)
+                | Entry::Reserved {
+                    previous: Some(handle),
+                },
+            ) => Ok(handle.clone()),
             Some(Entry::Reserved { previous: None }) | None => {
                 Err(ErrorReply::no_session(name.as_str()))
             }
@@ -102,14 +111,32 @@ impl Registry {
             .with_hint("end one with `pysh kill NAME`, or raise PYTHOND_MAX_SESSIONS")
             .with_plain(format!("too many sessions (max {most})")));
         }
-        let entry = Entry::Reserved { previous: previous.clone() };
+        let entry = Entry::Reserved {
+            previous: previous.clone(),
+        };
         table.entries.insert(name.clone(), entry);
-        Ok(Reservation { registry: Arc::clone(self), name: name.clone(), previous, filled: false })
+        Ok(Reservation {
+            registry: Arc::clone(self),
+            name: name.clone(),
+            previous,
+            filled: false,
+        })
     }
 
-    /// Enters a session that was there before this daemon.
+    /// Nobody alive has this name, and nobody is making a session of it.
+    pub(crate) fn is_free(&self, name: &SessionName) -> bool {
+        is_free(&self.table(), name)
+    }
+
+    /// Enters a session that was there before this daemon, or the tombstone of
+    /// one. The latest of a name wins over those that died earlier.
     pub(crate) fn adopt(&self, handle: SessionHandle) {
-        self.table().entries.entry(handle.name().clone()).or_insert(Entry::Present(handle));
+        let mut table = self.table();
+        if is_free(&table, handle.name()) {
+            table
+                .entries
+                .insert(handle.name().clone(), Entry::Present(handle));
+        }
     }
 
     /// Forgets a session, unless another has its name by now.
@@ -130,9 +157,10 @@ impl Registry {
     pub(crate) fn all(&self) -> Vec<SessionHandle> {
         let table = self.table();
         let handles = table.entries.values().filter_map(|entry| match entry {
-            Entry::Present(handle) | Entry::Reserved { previous: Some(handle) } => {
-                Some(handle.clone())
-            }
+            Entry::Present(handle)
+            | Entry::Reserved {
+                previous: Some(handle),
+            } => Some(handle.clone()),
             Entry::Reserved { previous: None } => None,
         });
         handles.collect()
@@ -155,7 +183,18 @@ impl Registry {
 
     /// Somebody is still making a session.
     pub(crate) fn has_reservations(&self) -> bool {
-        self.table().entries.values().any(|entry| matches!(entry, Entry::Reserved { .. }))
+        self.table()
+            .entries
+            .values()
+            .any(|entry| matches!(entry, Entry::Reserved { .. }))
+    }
+}
+
+fn is_free(table: &Table, name: &SessionName) -> bool {
+    match table.entries.get(name) {
+        None => true,
+        Some(Entry::Present(handle)) => handle.is_dead(),
+        Some(Entry::Reserved { .. }) => false,
     }
 }
 
@@ -168,9 +207,14 @@ fn live(table: &Table) -> usize {
 }
 
 fn exists(name: &SessionName) -> ErrorReply {
-    ErrorReply::new(ErrorCode::SessionExists, format!("session `{name}` already exists"))
-        .with_hint(format!("replace it with `pysh new {name} --replace`"))
-        .with_plain(format!("session '{name}' already exists -- replace it with: new {name} --replace"))
+    ErrorReply::new(
+        ErrorCode::SessionExists,
+        format!("session `{name}` already exists"),
+    )
+    .with_hint(format!("replace it with `pysh new {name} --replace`"))
+    .with_plain(format!(
+        "session '{name}' already exists -- replace it with: new {name} --replace"
+    ))
 }
 
 /// The daemon is on its way out.
@@ -183,7 +227,10 @@ impl Reservation {
     /// Puts the new session in its place.
     pub(crate) fn fill(mut self, handle: SessionHandle) {
         self.filled = true;
-        self.registry.table().entries.insert(self.name.clone(), Entry::Present(handle));
+        self.registry
+            .table()
+            .entries
+            .insert(self.name.clone(), Entry::Present(handle));
     }
 }
 
@@ -194,7 +241,9 @@ impl Drop for Reservation {
         }
         let mut table = self.registry.table();
         match self.previous.take() {
-            Some(handle) => table.entries.insert(self.name.clone(), Entry::Present(handle)),
+            Some(handle) => table
+                .entries
+                .insert(self.name.clone(), Entry::Present(handle)),
             None => table.entries.remove(&self.name),
         };
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use pythond_protocol::Frame;
 use pythond_protocol::verbs::TypedRequest;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -19,6 +20,12 @@ use crate::handlers::{self, Context, Reply};
 
 /// How long a client may take to answer our close.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(250);
+/// Most of a message that is too big that is read to its end, in bytes.
+const MAX_DISCARD: usize = 1 << 30;
+/// A pause of this length is taken for the end of such a message.
+const DISCARD_QUIET: Duration = Duration::from_millis(200);
+/// How much of it is read at once, in bytes.
+const DISCARD_PIECE: usize = 64 << 10;
 
 type Socket = WebSocketStream<UnixStream>;
 type Incoming = Option<Result<Message, WsError>>;
@@ -33,15 +40,19 @@ enum End {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(
-    mut socket: Socket,
-    context: Arc<Context>,
-    access: &mut AccessLog,
-) {
-    let mut connection = Connection { socket: &mut socket, context, access, ahead: None };
+pub(crate) async fn serve(mut socket: Socket, context: Arc<Context>, access: &mut AccessLog) {
+    let mut connection = Connection {
+        socket: &mut socket,
+        context,
+        access,
+        ahead: None,
+    };
     let end = connection.serve().await;
     if let End::Close(code, reason) = end {
-        let frame = CloseFrame { code, reason: reason.into() };
+        let frame = CloseFrame {
+            code,
+            reason: reason.into(),
+        };
         let goodbye = async {
             if socket.close(Some(frame)).await.is_ok() {
                 // The client's own close ends the stream.
@@ -95,16 +106,35 @@ impl Connection<'_> {
             ..Fields::default()
         };
         self.access.event("command", &fields);
-        self.refuse("ERR binary frame not allowed in command mode").await;
+        self.refuse("ERR binary frame not allowed in command mode")
+            .await;
         Some(End::Close(CloseCode::Policy, "binary frame not allowed"))
     }
 
     async fn too_big(&mut self, why: &str) -> Option<End> {
-        let fields =
-            Fields { status: Some("rejected"), detail: Some("too-big"), ..Fields::default() };
+        let fields = Fields {
+            status: Some("rejected"),
+            detail: Some("too-big"),
+            ..Fields::default()
+        };
         self.access.event("command", &fields);
         self.refuse(&format!("ERR message too big: {why}")).await;
+        self.discard().await;
         Some(End::Close(CloseCode::Size, "message too big"))
+    }
+
+    /// Takes the rest of a message that is too big off the socket: a client
+    /// that is still writing would not see our answer, only a broken pipe.
+    async fn discard(&mut self) {
+        let mut scratch = vec![0; DISCARD_PIECE];
+        let mut discarded = 0;
+        while discarded < MAX_DISCARD {
+            let read = self.socket.get_mut().read(&mut scratch);
+            match tokio::time::timeout(DISCARD_QUIET, read).await {
+                Ok(Ok(count)) if count > 0 => discarded += count,
+                _ => return,
+            }
+        }
     }
 
     async fn refuse(&mut self, text: &str) {
@@ -116,9 +146,18 @@ impl Connection<'_> {
         let frame = Frame::parse(text)?;
         let verb = frame.verb;
         let session = frame.header.split_whitespace().next().unwrap_or("");
-        let fields =
-            Fields { command: Some(verb), session: Some(session), ..Fields::default() };
-        self.access.event("command", &Fields { body_bytes: Some(frame.body_bytes()), ..fields });
+        let fields = Fields {
+            command: Some(verb),
+            session: Some(session),
+            ..Fields::default()
+        };
+        self.access.event(
+            "command",
+            &Fields {
+                body_bytes: Some(frame.body_bytes()),
+                ..fields
+            },
+        );
         let (format, request) = TypedRequest::parse(&frame);
         let stops = matches!(request, Ok(pythond_protocol::verbs::Request::Stop));
         let reply = match request {
@@ -126,17 +165,29 @@ impl Connection<'_> {
             Err(error) => Some(Reply::refused(format, &error)),
         };
         let Some(reply) = reply else {
-            let fields = Fields { status: Some("internal-error"), ..fields };
+            let fields = Fields {
+                status: Some("internal-error"),
+                ..fields
+            };
             self.access.event("result", &fields);
             self.refuse("ERR internal error").await;
             return Some(End::Close(CloseCode::Error, "internal error"));
         };
         let status = if reply.ok { "ok" } else { "error" };
-        self.access.event("result", &Fields { status: Some(status), ..fields });
+        self.access.event(
+            "result",
+            &Fields {
+                status: Some(status),
+                ..fields
+            },
+        );
         if let Err(error) = self.socket.send(Message::text(reply.text)).await {
             let detail = error.to_string();
-            let fields =
-                Fields { status: Some("send-failed"), detail: Some(&detail), ..fields };
+            let fields = Fields {
+                status: Some("send-failed"),
+                detail: Some(&detail),
+                ..fields
+            };
             self.access.event("result", &fields);
             if stops {
                 self.context.stop.cancel();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
-    Lane, LINK_VERSION, SessionSpec, ZygoteCommand, ZygoteEvent, ZygoteInfo,
+    LINK_VERSION, Lane, SessionSpec, ZygoteCommand, ZygoteEvent, ZygoteInfo,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -48,7 +48,10 @@ impl ZygoteHandle {
     /// Asks for a session host. `Err(None)` if the zygote is gone.
     pub(crate) async fn spawn(&self, spec: SessionSpec) -> Result<Spawned, Option<String>> {
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(Ask::Spawn(Box::new(spec), reply)).await.map_err(|_| None)?;
+        self.inbox
+            .send(Ask::Spawn(Box::new(spec), reply))
+            .await
+            .map_err(|_| None)?;
         answer.await.map_err(|_| None)?.map_err(Some)
     }
 
@@ -87,7 +90,10 @@ pub(crate) async fn open(
     deadline: Instant,
 ) -> Result<Result<(LaneIo, ZygoteInfo), String>, ConnectError> {
     let mut lane = LaneIo::connect(dir, socket, Lane::Control, deadline).await?;
-    let first = lane.next::<ZygoteEvent>().await.map_err(ConnectError::Lost)?;
+    let first = lane
+        .next::<ZygoteEvent>()
+        .await
+        .map_err(ConnectError::Lost)?;
     match first.header {
         ZygoteEvent::Welcome(info)
             if info.version != LINK_VERSION && info.version + 1 != LINK_VERSION =>
@@ -110,7 +116,10 @@ pub(crate) fn start(
 ) -> ZygoteHandle {
     let (sender, inbox) = mpsc::channel(INBOX);
     let info = Arc::new(info);
-    let handle = ZygoteHandle { info: Arc::clone(&info), inbox: sender };
+    let handle = ZygoteHandle {
+        info: Arc::clone(&info),
+        inbox: sender,
+    };
     let task = Zygote {
         lane,
         info,
@@ -184,7 +193,11 @@ impl Zygote {
     fn event(&mut self, event: ZygoteEvent) {
         // Whoever stopped waiting for an answer does not need it.
         match event {
-            ZygoteEvent::Spawned { request, pid, socket } => {
+            ZygoteEvent::Spawned {
+                request,
+                pid,
+                socket,
+            } => {
                 if let Some(reply) = self.spawns.remove(&request) {
                     let _ = reply.send(Ok(Spawned { pid, socket }));
                 }
@@ -199,11 +212,28 @@ impl Zygote {
                     let _ = reply.send(fresh);
                 }
             }
-            ZygoteEvent::Exited { pid, socket, end, last_stderr, cell, session } => {
-                self.exits.report(&socket, HostExit { pid, end, last_stderr, cell, session });
+            ZygoteEvent::Exited {
+                pid,
+                socket,
+                end,
+                last_stderr,
+                cell,
+                session,
+            } => {
+                self.exits.report(
+                    &socket,
+                    HostExit {
+                        pid,
+                        end,
+                        last_stderr,
+                        cell,
+                        session,
+                    },
+                );
             }
             ZygoteEvent::Failed { error } => {
-                self.log.note(&format!("zygote pid={} failed: {error}", self.info.pid));
+                self.log
+                    .note(&format!("zygote pid={} failed: {error}", self.info.pid));
             }
             ZygoteEvent::Welcome(_) => {}
         }

@@ -66,7 +66,15 @@ impl Zygotes {
         log: Log,
         tracker: TaskTracker,
     ) -> Self {
-        Self { dir, program, exits, log, tracker, slots: Mutex::default(), all: Mutex::default() }
+        Self {
+            dir,
+            program,
+            exits,
+            log,
+            tracker,
+            slots: Mutex::default(),
+            all: Mutex::default(),
+        }
     }
 
     fn slot(&self, key: &str) -> Arc<Slot> {
@@ -152,7 +160,11 @@ impl Zygotes {
     }
 
     /// Starts a process and waits for its first words.
-    async fn start(&self, environment: &Environment, key: &str) -> Result<ZygoteHandle, SpawnError> {
+    async fn start(
+        &self,
+        environment: &Environment,
+        key: &str,
+    ) -> Result<ZygoteHandle, SpawnError> {
         let (name, listener) = self.bind(key)?;
         let socket = format!("z-{name}.sock");
         let log_name = format!("z-{name}.log");
@@ -175,7 +187,11 @@ impl Zygotes {
     /// same key may still hold the first one.
     fn bind(&self, key: &str) -> Result<(String, std::os::fd::OwnedFd), SpawnError> {
         for number in 0_u32.. {
-            let name = if number == 0 { key.to_owned() } else { format!("{key}-{number}") };
+            let name = if number == 0 {
+                key.to_owned()
+            } else {
+                format!("{key}-{number}")
+            };
             match self.dir.bind_socket(&format!("z-{name}.sock"), BACKLOG) {
                 Ok(listener) => return Ok((name, listener)),
                 Err(error) if error.io_kind() == Some(std::io::ErrorKind::AddrInUse) => {}
@@ -214,9 +230,11 @@ impl Zygotes {
         }
         let child = command.spawn().map_err(SpawnError::Launch)?;
         if let (Some(limit), Some(pid)) = (&self.program.open_files, child.id()) {
-            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+            let pid = i32::try_from(pid)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw);
             // Programs that use select(2) rely on the usual limit.
-            let _ = rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit.clone());
+            let _ = rustix::process::prlimit(pid, rustix::process::Resource::Nofile, *limit);
         }
         Ok(child)
     }
@@ -267,11 +285,16 @@ impl Zygotes {
     fn last_line(&self, log_name: &str) -> Option<String> {
         let mut file = self.dir.open_file(log_name).ok()?;
         let length = file.metadata().ok()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL))).ok()?;
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))
+            .ok()?;
         let mut tail = Vec::new();
         file.take(LOG_TAIL).read_to_end(&mut tail).ok()?;
         let text = String::from_utf8_lossy(&tail);
-        let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+        let line = text
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())?;
         Some(line.chars().filter(|c| !c.is_control()).take(500).collect())
     }
 
@@ -288,7 +311,8 @@ impl Zygotes {
     /// if it is dead.
     pub(crate) async fn adopt(&self, socket: &str) {
         let deadline = Instant::now() + ADOPT_DEADLINE;
-        let opened = tokio::time::timeout(ADOPT_DEADLINE, zygote::open(&self.dir, socket, deadline));
+        let opened =
+            tokio::time::timeout(ADOPT_DEADLINE, zygote::open(&self.dir, socket, deadline));
         match opened.await {
             Ok(Ok(Ok((lane, info)))) => {
                 let key = info.key.split('-').next().unwrap_or(&info.key).to_owned();
@@ -308,14 +332,19 @@ impl Zygotes {
                 let _ = self.dir.remove(socket);
                 let _ = self.dir.remove(&socket.replace(".sock", ".log"));
             }
-            Ok(Err(error)) => self.log.note(&format!("cannot adopt zygote {socket}: {error}")),
+            Ok(Err(error)) => self
+                .log
+                .note(&format!("cannot adopt zygote {socket}: {error}")),
             Err(_) => self.log.note(&format!("zygote {socket} does not answer")),
         }
     }
 
     /// Ends all zygotes, for at most `patience`.
     pub(crate) async fn shut_down(&self, patience: Duration) {
-        let ends = self.alive().into_iter().map(|zygote| async move { zygote.shut_down().await });
+        let ends = self
+            .alive()
+            .into_iter()
+            .map(|zygote| async move { zygote.shut_down().await });
         // One that does not end has no hosts any more and ends by itself.
         let _ = tokio::time::timeout(patience, futures_util::future::join_all(ends)).await;
     }

@@ -13,7 +13,10 @@ use crate::session::Question;
 
 /// The host answered something else: a fault of its words, not of the client.
 fn unexpected() -> ErrorReply {
-    ErrorReply::new(ErrorCode::Internal, "the session host gave an answer to another question")
+    ErrorReply::new(
+        ErrorCode::Internal,
+        "the session host gave an answer to another question",
+    )
 }
 
 pub(super) async fn vars(
@@ -30,9 +33,11 @@ pub(super) async fn vars(
             let names: Vec<_> = vars.iter().map(|variable| &variable.name).collect();
             Reply::spaced_json(&json!({ "vars": names }))
         }
-        ReplyFormat::Json => {
-            Reply::json(&VarsReply { ok: true, session: request.session.clone(), vars })
-        }
+        ReplyFormat::Json => Reply::json(&VarsReply {
+            ok: true,
+            session: request.session.clone(),
+            vars,
+        }),
     })
 }
 
@@ -43,12 +48,16 @@ pub(super) async fn complete(
 ) -> Result<Reply, ErrorReply> {
     let session = context.registry.get(&request.session)?;
     let answer = session.ask(Question::Complete(request.text)).await?;
-    let HostEvent::Completions { matches, .. } = answer else { return Err(unexpected()) };
+    let HostEvent::Completions { matches, .. } = answer else {
+        return Err(unexpected());
+    };
     Ok(match format {
         ReplyFormat::Plain => Reply::spaced_json(&json!({ "matches": matches })),
-        ReplyFormat::Json => {
-            Reply::json(&CompleteReply { ok: true, session: request.session, matches })
-        }
+        ReplyFormat::Json => Reply::json(&CompleteReply {
+            ok: true,
+            session: request.session,
+            matches,
+        }),
     })
 }
 
@@ -63,11 +72,15 @@ pub(super) async fn interrupt(
         .get(name)
         .map_err(|error| error.with_plain(format!("no session '{name}'")))?;
     let answer = session.ask(Question::Interrupt(None)).await?;
-    let HostEvent::Interrupted { cells, .. } = answer else { return Err(unexpected()) };
+    let HostEvent::Interrupted { cells, .. } = answer else {
+        return Err(unexpected());
+    };
     Ok(match (format, cells.len()) {
-        (ReplyFormat::Json, _) => {
-            Reply::json(&InterruptReply { ok: true, session: name.clone(), interrupted: cells })
-        }
+        (ReplyFormat::Json, _) => Reply::json(&InterruptReply {
+            ok: true,
+            session: name.clone(),
+            interrupted: cells,
+        }),
         (ReplyFormat::Plain, 0) => Reply::ok(format!("OK no running cells in {name}")),
         (ReplyFormat::Plain, 1) => Reply::ok(format!("OK int {name}: 1 cell")),
         (ReplyFormat::Plain, count) => Reply::ok(format!("OK int {name}: {count} cells")),

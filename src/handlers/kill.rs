@@ -38,23 +38,33 @@ async fn one(
     }
     Ok(match format {
         ReplyFormat::Plain => Reply::ok(format!("OK killed {name}")),
-        ReplyFormat::Json => {
-            Reply::json(&KillReply { ok: true, killed: vec![name.clone()], failed: Vec::new() })
-        }
+        ReplyFormat::Json => Reply::json(&KillReply {
+            ok: true,
+            killed: vec![name.clone()],
+            failed: Vec::new(),
+        }),
     })
 }
 
 async fn all(context: &Arc<Context>) -> Reply {
-    let ends = context.registry.all().into_iter().map(|session| async move {
-        let name = session.name().clone();
-        (name, end(context, session).await)
-    });
+    let ends = context
+        .registry
+        .all()
+        .into_iter()
+        .map(|session| async move {
+            let name = session.name().clone();
+            (name, end(context, session).await)
+        });
     let ended = futures_util::future::join_all(ends).await;
     let (mut killed, mut failed) = (Vec::new(), Vec::new());
     for (name, gone) in ended {
         if gone { &mut killed } else { &mut failed }.push(name);
     }
-    Reply::json(&KillReply { ok: failed.is_empty(), killed, failed })
+    Reply::json(&KillReply {
+        ok: failed.is_empty(),
+        killed,
+        failed,
+    })
 }
 
 /// Ends a session and forgets it. It goes on even if the client goes away:

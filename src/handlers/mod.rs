@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pythond_protocol::verbs::{ReplyFormat, Request};
 use pythond_protocol::ErrorReply;
+use pythond_protocol::verbs::{ReplyFormat, Request};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +64,10 @@ pub(crate) struct Reply {
 
 impl Reply {
     fn ok(text: impl Into<String>) -> Self {
-        Self { text: text.into(), ok: true }
+        Self {
+            text: text.into(),
+            ok: true,
+        }
     }
 
     fn json(value: &impl Serialize) -> Self {
@@ -75,13 +78,18 @@ impl Reply {
     fn spaced_json(value: &impl Serialize) -> Self {
         let mut text = Vec::new();
         let mut serializer = serde_json::Serializer::with_formatter(&mut text, Spaced);
-        value.serialize(&mut serializer).expect("replies have text keys only");
+        value
+            .serialize(&mut serializer)
+            .expect("replies have text keys only");
         Self::ok(String::from_utf8(text).expect("JSON is UTF-8"))
     }
 
     /// For a client that went away; it goes into the access log only.
     pub(crate) fn nobody_waits() -> Self {
-        Self { text: String::new(), ok: false }
+        Self {
+            text: String::new(),
+            ok: false,
+        }
     }
 
     /// A refusal in the form that was asked for.
@@ -98,12 +106,28 @@ impl Reply {
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
     }
 
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
     }
 
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
@@ -131,7 +155,10 @@ pub(crate) async fn handle(context: &Arc<Context>, request: Request, format: Rep
 
 /// The environment of a session that asks for nothing.
 pub(crate) fn default_environment(context: &Context) -> Result<Environment, EnvironmentError> {
-    new::environment(context, &pythond_protocol::verbs::new::NewOptions::default())
+    new::environment(
+        context,
+        &pythond_protocol::verbs::new::NewOptions::default(),
+    )
 }
 
 fn stop(format: ReplyFormat) -> Reply {

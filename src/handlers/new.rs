@@ -33,13 +33,21 @@ pub(super) async fn handle(
 }
 
 async fn create(context: &Context, request: NewRequest) -> Result<NewReply, ErrorReply> {
-    let NewRequest { session: name, options } = request;
+    let NewRequest {
+        session: name,
+        options,
+    } = request;
     let environment = environment(context, &options).map_err(SpawnError::from)?;
     let cwd = working_directory(context, &options)?;
     let reservation = context.registry.reserve(&name, options.replace)?;
-    let replaced = reservation.previous.clone().filter(|previous| !previous.is_dead());
+    let replaced = reservation
+        .previous
+        .clone()
+        .filter(|previous| !previous.is_dead());
     if let Some(previous) = &replaced {
-        let gone = previous.end("replaced by `new --replace`", GRACE, &context.hurry).await;
+        let gone = previous
+            .end("replaced by `new --replace`", GRACE, &context.hurry)
+            .await;
         if !gone {
             return Err(ErrorReply::new(
                 ErrorCode::SessionUnreachable,
@@ -60,7 +68,11 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
         generation,
         cwd,
         env: environment.variables.clone(),
-        directory: context.sessions_dir.join(name.as_str()).display().to_string(),
+        directory: context
+            .sessions_dir
+            .join(name.as_str())
+            .display()
+            .to_string(),
         python_reason: environment.reason.clone(),
     };
     let handle = context.hosts.create(&environment, spec).await?;
@@ -99,8 +111,16 @@ pub(crate) fn environment(
         ),
     };
     environment::check_python(&python)?;
-    let reason = options.python_reason.clone().unwrap_or_else(|| default_reason.to_owned());
-    Ok(Environment { python, reason, preload: options.preload.clone(), variables })
+    let reason = options
+        .python_reason
+        .clone()
+        .unwrap_or_else(|| default_reason.to_owned());
+    Ok(Environment {
+        python,
+        reason,
+        preload: options.preload.clone(),
+        variables,
+    })
 }
 
 fn working_directory(context: &Context, options: &NewOptions) -> Result<String, SpawnError> {
@@ -108,7 +128,11 @@ fn working_directory(context: &Context, options: &NewOptions) -> Result<String, 
         Some(cwd) => cwd.clone(),
         None => context.cwd.display().to_string(),
     };
-    if Path::new(&cwd).is_dir() { Ok(cwd) } else { Err(SpawnError::Directory(cwd)) }
+    if Path::new(&cwd).is_dir() {
+        Ok(cwd)
+    } else {
+        Err(SpawnError::Directory(cwd))
+    }
 }
 
 fn random_id() -> Result<SessionId, SpawnError> {

@@ -37,13 +37,19 @@ pub(super) async fn handle(
         ReplyFormat::Plain => Err(error),
         ReplyFormat::Json => {
             let reply = without_outcome(context, &session, cell, status, error);
-            Ok(Reply { ok: false, ..Reply::json(&reply) })
+            Ok(Reply {
+                ok: false,
+                ..Reply::json(&reply)
+            })
         }
     }
 }
 
 fn damaged() -> ErrorReply {
-    ErrorReply::new(ErrorCode::Internal, "the session host sent a damaged output log")
+    ErrorReply::new(
+        ErrorCode::Internal,
+        "the session host sent a damaged output log",
+    )
 }
 
 fn plain(finished: &FinishedCell, log: &[u8]) -> Result<Reply, ErrorReply> {
@@ -53,7 +59,10 @@ fn plain(finished: &FinishedCell, log: &[u8]) -> Result<Reply, ErrorReply> {
         Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
     };
     if finished.truncated > 0 {
-        text.push_str(&format!("\n[{} bytes of output were not kept]\n", finished.truncated));
+        text.push_str(&format!(
+            "\n[{} bytes of output were not kept]\n",
+            finished.truncated
+        ));
     }
     let ok = finished.status == CellStatus::Done;
     if let Some(exception) = &finished.exception {
@@ -61,12 +70,23 @@ fn plain(finished: &FinishedCell, log: &[u8]) -> Result<Reply, ErrorReply> {
     }
     text.truncate(text.trim_end_matches('\n').len());
     let text = cut(text);
-    if ok { Ok(Reply::ok(text)) } else { Ok(Reply { text: format!("ERR execution failed\n{text}"), ok }) }
+    if ok {
+        Ok(Reply::ok(text))
+    } else {
+        Ok(Reply {
+            text: format!("ERR execution failed\n{text}"),
+            ok,
+        })
+    }
 }
 
 /// `exit(n)` has no traceback.
 fn plain_traceback(exception: &ExceptionInfo) -> &str {
-    if exception.traceback.is_empty() { &exception.message } else { &exception.traceback }
+    if exception.traceback.is_empty() {
+        &exception.message
+    } else {
+        &exception.traceback
+    }
 }
 
 /// Head, mark and tail of a text that is too long, with the exact number of
@@ -75,8 +95,14 @@ fn cut(text: String) -> String {
     if text.len() <= MAX_PLAIN {
         return text;
     }
-    let head = text.floor_char_boundary(MAX_PLAIN / 2);
-    let tail = text.ceil_char_boundary(text.len() - MAX_PLAIN / 2);
+    let boundary = |mut at: usize| {
+        while !text.is_char_boundary(at) {
+            at += 1;
+        }
+        at
+    };
+    let head = boundary(MAX_PLAIN / 2);
+    let tail = boundary(text.len() - MAX_PLAIN / 2);
     format!(
         "{}\n[... {} bytes left out ...]\n{}",
         &text[..head],
@@ -92,7 +118,9 @@ fn structured(
     log: &[u8],
 ) -> Result<Reply, ErrorReply> {
     let Demuxed { stdout, stderr } = Demuxed::from_log(log).map_err(|_| damaged())?;
-    let result = finished.result.and_then(|(start, length)| shown_value(&stdout, start, length));
+    let result = finished
+        .result
+        .and_then(|(start, length)| shown_value(&stdout, start, length));
     let ok = finished.status == CellStatus::Done;
     let spec = &session.hosted().spec;
     let started = jiff::Timestamp::from_microsecond(finished.started_us).ok();
@@ -108,9 +136,11 @@ fn structured(
         stdout: Text(stdout),
         stderr: Text(stderr),
         result,
-        error: finished
-            .exception
-            .map(|exception| CellError { exception, code: None, hint: None }),
+        error: finished.exception.map(|exception| CellError {
+            exception,
+            code: None,
+            hint: None,
+        }),
         started_at: started.map(|started| format!("{started:.6}")),
         duration_ms: milliseconds(finished.duration_ns),
         output_bytes: finished.output_bytes,
@@ -119,7 +149,10 @@ fn structured(
         changed: finished.changed,
         not_recorded: finished.not_recorded,
     };
-    Ok(Reply { ok, ..Reply::json(&reply) })
+    Ok(Reply {
+        ok,
+        ..Reply::json(&reply)
+    })
 }
 
 /// Whole microseconds, so that the number stays short and exact.
@@ -180,7 +213,11 @@ fn without_outcome(
         stderr: Text(Vec::new()),
         order: Vec::new(),
         result: None,
-        error: Some(CellError { exception, code: Some(error.code), hint: error.hint }),
+        error: Some(CellError {
+            exception,
+            code: Some(error.code),
+            hint: error.hint,
+        }),
         started_at: None,
         duration_ms: 0.0,
         output_bytes: 0,
@@ -244,12 +281,21 @@ mod tests {
     #[test]
     fn a_failed_cell_says_so_first_and_shows_what_it_wrote() {
         let writes = log(&[(Stdout, b"before\n")]);
-        let raised = finished(CellStatus::Failed, Some(("bad", "Traceback ...\nValueError: bad\n")));
+        let raised = finished(
+            CellStatus::Failed,
+            Some(("bad", "Traceback ...\nValueError: bad\n")),
+        );
         let reply = plain(&raised, &writes).unwrap();
-        assert_eq!(reply.text, "ERR execution failed\nbefore\nTraceback ...\nValueError: bad");
+        assert_eq!(
+            reply.text,
+            "ERR execution failed\nbefore\nTraceback ...\nValueError: bad"
+        );
         assert!(!reply.ok);
         let exited = finished(CellStatus::Failed, Some(("exit(3)", "")));
-        assert_eq!(plain(&exited, b"").unwrap().text, "ERR execution failed\nexit(3)");
+        assert_eq!(
+            plain(&exited, b"").unwrap().text,
+            "ERR execution failed\nexit(3)"
+        );
     }
 
     #[test]
@@ -268,7 +314,10 @@ mod tests {
         };
         check(&[(Stdout, b"a"), (Stdout, b"b"), (Stderr, b"c")], &[]);
         check(&[(Stderr, b"a"), (Stdout, b"bc")], &[(2, 1), (1, 2)]);
-        check(&[(Stdout, b"a"), (Stderr, b"b"), (Stdout, b"c")], &[(1, 1), (2, 1), (1, 1)]);
+        check(
+            &[(Stdout, b"a"), (Stderr, b"b"), (Stdout, b"c")],
+            &[(1, 1), (2, 1), (1, 1)],
+        );
     }
 
     #[test]

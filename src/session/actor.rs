@@ -77,6 +77,8 @@ struct Session {
     log: Log,
     phase: Phase,
     told: Option<&'static str>,
+    /// What is said once it is clear that the host lives on.
+    why_broken: String,
     link: Link,
     board: CellBoard<RunReply>,
     reads: HashMap<u64, OutputRead>,
@@ -94,18 +96,33 @@ pub(crate) fn start(
     log: Log,
     tracker: &TaskTracker,
 ) -> SessionHandle {
-    let Connected { lanes, hosted, socket, exit, pid } = connected;
+    let Connected {
+        lanes,
+        hosted,
+        socket,
+        exit,
+        pid,
+    } = connected;
     let (sender, inbox) = mpsc::channel(INBOX);
     let mut board = CellBoard::new(hosted.next_cell);
-    let inherited: Vec<_> =
-        hosted.unfinished.iter().map(|cell| (board.inherit(*cell), *cell)).collect();
+    let inherited: Vec<_> = hosted
+        .unfinished
+        .iter()
+        .map(|cell| (board.inherit(*cell), *cell))
+        .collect();
     let shared = Arc::new(SessionShared {
         hosted,
         process: HostProcess::of(pid),
-        view: Mutex::new(View { running: !inherited.is_empty(), death: None }),
+        view: Mutex::new(View {
+            running: !inherited.is_empty(),
+            death: None,
+        }),
         dead: CancellationToken::new(),
     });
-    let handle = SessionHandle { shared: Arc::clone(&shared), inbox: sender };
+    let handle = SessionHandle {
+        shared: Arc::clone(&shared),
+        inbox: sender,
+    };
     let mut session = Session {
         shared,
         dir,
@@ -113,6 +130,7 @@ pub(crate) fn start(
         log,
         phase: Phase::Live,
         told: None,
+        why_broken: String::new(),
         link: Link::Up(Box::new(lanes)),
         board,
         reads: HashMap::new(),
@@ -167,7 +185,11 @@ impl Session {
 
     fn message(&mut self, message: SessionMessage) {
         match message {
-            SessionMessage::Run { source, changed, reply } => match permit(self.phase, Demand::Run) {
+            SessionMessage::Run {
+                source,
+                changed,
+                reply,
+            } => match permit(self.phase, Demand::Run) {
                 Ok(_) => self.run_cell(source, changed, reply),
                 Err(refusal) => answer(reply, RunAnswer::Refused(self.refusal(refusal))),
             },
@@ -187,7 +209,13 @@ impl Session {
 
     fn refusal(&self, refusal: Refusal) -> ErrorReply {
         let name = &self.shared.hosted.spec.session;
-        let death = self.shared.view.lock().unwrap_or_else(PoisonError::into_inner).death.clone();
+        let death = self
+            .shared
+            .view
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .death
+            .clone();
         match (refusal, death) {
             (Refusal::Dead, Some(tombstone)) => death::died(name, &tombstone),
             (Refusal::Dead | Refusal::Ending, _) => ErrorReply::new(
@@ -207,7 +235,10 @@ impl Session {
             Err(reply) => {
                 let error = ErrorReply::new(
                     ErrorCode::Limit,
-                    format!("more than {} MiB of code wait in this session", MAX_QUEUED_BYTES >> 20),
+                    format!(
+                        "more than {} MiB of code wait in this session",
+                        MAX_QUEUED_BYTES >> 20
+                    ),
                 )
                 .with_hint("wait for cells to finish, then send it again");
                 answer(reply, RunAnswer::Refused(error));
@@ -218,13 +249,20 @@ impl Session {
     /// Sends a cell of the board by its lane. While there is no link it waits
     /// on the board; `recovered` sends it.
     fn send_cell(&mut self, request: u64) {
-        let Link::Up(lanes) = &mut self.link else { return };
-        let Some(cell) = self.board.get(request) else { return };
+        let Link::Up(lanes) = &mut self.link else {
+            return;
+        };
+        let Some(cell) = self.board.get(request) else {
+            return;
+        };
         let lane = match cell.lane {
             Lane::Cell => &mut lanes.cell,
             Lane::Control => &mut lanes.control,
         };
-        let command = HostCommand::Run { request, changed: cell.changed };
+        let command = HostCommand::Run {
+            request,
+            changed: cell.changed,
+        };
         let sent = lane.send(&command, cell.source.as_bytes());
         self.board.mark_sent(request);
         if let Err(error) = sent {
@@ -251,7 +289,8 @@ impl Session {
         match &self.link {
             Link::Up(_) => self.control(&question.into_command(request), b""),
             Link::Recovering(_) => {
-                self.deferred.retain(|(request, _)| self.asks.contains_key(request));
+                self.deferred
+                    .retain(|(request, _)| self.asks.contains_key(request));
                 self.deferred.push_back((request, question));
             }
         }
@@ -261,7 +300,11 @@ impl Session {
         match message.header {
             HostEvent::Finished(finished) => self.finished(finished, message.body),
             HostEvent::Accepted { request, cell } => self.board.accepted(request, cell),
-            HostEvent::OutputChunk { request, offset, next } => {
+            HostEvent::OutputChunk {
+                request,
+                offset,
+                next,
+            } => {
                 self.output(request, offset, next, &message.body);
             }
             HostEvent::Refused { request, error } => self.refused(request, error),
@@ -285,7 +328,11 @@ impl Session {
         }
         self.publish_running();
         let Some((request, cell)) = found else { return };
-        let read = OutputRead { reply: cell.waiter, finished, log };
+        let read = OutputRead {
+            reply: cell.waiter,
+            finished,
+            log,
+        };
         self.read_on(request, read);
     }
 
@@ -299,11 +346,21 @@ impl Session {
         let most = u32::try_from(OUTPUT_CHUNK).expect("a chunk's size fits 32 bits");
         let cell = read.finished.cell;
         self.reads.insert(request, read);
-        self.control(&HostCommand::ReadOutput { request, cell, offset: have, most }, b"");
+        self.control(
+            &HostCommand::ReadOutput {
+                request,
+                cell,
+                offset: have,
+                most,
+            },
+            b"",
+        );
     }
 
     fn output(&mut self, request: u64, offset: u64, next: u64, body: &[u8]) {
-        let Some(mut read) = self.reads.remove(&request) else { return };
+        let Some(mut read) = self.reads.remove(&request) else {
+            return;
+        };
         let expected = offset == read.log.len() as u64 && next == offset + body.len() as u64;
         if !expected || body.is_empty() {
             // What the host no longer has is said, never passed over.
@@ -334,16 +391,18 @@ impl Session {
     }
 
     fn broken(&mut self, why: &str) {
-        let name = &self.shared.hosted.spec.session;
-        if self.phase == Phase::Live {
-            self.log.note(&format!("session {name}: {why}; opening new lanes"));
-        }
+        self.why_broken = why.to_owned();
         let (dir, socket) = (Arc::clone(&self.dir), self.socket.clone());
         let id = self.shared.hosted.spec.session_id.clone();
         self.link = Link::Recovering(Box::pin(recover(dir, socket, id)));
     }
 
     fn recovered(&mut self, lanes: Box<Lanes>, hosted: &HostedSession) {
+        let name = &self.shared.hosted.spec.session;
+        self.log.note(&format!(
+            "session {name}: {}; new lanes are open",
+            self.why_broken
+        ));
         self.link = Link::Up(lanes);
         for step in self.board.resume(hosted.next_cell) {
             match step {
@@ -357,7 +416,9 @@ impl Session {
                     }
                 }
                 Resume::Lost { request } => {
-                    let Some(cell) = self.board.remove(request) else { continue };
+                    let Some(cell) = self.board.remove(request) else {
+                        continue;
+                    };
                     let error = ErrorReply::new(
                         ErrorCode::SessionUnreachable,
                         "the way to the session broke while this cell was on it",
@@ -374,7 +435,15 @@ impl Session {
             .map(|(request, read)| (*request, read.finished.cell, read.log.len() as u64))
             .collect();
         for (request, cell, offset) in reads {
-            self.control(&HostCommand::ReadOutput { request, cell, offset, most }, b"");
+            self.control(
+                &HostCommand::ReadOutput {
+                    request,
+                    cell,
+                    offset,
+                    most,
+                },
+                b"",
+            );
         }
         for (request, question) in std::mem::take(&mut self.deferred) {
             self.control(&question.into_command(request), b"");
@@ -387,15 +456,24 @@ impl Session {
 
     fn publish_running(&self) {
         let running = !self.board.is_idle();
-        let mut view = self.shared.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut view = self
+            .shared
+            .view
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         view.running = running;
     }
 
     /// What the host still wrote before it died.
     fn take_last_words(&mut self) {
         loop {
-            let Link::Up(lanes) = &mut self.link else { return };
-            let next = lanes.cell.take_arrived().or_else(|| lanes.control.take_arrived());
+            let Link::Up(lanes) = &mut self.link else {
+                return;
+            };
+            let next = lanes
+                .cell
+                .take_arrived()
+                .or_else(|| lanes.control.take_arrived());
             let Some(message) = next else { return };
             self.host_event(message);
         }
@@ -406,8 +484,15 @@ impl Session {
         let tombstone = death::tombstone(exit, self.told, self.board.current());
         let error = death::died(&self.shared.hosted.spec.session, &tombstone);
         {
-            let mut view = self.shared.view.lock().unwrap_or_else(PoisonError::into_inner);
-            *view = View { running: false, death: Some(tombstone) };
+            let mut view = self
+                .shared
+                .view
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *view = View {
+                running: false,
+                death: Some(tombstone),
+            };
         }
         self.shared.dead.cancel();
         for Cell { id, waiter, .. } in self.board.drain() {
@@ -454,7 +539,8 @@ impl Link {
                 match event {
                     Ok(message) => LinkEvent::Message(message),
                     Err(loss) => LinkEvent::Broken(format!(
-                        "{lane} lane lost: {}", crate::error::chain(&loss)
+                        "{lane} lane lost: {}",
+                        crate::error::chain(&loss)
                     )),
                 }
             }
@@ -475,7 +561,13 @@ async fn recover(
     let (mut pause, most) = RECONNECT_PAUSE;
     loop {
         match open(&dir, &socket).await {
-            Ok((lanes, HostInfo { session: Some(hosted), .. })) if hosted.spec.session_id == id => {
+            Ok((
+                lanes,
+                HostInfo {
+                    session: Some(hosted),
+                    ..
+                },
+            )) if hosted.spec.session_id == id => {
                 return Some((lanes, hosted));
             }
             Ok(_) => return None,

@@ -24,7 +24,13 @@ pub(super) fn tombstone(
         None => (ProcessEnd::Unknown, String::new(), None),
     };
     let cause = told.map_or_else(|| end.describe(), str::to_owned);
-    Tombstone { end, cause, cell_id: cell.or(running), last_stderr, died_at }
+    Tombstone {
+        end,
+        cause,
+        cell_id: cell.or(running),
+        last_stderr,
+        died_at,
+    }
 }
 
 /// A session that died while no daemon looked, from what its zygote tells.
@@ -42,7 +48,11 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
     let unknown = String::new;
     let hosted = HostedSession {
         spec,
-        python: PythonInfo { executable: unknown(), version: unknown(), reason: unknown() },
+        python: PythonInfo {
+            executable: unknown(),
+            version: unknown(),
+            reason: unknown(),
+        },
         start: StartKind::Fork,
         cold_reason: None,
         created_at: unknown(),
@@ -52,13 +62,18 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         zygote_pid: 0,
     };
     let process = HostProcess::gone(exit.pid);
-    Some(SessionHandle::of_dead(hosted, process, tombstone(Some(exit), None, None)))
+    Some(SessionHandle::of_dead(
+        hosted,
+        process,
+        tombstone(Some(exit), None, None),
+    ))
 }
 
 /// The answer to whoever asks something of a dead session, or waited for it.
 pub(crate) fn died(session: &SessionName, tombstone: &Tombstone) -> ErrorReply {
-    let while_running =
-        tombstone.cell_id.map_or_else(String::new, |cell| format!(" while cell {cell} ran"));
+    let while_running = tombstone
+        .cell_id
+        .map_or_else(String::new, |cell| format!(" while cell {cell} ran"));
     let cause = &tombstone.cause;
     ErrorReply::new(
         ErrorCode::SessionDied,
@@ -79,7 +94,10 @@ mod tests {
         let cell = CellId::from_parts(1, 2);
         let exit = HostExit {
             pid: 7,
-            end: ProcessEnd::Signaled { signal: 11, out_of_memory: false },
+            end: ProcessEnd::Signaled {
+                signal: 11,
+                out_of_memory: false,
+            },
             last_stderr: String::new(),
             cell: None,
             session: None,
@@ -90,7 +108,14 @@ mod tests {
             reply.message,
             "session `work` died: killed by SIGSEGV (segmentation fault) while cell 000100000002 ran"
         );
-        assert!(reply.to_plain().starts_with("ERR session 'work' died: killed by SIGSEGV"));
-        assert_eq!(tombstone(None, Some("ended by `kill`"), None).cause, "ended by `kill`");
+        assert!(
+            reply
+                .to_plain()
+                .starts_with("ERR session 'work' died: killed by SIGSEGV")
+        );
+        assert_eq!(
+            tombstone(None, Some("ended by `kill`"), None).cause,
+            "ended by `kill`"
+        );
     }
 }

@@ -34,8 +34,15 @@ pub(crate) enum RunAnswer {
 
 /// What the session's task is told.
 pub(super) enum SessionMessage {
-    Run { source: String, changed: bool, reply: oneshot::Sender<RunAnswer> },
-    Ask { question: Question, reply: oneshot::Sender<Result<HostEvent, ErrorReply>> },
+    Run {
+        source: String,
+        changed: bool,
+        reply: oneshot::Sender<RunAnswer>,
+    },
+    Ask {
+        question: Question,
+        reply: oneshot::Sender<Result<HostEvent, ErrorReply>>,
+    },
     /// Ask the host to end; the text is the cause that is told.
     End { cause: &'static str },
 }
@@ -88,9 +95,20 @@ impl SessionHandle {
     pub(crate) fn of_dead(hosted: HostedSession, process: HostProcess, death: Tombstone) -> Self {
         let dead = CancellationToken::new();
         dead.cancel();
-        let view = Mutex::new(View { running: false, death: Some(death) });
-        let shared = Arc::new(SessionShared { hosted, process, view, dead });
-        Self { shared, inbox: mpsc::channel(1).0 }
+        let view = Mutex::new(View {
+            running: false,
+            death: Some(death),
+        });
+        let shared = Arc::new(SessionShared {
+            hosted,
+            process,
+            view,
+            dead,
+        });
+        Self {
+            shared,
+            inbox: mpsc::channel(1).0,
+        }
     }
 
     /// What it was created with.
@@ -109,7 +127,11 @@ impl SessionHandle {
     }
 
     fn view(&self) -> View {
-        self.shared.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared
+            .view
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// What is left of it, if it died.
@@ -160,11 +182,17 @@ impl SessionHandle {
     /// Runs a cell and waits for its end. Going away changes nothing.
     pub(crate) async fn run(&self, source: String, changed: bool) -> RunAnswer {
         let (reply, answer) = oneshot::channel();
-        let message = SessionMessage::Run { source, changed, reply };
+        let message = SessionMessage::Run {
+            source,
+            changed,
+            reply,
+        };
         if self.inbox.send(message).await.is_err() {
             return RunAnswer::Refused(self.gone());
         }
-        answer.await.unwrap_or_else(|_| RunAnswer::Died(None, self.gone()))
+        answer
+            .await
+            .unwrap_or_else(|_| RunAnswer::Died(None, self.gone()))
     }
 
     /// Asks the host something on its control lane.
@@ -181,7 +209,9 @@ impl SessionHandle {
                 .map_err(|_| self.gone())?;
             answer.await.unwrap_or_else(|_| Err(self.gone()))
         };
-        tokio::time::timeout(ASK_DEADLINE, asked).await.unwrap_or_else(|_| Err(self.unreachable()))
+        tokio::time::timeout(ASK_DEADLINE, asked)
+            .await
+            .unwrap_or_else(|_| Err(self.unreachable()))
     }
 
     fn unreachable(&self) -> ErrorReply {

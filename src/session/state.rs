@@ -134,7 +134,12 @@ impl<W> CellBoard<W> {
     ///
     /// # Errors
     /// Gives back the waiter if too many bytes wait already.
-    pub(crate) fn add(&mut self, source: String, changed: bool, waiter: W) -> Result<(u64, Lane), W> {
+    pub(crate) fn add(
+        &mut self,
+        source: String,
+        changed: bool,
+        waiter: W,
+    ) -> Result<(u64, Lane), W> {
         if !self.cells.is_empty() && self.queued_bytes + source.len() > MAX_QUEUED_BYTES {
             return Err(waiter);
         }
@@ -145,7 +150,17 @@ impl<W> CellBoard<W> {
         };
         let request = self.next_request();
         self.queued_bytes += source.len();
-        self.cells.insert(request, Cell { id, lane, sent: false, source, changed, waiter });
+        self.cells.insert(
+            request,
+            Cell {
+                id,
+                lane,
+                sent: false,
+                source,
+                changed,
+                waiter,
+            },
+        );
         Ok((request, lane))
     }
 
@@ -173,10 +188,15 @@ impl<W> CellBoard<W> {
         self.next_cell = finished.next_cell;
         self.inherited.retain(|_, id| *id != finished.cell);
         let by_id = || {
-            let found = self.cells.iter().find(|(_, cell)| cell.id == Some(finished.cell));
+            let found = self
+                .cells
+                .iter()
+                .find(|(_, cell)| cell.id == Some(finished.cell));
             found.map(|(request, _)| *request)
         };
-        let request = finished.request.filter(|request| self.cells.contains_key(request));
+        let request = finished
+            .request
+            .filter(|request| self.cells.contains_key(request));
         let request = request.or_else(by_id)?;
         self.remove(request).map(|cell| (request, cell))
     }
@@ -194,23 +214,32 @@ impl<W> CellBoard<W> {
         let alone = self.cells.len() == 1 && self.inherited.is_empty();
         let next_cell = self.next_cell;
         let cell = self.cells.get_mut(&request)?;
-        (cell.id, cell.lane) =
-            if alone { (Some(next_cell), Lane::Cell) } else { (None, Lane::Control) };
+        (cell.id, cell.lane) = if alone {
+            (Some(next_cell), Lane::Cell)
+        } else {
+            (None, Lane::Control)
+        };
         Some(cell.lane)
     }
 
     /// What to do about each cell once new lanes are open.
     pub(crate) fn resume(&mut self, next_cell: CellId) -> Vec<Resume> {
         self.next_cell = next_cell;
-        let own = self.cells.iter().map(|(request, cell)| match (cell.sent, cell.id) {
-            (false, _) => Resume::Send { request: *request },
-            (true, Some(id)) => Resume::Await { request: *request, cell: id },
-            (true, None) => Resume::Lost { request: *request },
-        });
-        let inherited = self
-            .inherited
+        let own = self
+            .cells
             .iter()
-            .map(|(request, id)| Resume::Await { request: *request, cell: *id });
+            .map(|(request, cell)| match (cell.sent, cell.id) {
+                (false, _) => Resume::Send { request: *request },
+                (true, Some(id)) => Resume::Await {
+                    request: *request,
+                    cell: id,
+                },
+                (true, None) => Resume::Lost { request: *request },
+            });
+        let inherited = self.inherited.iter().map(|(request, id)| Resume::Await {
+            request: *request,
+            cell: *id,
+        });
         own.chain(inherited).collect()
     }
 
@@ -315,7 +344,10 @@ mod tests {
         assert_eq!(
             board.resume(id(0)),
             [
-                Resume::Await { request: 1, cell: id(0) },
+                Resume::Await {
+                    request: 1,
+                    cell: id(0)
+                },
                 Resume::Lost { request: 2 },
                 Resume::Send { request: 3 },
             ]
