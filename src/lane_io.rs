@@ -174,7 +174,7 @@ impl LaneIo {
     /// Nothing is lost if it is dropped before it is ready.
     pub(crate) async fn next<H: DeserializeOwned>(&mut self) -> Result<Message<H>, LaneLoss> {
         loop {
-            if let Some(message) = self.decoder.next().map_err(LaneLoss::Framing)? {
+            if let Some(message) = self.decoder.next_message().map_err(LaneLoss::Framing)? {
                 return Ok(message);
             }
             self.write_some().map_err(LaneLoss::Io)?;
@@ -193,7 +193,7 @@ impl LaneIo {
     /// A message that is here already, without waiting.
     pub(crate) fn take_arrived<H: DeserializeOwned>(&mut self) -> Option<Message<H>> {
         loop {
-            match self.decoder.next() {
+            match self.decoder.next_message() {
                 Ok(Some(message)) => return Some(message),
                 Err(_) => return None,
                 Ok(None) => {}

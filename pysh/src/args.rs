@@ -107,7 +107,8 @@ A command line holds about 128 KiB in one word; give longer code as `-` or
 `@FILE`. A word that begins with `@` and contains a newline is code, so that a
 decorator needs no escape.
 
-Options stand before the code: everything after its first word belongs to it.")]
+Options stand before the code or after it as last words; what else follows the
+code's first word belongs to it.")]
 pub(crate) struct RunArgs {
     /// Echo code, output and errors to stderr [default: if stderr is a
     /// terminal and stdout is not].
@@ -122,6 +123,24 @@ pub(crate) struct RunArgs {
     /// `-` reads stdin.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) code: Vec<String>,
+}
+
+impl RunArgs {
+    /// Takes options off the end of the code: people add them there, and no
+    /// Python ends in such a word. Returns true if `--json` was one of them.
+    pub(crate) fn take_trailing_options(&mut self) -> bool {
+        let mut json = false;
+        while self.code.len() > 1 {
+            match self.code.last().map(String::as_str) {
+                Some("--json") => json = true,
+                Some("--echo") => (self.echo, self.no_echo) = (true, false),
+                Some("--no-echo") => (self.echo, self.no_echo) = (false, true),
+                _ => break,
+            }
+            self.code.pop();
+        }
+        json
+    }
 }
 
 #[derive(Debug, Args)]
@@ -196,6 +215,17 @@ mod tests {
                 "{words:?}"
             );
         }
+    }
+
+    #[test]
+    fn options_after_the_code_are_options() {
+        let (_, mut args) = run(&["work", "1", "--echo", "--json"]);
+        assert!(args.take_trailing_options() && args.echo);
+        assert_eq!(args.code, ["1"]);
+        // The only word is code, whatever it looks like.
+        let (_, mut args) = run(&["work", "--", "--json"]);
+        assert!(!args.take_trailing_options());
+        assert_eq!(args.code, ["--json"]);
     }
 
     #[test]

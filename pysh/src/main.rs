@@ -15,15 +15,18 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::Cli;
+use crate::args::{Cli, Command};
 use crate::failure::Failure;
 use crate::render::Render;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return render::usage(&error),
     };
+    if let Some(Command::Run(run)) = &mut cli.command {
+        cli.json |= run.take_trailing_options();
+    }
     let render = Render::new(cli.json);
     match commands::dispatch(cli.command, &render) {
         Ok(code) => code.into(),

@@ -43,7 +43,7 @@ pub(crate) fn receive(socket: impl AsFd) -> Option<Assignment> {
     let mut decoder = Decoder::new(HELLO_TAG);
     let mut buffer = vec![0; 64 << 10];
     loop {
-        match decoder.next::<Assignment>() {
+        match decoder.next_message::<Assignment>() {
             Ok(Some(message)) => return Some(message.header),
             Ok(None) => {}
             Err(_) => return None,

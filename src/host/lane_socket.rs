@@ -75,7 +75,7 @@ impl LaneSocket {
 
     /// The next whole message.
     pub(crate) fn next<H: DeserializeOwned>(&mut self) -> Result<Option<Message<H>>, LaneError> {
-        self.decoder.next()
+        self.decoder.next_message()
     }
 
     /// Queues a message and writes what can be written.

@@ -292,7 +292,7 @@ impl Session {
 
     fn decode(&mut self) -> Option<QueuedCell> {
         let lane = self.lane.as_mut()?;
-        match lane.decoder.next::<HostCommand>() {
+        match lane.decoder.next_message::<HostCommand>() {
             Ok(Some(message)) => match message.header {
                 HostCommand::Run { request, changed } => {
                     let source = io_thread::into_source(message.body);

@@ -68,6 +68,10 @@ pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<()> {
     py.import("os")?
         .call_method("register_at_fork", (), Some(&arguments))?;
     py.import("faulthandler")?;
+    // The launcher's runtime has handlers for stack overflow that swallow a
+    // SIGSEGV or SIGBUS which a process sends itself.
+    sys::handle_by_default(rustix::process::Signal::SEGV.as_raw());
+    sys::handle_by_default(rustix::process::Signal::BUS.as_raw());
     sys::unbuffer_c_stdout();
     session.call_method0("settle")?;
     Ok(())

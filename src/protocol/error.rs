@@ -39,6 +39,9 @@ pub enum ErrorCode {
     Busy,
     /// A fault of ours; the log has the details.
     Internal,
+    /// A word that came after this version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One refusal: `code` for programs, `message` and `hint` for people.
@@ -138,7 +141,8 @@ impl ErrorReply {
             | ErrorCode::Limit
             | ErrorCode::Stopping
             | ErrorCode::Busy
-            | ErrorCode::Internal => ExitCode::Refused,
+            | ErrorCode::Internal
+            | ErrorCode::Unknown => ExitCode::Refused,
         }
     }
 }

@@ -163,7 +163,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`LaneError`] if the bytes are no message; the stream is useless then.
-    pub fn next<H: DeserializeOwned>(&mut self) -> Result<Option<Message<H>>, LaneError> {
+    pub fn next_message<H: DeserializeOwned>(&mut self) -> Result<Option<Message<H>>, LaneError> {
         let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else { return Ok(None) };
         let prefix = Prefix::parse(self.tag, prefix)?;
         let end = PREFIX + prefix.remaining();
@@ -534,13 +534,13 @@ mod tests {
         for cut in 0..bytes.len() {
             let mut decoder = Decoder::new(5);
             decoder.extend(&bytes[..cut]);
-            assert_eq!(decoder.next::<HostCommand>(), Ok(None));
+            assert_eq!(decoder.next_message::<HostCommand>(), Ok(None));
             decoder.extend(&bytes[cut..]);
             decoder.extend(&bytes[..3]);
-            let message = decoder.next::<HostCommand>().unwrap().unwrap();
+            let message = decoder.next_message::<HostCommand>().unwrap().unwrap();
             assert_eq!(message.header, command);
             assert_eq!(message.body, b"x = 1");
-            assert_eq!(decoder.next::<HostCommand>(), Ok(None));
+            assert_eq!(decoder.next_message::<HostCommand>(), Ok(None));
         }
     }
 
@@ -548,11 +548,11 @@ mod tests {
     fn stray_bytes_are_never_taken_for_a_message() {
         let mut decoder = Decoder::new(5);
         decoder.extend(b"print('hello from session code')");
-        assert_eq!(decoder.next::<HostEvent>(), Err(LaneError::WrongTag));
+        assert_eq!(decoder.next_message::<HostEvent>(), Err(LaneError::WrongTag));
         let forged = encode(6, &HostEvent::CellLaneReady, b"").unwrap();
         let mut decoder = Decoder::new(5);
         decoder.extend(&forged);
-        assert_eq!(decoder.next::<HostEvent>(), Err(LaneError::WrongTag));
+        assert_eq!(decoder.next_message::<HostEvent>(), Err(LaneError::WrongTag));
     }
 
     proptest! {
@@ -562,7 +562,7 @@ mod tests {
             if tagged && all.len() >= 12 { all[4..12].copy_from_slice(&9u64.to_le_bytes()); }
             let mut decoder = Decoder::new(9);
             decoder.extend(&all);
-            while let Ok(Some(_)) = decoder.next::<HostEvent>() {}
+            while let Ok(Some(_)) = decoder.next_message::<HostEvent>() {}
         }
     }
 }

@@ -72,7 +72,7 @@ pub struct CellReply {
     pub stdout: Text,
     /// What was written to standard error.
     pub stderr: Text,
-    /// Both streams in the order of arrival as `[stream, characters]` runs;
+    /// Both streams in the order of arrival as `[stream, bytes]` runs;
     /// only if they alternate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub order: Vec<(u8, u64)>,

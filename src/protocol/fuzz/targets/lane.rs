@@ -13,7 +13,7 @@ fn decode_all<H: serde::de::DeserializeOwned>(bytes: &[u8], piece: usize) -> usi
     for part in bytes.chunks(piece) {
         decoder.extend(part);
         loop {
-            match decoder.next::<H>() {
+            match decoder.next_message::<H>() {
                 Ok(Some(message)) => {
                     assert!(message.body.len() <= bytes.len());
                     found += 1;
