@@ -7,6 +7,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET)/release
 DEST = $(DESTDIR)$(PREFIX)
 PROGRAMS := pythond pysh pyctl
+# Commands with a man page of their own, as program-command.
+PAGES := $(addprefix pysh-,new run ls kill status vars complete int) \
+	$(addprefix pyctl-,start stop status)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-stop test bench install uninstall fmt lint fuzz clean
@@ -48,6 +51,9 @@ install: ## install into PREFIX (default /usr/local), below DESTDIR if given
 		$(BIN)/$$program completions fish >$(DEST)/share/fish/vendor_completions.d/$$program.fish && \
 		$(BIN)/$$program man >$(DEST)/share/man/man1/$$program.1 || exit 1; \
 	done
+	for page in $(PAGES); do \
+		$(BIN)/$${page%%-*} man $${page#*-} >$(DEST)/share/man/man1/$$page.1 || exit 1; \
+	done
 	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE src/protocol/PROTOCOL.md \
 		$(DEST)/share/doc/pythond
 
@@ -56,7 +62,7 @@ uninstall: ## remove what `make install` put there
 		$(PROGRAMS:%=$(DEST)/share/bash-completion/completions/%) \
 		$(PROGRAMS:%=$(DEST)/share/zsh/site-functions/_%) \
 		$(PROGRAMS:%=$(DEST)/share/fish/vendor_completions.d/%.fish) \
-		$(PROGRAMS:%=$(DEST)/share/man/man1/%.1)
+		$(patsubst %,$(DEST)/share/man/man1/%.1,$(PROGRAMS) $(PAGES))
 	rm -rf $(DEST)/lib/pythond $(DEST)/share/doc/pythond
 
 fmt: ## format the Rust and Python sources

@@ -132,7 +132,13 @@ installation() (
     [ -z "$left" ] || { say "left behind: $left"; exit 1; }
 )
 
-readme() { PYTHOND_BIN_DIR=$target/debug python3 tests/cmd/readme.py README.md; }
+# After the Python tests, which have installed the other clients that it shows.
+readme() {
+    local wscat
+    wscat=$(compgen -G "$target/python-tests/npm-wscat*/node_modules/.bin" | head -n 1)
+    README_PATH=$PWD/.venv-tests/bin:$wscat PYTHOND_BIN_DIR=$target/debug \
+        python3 tests/cmd/readme.py README.md
+}
 
 python_tests() {
     PYTHOND_BIN_DIR=$target/debug PYTHOND_TEST_CACHE=$target/python-tests \
@@ -159,8 +165,8 @@ step 'ruff' ruff
 step 'build' cargo build --quiet --workspace --locked
 step 'Rust tests' rust_tests
 step 'examples in the documentation' cargo test --quiet --workspace --doc --locked
-step 'README' readme
 step 'Python tests' python_tests
+step 'README' readme
 step 'release build' make --silent build
 step 'demo' demo
 step 'installation' installation
