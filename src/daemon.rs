@@ -335,7 +335,6 @@ async fn stop(
         });
         futures_util::future::join_all(late).await;
         context.hosts.zygotes.shut_down(GRACE).await;
-        context.hosts.sweep();
     };
     let mut orderly = std::pin::pin!(tokio::time::timeout(Duration::from_secs(5), orderly));
     let mut asked_again = false;
@@ -351,6 +350,8 @@ async fn stop(
     connections.close();
     // Whoever does not read our goodbye is cut off by our end.
     let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;
+    // Last, for spares end a moment after their zygote.
+    context.hosts.sweep();
     if let Err(error) = remove_socket_at(path) {
         context.hosts.log.note(&format!("WARN: {}", chain(&error)));
     }

@@ -178,15 +178,15 @@ impl LaneIo {
                 return Ok(message);
             }
             self.write_some().map_err(LaneLoss::Io)?;
-            if self.read_some()? {
-                continue;
-            }
             let interest = if self.outgoing.is_empty() {
                 Interest::READABLE
             } else {
                 Interest::READABLE | Interest::WRITABLE
             };
-            self.stream.ready(interest).await.map_err(LaneLoss::Io)?;
+            let ready = self.stream.ready(interest).await.map_err(LaneLoss::Io)?;
+            if ready.is_readable() || ready.is_read_closed() {
+                self.read_some()?;
+            }
         }
     }
 
@@ -209,6 +209,13 @@ impl LaneIo {
             Ok(0) => Err(LaneLoss::Closed),
             Ok(count) => {
                 self.decoder.extend(&self.scratch[..count]);
+                if count < self.scratch.len() {
+                    // The socket is empty: saying so spares the read that
+                    // would only find that out. What arrives from now on makes
+                    // it ready again (epoll(7), edge-triggered).
+                    let empty = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                    let _ = self.stream.try_io(Interest::READABLE, empty);
+                }
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
