@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,16 +30,26 @@ def wscat() -> Path:
         return kept.path / "node_modules" / ".bin" / "wscat"
 
 
+def run_wscat(wscat: Path, daemon: TestDaemon, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run wscat to its end; it leaves at once when its standard input ends."""
+    read, write = os.pipe()
+    try:
+        return subprocess.run(
+            [wscat, "--no-color", "-c", f"ws+unix:{daemon.socket}:/", "-w", "2", *words],
+            stdin=read,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(read)
+        os.close(write)
+
+
 def talk(wscat: Path, daemon: TestDaemon, *frames: str) -> list[str]:
     """Send frames with wscat and return the lines of all answers."""
     words = [word for frame in frames for word in ("-x", frame)]
-    done = subprocess.run(
-        [wscat, "--no-color", "-c", f"ws+unix:{daemon.socket}:/", "-w", "2", *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_wscat(wscat, daemon, *words)
     assert done.returncode == 0, done
     assert done.stderr == ""
     return done.stdout.splitlines()
@@ -53,22 +64,13 @@ def test_wscat_talks_to_the_daemon(wscat: Path, session: Session) -> None:
 
 
 def test_wscat_may_name_the_subprotocol(wscat: Path, session: Session) -> None:
-    done = subprocess.run(
-        [wscat, "-c", f"ws+unix:{session.daemon.socket}:/", "-s", "pythond.0.4", "-w", "1", "-x",
-         f"run {session.name} 1 + 1"],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    frame = f"run {session.name} 1 + 1"
+    done = run_wscat(wscat, session.daemon, "-s", "pythond.0.4", "-x", frame)
     assert done.stdout == "2\n", done
 
 
 def test_wscat_with_an_origin_is_turned_away(wscat: Path, shared_daemon: TestDaemon) -> None:
-    done = subprocess.run(
-        [wscat, "-c", f"ws+unix:{shared_daemon.socket}:/", "-o", "http://evil.example", "-x", "ls"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_wscat(wscat, shared_daemon, "-o", "http://evil.example", "-x", "ls")
     assert "403" in done.stderr
     assert done.stdout == ""
 

@@ -87,7 +87,7 @@ def test_exit_code_five_is_a_session_that_died(shared_daemon: TestDaemon) -> Non
 def test_exit_code_130_is_an_interrupted_cell(session: Session) -> None:
     client = session.daemon.popen("pysh", "run", session.name, "while True: pass", text=True)
     session.wait_for_state("running")
-    session.daemon.ask(f"int {session.name}")
+    assert session.daemon.ask(f"int {session.name}") == f"OK int {session.name}: 1 cell"
     out, err = client.communicate(timeout=20)
     assert client.returncode == 130, (out, err)
     assert "KeyboardInterrupt" in err
@@ -195,7 +195,7 @@ def test_code_that_is_no_text_is_refused_with_its_place(session: Session, tmp_pa
 def test_code_too_big_for_the_daemon_gets_a_clear_refusal(session: Session) -> None:
     done = session.daemon.pysh("run", session.name, "-", input="#" + "x" * (17 << 20))
     assert done.returncode in (2, 4), done
-    assert "big" in done.stderr or "MiB" in done.stderr or "limit" in done.stderr
+    assert str(16 << 20) in done.stderr
     assert session.out("1 + 1") == "2\n"
 
 
@@ -400,7 +400,8 @@ def test_no_color_is_obeyed(session: Session) -> None:
         _, _, plain = with_terminal(session.daemon, *words, stdout_too=True, NO_COLOR="1")
         assert b"\x1b[" not in plain, words
         stripped = re.sub(rb"\x1b\[[0-9;]*m", b"", coloured)
-        assert stripped == plain, words
+        number = re.compile(rb"<cell \d+>")
+        assert number.sub(b"<cell>", stripped) == number.sub(b"<cell>", plain), words
 
 
 def test_nothing_has_colour_without_a_terminal(session: Session) -> None:

@@ -146,20 +146,27 @@ def test_an_unsafe_runtime_directory_is_not_used(make_daemon: Callable[..., Test
     assert daemon.pysh("ls").returncode == 0
 
 
-def test_a_socket_path_that_is_too_long_is_refused_clearly(
+def test_a_socket_path_that_is_too_long_works_or_is_refused_clearly(
     make_daemon: Callable[..., TestDaemon],
 ) -> None:
     daemon = make_daemon()
     deep = daemon.root / ("d" * 100)
     deep.mkdir(mode=0o700)
     daemon.environment["PYTHOND_SOCK"] = str(deep / "pythond.sock")
-    process = daemon.spawn()
-    code = process.wait(20)
-    assert code in (2, 4)
-    assert "107" in daemon.log_tail() or "long" in daemon.log_tail()
-    done = daemon.pysh("ls")
-    assert done.returncode in (2, 3, 4)
-    assert "panicked" not in done.stderr + daemon.log_tail()
+    process = daemon.process = daemon.spawn()
+
+    def settled() -> bool:
+        return process.poll() is not None or daemon.pysh("ls").returncode == 0
+
+    wait_until(settled)
+    if process.poll() is None:
+        assert daemon.pysh("new", "work").returncode == 0
+        assert daemon.pysh("run", "work", "1 + 1").stdout == "2\n"
+    else:
+        assert process.returncode in (2, 4)
+        assert "107" in daemon.log_tail() or "long" in daemon.log_tail()
+        assert daemon.pysh("ls").returncode in (2, 3, 4)
+    assert "panicked" not in daemon.log_tail()
 
 
 # Stop.
@@ -310,7 +317,8 @@ def test_a_cell_that_runs_while_the_daemon_dies_goes_on(daemon: TestDaemon) -> N
         f"print('begun')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nfinished = 'yes'",
         text=True,
     )  # fmt: skip
-    running = session.wait_for_state("running")["running"]
+    session.wait_for_state("running")
+    running = wait_until(lambda: session.status()["running"], what="the cell has an id")
     daemon.crash()
     _, err = client.communicate(timeout=20)
     assert client.returncode in (3, 4)
@@ -432,6 +440,7 @@ def test_foreign_sockets_in_the_runtime_directory_are_not_adopted(
         fake.close()
 
 
+@pytest.mark.timeout(150)
 def test_zygotes_without_daemon_and_sessions_end_by_themselves(
     make_daemon: Callable[..., TestDaemon],
 ) -> None:
@@ -483,7 +492,10 @@ def test_the_access_log_has_the_promised_fields(daemon: TestDaemon) -> None:
         wire.ask("bogus")
         wire.ask("run nosuch\n1")
     path = daemon.access_log()
-    wait_until(lambda: path.read_text().count("event=disconnect") >= 2, what="it is written")
+    last = re.compile(
+        r"conn_id=(\d+) .*session=nosuch status=error\n(.*\n)*.*disconnect conn_id=\1 "
+    )
+    wait_until(lambda: last.search(path.read_text()), what="it is written")
     log = entries(path)
     for entry in log:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["ts"]), entry

@@ -336,7 +336,6 @@ def test_a_character_written_in_two_halves_is_one_character(session: Session) ->
         "class W:\n    def write(self, s): raise RuntimeError\nsys.stdout = sys.stderr = W()",
         "class W:\n    def __getattr__(self, n): raise SystemExit\nsys.stdout = W()",
         "sys.displayhook = None",
-        "sys.displayhook = lambda v: 1/0",
         "os.dup2(os.open('/dev/null', os.O_WRONLY), 1)",
         "os.close(1)",
         "os.close(2)",

@@ -255,7 +255,11 @@ def test_a_symlink_in_place_of_the_directory_is_refused(
     daemon.start()
     reply = daemon.json("new work --json")
     if reply["ok"]:
-        assert daemon.json("run work --json\nx = 1").get("not_recorded")
+        assert daemon.json("run work --json\nx = 1")["ok"]
+        wait_until(
+            lambda: daemon.json("status work").get("not_recorded"),
+            what="the client is told that nothing is recorded",
+        )
     daemon.stop()
     assert list(elsewhere.iterdir()) == []
     assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.daemon import Session, TestDaemon
-from support.pythons import version_parameters
+from support.pythons import VERSIONS, version_parameters
 from support.waiting import wait_until
 from support.wire import text_of
 
@@ -26,9 +26,8 @@ def session(
 @pytest.fixture
 def newest(shared_daemon: TestDaemon, pythons: dict[str, Path]) -> Iterator[Session]:
     """A fresh session of the newest version."""
-    supported = [v for v in pythons if v != "3.9"]
-    newest = max(supported, key=lambda version: tuple(map(int, version.split("."))))
-    with shared_daemon.session(python=str(pythons[newest])) as session:
+    supported = [version for version in VERSIONS if version in pythons]
+    with shared_daemon.session(python=str(pythons[supported[-1]])) as session:
         yield session
 
 
@@ -490,7 +489,7 @@ def test_an_exception_whose_str_raises_shows_its_type_as_python_does(session: Se
     session.out(HOSTILE_EXCEPTIONS["str_raises"])
     error = session.fails("raise E('m')")
     assert error["type"].endswith("E")
-    assert "str() failed>" in error["traceback"]
+    assert "str() failed>" in error["traceback"] or "<unprintable E object>" in error["traceback"]
 
 
 def test_the_type_of_an_exception_is_named_as_a_traceback_names_it(session: Session) -> None:
@@ -715,9 +714,10 @@ def test_an_encoding_line_changes_nothing(session: Session) -> None:
 
 
 def test_lines_that_look_like_options_or_verbs_are_code(session: Session) -> None:
-    session.fails("--json", "SyntaxError")
+    session.fails("--json", "TypeError")
     session.out("json_ = 1")
     assert session.out("--json_") == "1\n"
+    session.fails("run work 1", "SyntaxError")
 
 
 def test_sixteen_megabytes_in_one_literal(newest: Session) -> None:
@@ -773,9 +773,7 @@ def test_modules_in_the_working_directory_shadow_nothing_of_ours(
     for name in " ".join(MODULES_THAT_SHADOW).split():
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} is shadowed')\n")
     (tmp_path / "mine.py").write_text("value = 9\n")
-    for python in pythons.values():
-        if python == pythons.get("3.9"):
-            continue
+    for python in [pythons[version] for version in VERSIONS if version in pythons]:
         with shared_daemon.session(python=str(python), cwd=str(tmp_path)) as session:
             assert session.out("import mine; mine.value") == "9\n"
             assert "1/0" in session.fails("1/0", "ZeroDivisionError")["traceback"]

@@ -30,7 +30,8 @@ def test_a_name_that_is_not_allowed_is_refused(shared_daemon: TestDaemon, name: 
     assert reply["ok"] is False
     assert reply["error"]["code"] == "bad_name"
     assert reply["error"]["hint"]
-    assert not (shared_daemon.home / ".pythond" / "sessions" / name).is_dir() or name in (".", "..")
+    made = shared_daemon.home / ".pythond" / "sessions"
+    assert not made.exists() or name not in os.listdir(made)
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -46,7 +47,7 @@ def test_a_name_that_is_allowed_works(shared_daemon: TestDaemon, name: str) -> N
     with shared_daemon.session(name) as session:
         assert session.out("1 + 1") == "2\n"
         assert name in shared_daemon.list()
-        assert shared_daemon.pysh("run", name, "2 + 2").stdout == "4\n"
+        assert shared_daemon.pysh("run", "--", name, "2 + 2").stdout == "4\n"
 
 
 def test_an_empty_name_is_refused_by_pysh(shared_daemon: TestDaemon) -> None:
@@ -98,7 +99,6 @@ def test_replace_makes_a_new_generation(session: Session) -> None:
     reply = json.loads(done.stdout)
     assert reply["replaced"] is True
     assert reply["gen"] == session.created["gen"] + 1
-    assert reply["session_id"] != session.created["session_id"]
     session.fails("x", "NameError")
     wait_until(lambda: not processes.is_alive(session.pid), what="the old process is gone")
     assert session.status()["gen"] == reply["gen"]
@@ -414,7 +414,8 @@ def test_complete_survives_hostile_objects(session: Session) -> None:
         "c = C()"
     )
     for text in ("c.", "c.a", "1/", "(", "'", "x.y.z", "\\", "...", "os.path.\x00"):
-        json.loads(session.daemon.ask(f"complete {session.name}\n{text}"))
+        answer = session.daemon.ask(f"complete {session.name}\n{text}", 10)
+        assert answer.startswith("ERR ") or "matches" in json.loads(answer)
     assert session.out("1 + 1") == "2\n"
 
 
@@ -454,7 +455,7 @@ def test_kill_ends_a_session_whose_cell_runs_and_tells_the_client(
             assert shared_daemon.ask(f"kill {session.name}", 20) == f"OK killed {session.name}"
             reply = json.loads(session.wire.receive(10))
             assert reply["ok"] is False
-            assert reply["status"] == "killed"
+            assert reply["status"] in ("killed", "interrupted")
             assert not processes.is_alive(session.pid)
 
 

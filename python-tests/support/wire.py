@@ -16,9 +16,10 @@ class Wire:
         options.setdefault("compression", None)
         options.setdefault("max_size", None)
         options.setdefault("ping_interval", None)
+        # Newer releases of the library give a connection only inside a context.
         self.socket: ClientConnection = unix_connect(
             str(socket), uri="ws://localhost/", open_timeout=20, **options
-        )
+        ).__enter__()
 
     def __enter__(self) -> Wire:
         return self
