@@ -128,23 +128,14 @@ impl Hosts {
                 .filter(|name| name.starts_with(prefix) && name.ends_with(SOCKET));
             ours.cloned().collect()
         };
-        let mut sessions = sockets("h-");
-        // A spare answers nobody, and has no journal until it is handed out.
-        sessions.retain(|socket| {
-            names.contains(&journal_of(socket)) || {
-                if self.is_dead(socket) {
-                    self.remove_litter(socket);
-                }
-                false
-            }
-        });
-        (sockets("z-"), sessions)
+        (sockets("z-"), sockets("h-"))
     }
 
     /// Removes what nobody listens on.
     pub(crate) fn sweep(&self) {
         for name in self.dir.entries().unwrap_or_default() {
-            let ours = (name.starts_with("h-") || name.starts_with("z-")) && name.ends_with(SOCKET);
+            let ours = (name.starts_with("h-") || name.starts_with("z-"))
+                && (name.ends_with(SOCKET) || name.ends_with(PARKED));
             if ours && self.is_dead(&name) {
                 self.remove_litter(&name);
             }
@@ -165,6 +156,8 @@ impl Hosts {
 
 /// How names of sockets end.
 const SOCKET: &str = ".sock";
+/// How names of sockets end whose process is no session yet; it answers nobody.
+const PARKED: &str = ".parked";
 
 /// The name of a host's journal, beside its socket.
 fn journal_of(socket: &str) -> String {

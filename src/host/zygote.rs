@@ -28,6 +28,8 @@ use crate::start::{self, Launch};
 use crate::sys::{self, Fork};
 use crate::{helpers, streams};
 
+/// End of the name of the socket of a process that is no session yet.
+const PARKED: &str = "parked";
 /// Processes that wait to become sessions.
 const SPARES: usize = 3;
 /// How long after the last request new spares are made.
@@ -212,6 +214,7 @@ impl Zygote {
         self.cannot_fork.is_none()
             && self.failure.is_none()
             && !self.retired
+            && !self.finished
             && self.spares.len() < SPARES
             && self.connections.iter().any(|connection| connection.greeted)
     }
@@ -237,7 +240,7 @@ impl Zygote {
     }
 
     fn remove_files(&self, name: &str) {
-        for suffix in ["sock", "journal"] {
+        for suffix in [PARKED, "sock", "journal"] {
             // Nothing is lost if it is gone already.
             let _ = self.directory.remove(&format!("{name}.{suffix}"));
         }
@@ -297,8 +300,8 @@ impl Zygote {
             connection
                 .lane
                 .send(&ZygoteEvent::Welcome(Box::new(self.info())), b"")?;
-            for event in &self.ended {
-                connection.lane.send(event, b"")?;
+            for event in self.ended.drain(..) {
+                connection.lane.send(&event, b"")?;
             }
         }
         while let Some(message) = connection.lane.next::<ZygoteCommand>()? {
@@ -390,8 +393,13 @@ impl Zygote {
             runtime_dir: self.launch.runtime_dir.clone(),
             name: host.name.clone(),
         };
-        let sent = assignment::send(&socket, &assignment);
         let name = host.name.clone();
+        // From now on a daemon that looks around finds a session there.
+        let sent = self
+            .directory
+            .rename(&format!("{name}.{PARKED}"), &format!("{name}.sock"))
+            .map_err(std::io::Error::other)
+            .and_then(|()| assignment::send(&socket, &assignment));
         self.hosts.insert(pid, host);
         sent.map(|()| (pid, name))
     }
@@ -413,7 +421,7 @@ impl Zygote {
         );
         let listener = self
             .directory
-            .bind_socket(&format!("{name}.sock"), BACKLOG)
+            .bind_socket(&format!("{name}.{PARKED}"), BACKLOG)
             .map_err(std::io::Error::other)?;
         let (stdout_read, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr_read, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -568,13 +576,15 @@ impl Zygote {
             session: host.session,
         };
         self.remove_files(&host.name);
+        let mut told = false;
         for connection in &mut self.connections {
-            if connection.greeted {
-                // A daemon that does not read any more is told when it comes back.
-                let _ = connection.lane.send(&event, b"");
-            }
+            told |= connection.greeted && connection.lane.send(&event, b"").is_ok();
         }
-        self.ended.push_back(event);
+        // Only what nobody heard is kept for the next daemon: what one has
+        // heard it may have forgotten on purpose.
+        if !told {
+            self.ended.push_back(event);
+        }
         if self.ended.len() > REMEMBERED_ENDS {
             self.ended.pop_front();
         }

@@ -203,6 +203,17 @@ impl PrivateDir {
         })
     }
 
+    /// Gives a file or socket another name, in place of what had it.
+    ///
+    /// # Errors
+    /// [`PrivateFsError::Io`].
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), PrivateFsError> {
+        let path = self.join(to)?;
+        self.join(from)?;
+        rustix::fs::renameat(&self.fd, from, &self.fd, to)
+            .map_err(|errno| PrivateFsError::io("rename to", &path, errno))
+    }
+
     /// Removes a file or socket; it is no error if it is not there.
     ///
     /// # Errors

@@ -66,7 +66,12 @@ impl ErrorReply {
     /// A refusal without a hint.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, plain: None }
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+            plain: None,
+        }
     }
 
     /// Adds what to do.
@@ -90,7 +95,9 @@ impl ErrorReply {
             .with_hint(format!(
                 "list sessions with `pysh ls`, or create it with `pysh new {name}`"
             ))
-            .with_plain(format!("no session '{name}' -- create it first with: new {name}"))
+            .with_plain(format!(
+                "no session '{name}' -- create it first with: new {name}"
+            ))
     }
 
     /// The name is not allowed.

@@ -34,7 +34,12 @@ impl<'a> Frame<'a> {
         if matches!(verb, "pysh" | "pyctl") {
             (verb, header) = take_word(header)?;
         }
-        Some(Self { verb, header: header.trim(), body, trailing_newline })
+        Some(Self {
+            verb,
+            header: header.trim(),
+            body,
+            trailing_newline,
+        })
     }
 
     /// Number of code bytes that travelled as a body, for the access log.
@@ -61,7 +66,11 @@ mod tests {
 
     fn check(text: &str, verb: &str, header: &str, body: Option<&str>) {
         let frame = Frame::parse(text).expect(text);
-        assert_eq!((frame.verb, frame.header, frame.body), (verb, header, body), "{text:?}");
+        assert_eq!(
+            (frame.verb, frame.header, frame.body),
+            (verb, header, body),
+            "{text:?}"
+        );
     }
 
     #[test]
@@ -74,7 +83,12 @@ mod tests {
         check("run work 1 + 1", "run", "work 1 + 1", None);
         check("run work 1 + 1\r\n", "run", "work 1 + 1", None);
         check("run work\nprint(1)\n", "run", "work", Some("print(1)\n"));
-        check("run work\r\nx = 1\r\ny = 2", "run", "work", Some("x = 1\r\ny = 2"));
+        check(
+            "run work\r\nx = 1\r\ny = 2",
+            "run",
+            "work",
+            Some("x = 1\r\ny = 2"),
+        );
         check("run work\n\n", "run", "work", Some("\n"));
         for empty in ["", "\n", "  \r\n", "pysh", "pyctl  ", "\nrun work"] {
             assert_eq!(Frame::parse(empty), None, "{empty:?}");

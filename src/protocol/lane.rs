@@ -14,11 +14,11 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::ErrorReply;
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::{CellKind, CellStatus, ExceptionInfo, ProcessEnd};
 use crate::verbs::new::{PythonInfo, StartKind};
 use crate::verbs::vars::Variable;
-use crate::ErrorReply;
 
 /// Version of these words.
 pub const LINK_VERSION: u32 = 1;
@@ -97,7 +97,9 @@ impl Prefix {
         if length > MAX_MESSAGE || header > MAX_HEADER {
             return Err(LaneError::BadLength);
         }
-        let body = length.checked_sub(PREFIX - 4 + header).ok_or(LaneError::BadLength)?;
+        let body = length
+            .checked_sub(PREFIX - 4 + header)
+            .ok_or(LaneError::BadLength)?;
         Ok(Self { header, body })
     }
 
@@ -132,7 +134,10 @@ pub fn decode<H: DeserializeOwned>(
             serde_json::from_slice(header).map_err(|error| LaneError::BadHeader(error.to_string()))
         })?;
     bytes.drain(..prefix.header);
-    Ok(Message { header, body: bytes })
+    Ok(Message {
+        header,
+        body: bytes,
+    })
 }
 
 /// Takes whole messages out of a byte stream.
@@ -146,7 +151,10 @@ impl Decoder {
     /// A decoder of messages with this tag.
     #[must_use]
     pub fn new(tag: u64) -> Self {
-        Self { tag, buffer: Vec::new() }
+        Self {
+            tag,
+            buffer: Vec::new(),
+        }
     }
 
     /// Expects another tag from the next message on.
@@ -164,7 +172,9 @@ impl Decoder {
     /// # Errors
     /// [`LaneError`] if the bytes are no message; the stream is useless then.
     pub fn next_message<H: DeserializeOwned>(&mut self) -> Result<Option<Message<H>>, LaneError> {
-        let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else { return Ok(None) };
+        let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else {
+            return Ok(None);
+        };
         let prefix = Prefix::parse(self.tag, prefix)?;
         let end = PREFIX + prefix.remaining();
         if self.buffer.len() < end {
@@ -529,7 +539,10 @@ mod tests {
 
     #[test]
     fn a_message_comes_back_whatever_way_it_is_cut() {
-        let command = HostCommand::Run { request: 7, changed: true };
+        let command = HostCommand::Run {
+            request: 7,
+            changed: true,
+        };
         let bytes = encode(5, &command, b"x = 1").unwrap();
         for cut in 0..bytes.len() {
             let mut decoder = Decoder::new(5);
@@ -548,11 +561,17 @@ mod tests {
     fn stray_bytes_are_never_taken_for_a_message() {
         let mut decoder = Decoder::new(5);
         decoder.extend(b"print('hello from session code')");
-        assert_eq!(decoder.next_message::<HostEvent>(), Err(LaneError::WrongTag));
+        assert_eq!(
+            decoder.next_message::<HostEvent>(),
+            Err(LaneError::WrongTag)
+        );
         let forged = encode(6, &HostEvent::CellLaneReady, b"").unwrap();
         let mut decoder = Decoder::new(5);
         decoder.extend(&forged);
-        assert_eq!(decoder.next_message::<HostEvent>(), Err(LaneError::WrongTag));
+        assert_eq!(
+            decoder.next_message::<HostEvent>(),
+            Err(LaneError::WrongTag)
+        );
     }
 
     proptest! {

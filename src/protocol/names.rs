@@ -176,7 +176,9 @@ mod tests {
 
     #[test]
     fn session_names_follow_the_promise() {
-        for good in ["work", "a", "0", "_", "-", "gpu-1_b", "com", "com10", "lpt", "console"] {
+        for good in [
+            "work", "a", "0", "_", "-", "gpu-1_b", "com", "com10", "lpt", "console",
+        ] {
             assert!(good.parse::<SessionName>().is_ok(), "{good}");
         }
         assert!("a".repeat(80).parse::<SessionName>().is_ok());

@@ -75,14 +75,21 @@ impl ProcessEnd {
     pub fn describe(&self) -> String {
         match self {
             Self::Exited { status } => format!("exited with status {status}"),
-            Self::Signaled { signal, out_of_memory } => {
+            Self::Signaled {
+                signal,
+                out_of_memory,
+            } => {
                 let (name, meaning) = signal_words(*signal);
                 let words = if meaning.is_empty() {
                     format!("killed by {name}")
                 } else {
                     format!("killed by {name} ({meaning})")
                 };
-                if *out_of_memory { format!("{words}, probably out of memory") } else { words }
+                if *out_of_memory {
+                    format!("{words}, probably out of memory")
+                } else {
+                    words
+                }
             }
             Self::Unknown => "gone, and nobody saw how it ended".to_owned(),
         }

@@ -33,8 +33,8 @@ pub(super) fn parse(frame: &Frame<'_>) -> (ReplyFormat, Result<Request, ErrorRep
         rest = after;
     }
     let text = frame.body.unwrap_or(rest).trim().to_owned();
-    let request = existing_session(name)
-        .map(|session| Request::Complete(CompleteRequest { session, text }));
+    let request =
+        existing_session(name).map(|session| Request::Complete(CompleteRequest { session, text }));
     (format, request)
 }
 

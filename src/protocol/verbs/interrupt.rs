@@ -16,7 +16,9 @@ pub struct InterruptRequest {
 pub(super) fn parse(header: &Header<'_>) -> Result<InterruptRequest, ErrorReply> {
     header.finish(1, "int <name>")?;
     match header.arguments.first() {
-        Some(name) => Ok(InterruptRequest { session: existing_session(name)? }),
+        Some(name) => Ok(InterruptRequest {
+            session: existing_session(name)?,
+        }),
         None => Err(ErrorReply::usage("int <name>")),
     }
 }

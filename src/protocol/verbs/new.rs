@@ -44,12 +44,20 @@ pub struct NewOptions {
 
 pub(super) fn parse(frame: &Frame<'_>, mut header: Header<'_>) -> Result<NewRequest, ErrorReply> {
     let replace = header.take_flag("replace");
-    let name = *header.arguments.first().ok_or_else(|| ErrorReply::usage("new <name>"))?;
-    let session: SessionName =
-        name.parse().map_err(|_| ErrorReply::bad_name().with_plain("invalid session name"))?;
+    let name = *header
+        .arguments
+        .first()
+        .ok_or_else(|| ErrorReply::usage("new <name>"))?;
+    let session: SessionName = name
+        .parse()
+        .map_err(|_| ErrorReply::bad_name().with_plain("invalid session name"))?;
     if header.arguments.len() > 1 {
-        let extra: String =
-            header.arguments[1..].join(" ").chars().take(100).filter(|c| !c.is_control()).collect();
+        let extra: String = header.arguments[1..]
+            .join(" ")
+            .chars()
+            .take(100)
+            .filter(|c| !c.is_control())
+            .collect();
         return Err(ErrorReply::usage("new <name>").with_plain(format!(
             "new takes a name only (got extra: {extra}). sessions are always Python"
         )));
@@ -58,8 +66,11 @@ pub(super) fn parse(frame: &Frame<'_>, mut header: Header<'_>) -> Result<NewRequ
     let mut options = match frame.body {
         None => NewOptions::default(),
         Some(body) => serde_json::from_str(body).map_err(|error| {
-            ErrorReply::new(crate::ErrorCode::Usage, format!("the body of `new` is no valid JSON object: {error}"))
-                .with_hint("fields are python, python_reason, cwd, env, preload, replace")
+            ErrorReply::new(
+                crate::ErrorCode::Usage,
+                format!("the body of `new` is no valid JSON object: {error}"),
+            )
+            .with_hint("fields are python, python_reason, cwd, env, preload, replace")
         })?,
     };
     options.replace |= replace;
@@ -81,7 +92,9 @@ fn check(options: &NewOptions) -> Result<(), ErrorReply> {
             return refuse("`env` has a name or a value that no environment can hold".to_owned());
         }
         if key.starts_with("PYTHOND_") {
-            return refuse(format!("`{key}` belongs to the daemon and is not given to sessions"));
+            return refuse(format!(
+                "`{key}` belongs to the daemon and is not given to sessions"
+            ));
         }
     }
     for module in &options.preload {
@@ -92,7 +105,11 @@ fn check(options: &NewOptions) -> Result<(), ErrorReply> {
                     && part.chars().all(|c| c.is_alphanumeric() || c == '_')
             });
         if !valid {
-            let shown: String = module.chars().take(80).filter(|c| !c.is_control()).collect();
+            let shown: String = module
+                .chars()
+                .take(80)
+                .filter(|c| !c.is_control())
+                .collect();
             return refuse(format!("`{shown}` is no module name"));
         }
     }

@@ -39,7 +39,8 @@ impl<'a> Header<'a> {
     /// Takes a flag out; true if it was there.
     pub fn take_flag(&mut self, name: &str) -> bool {
         let before = self.options.len();
-        self.options.retain(|(key, value)| *key != name || value.is_some());
+        self.options
+            .retain(|(key, value)| *key != name || value.is_some());
         self.options.len() != before
     }
 
@@ -64,7 +65,10 @@ impl<'a> Header<'a> {
     /// The usage line if there is none, [`ErrorReply::bad_name`] if it is not
     /// allowed.
     pub fn session(&self, usage: &str) -> Result<SessionName, ErrorReply> {
-        let name = self.arguments.first().ok_or_else(|| ErrorReply::usage(usage))?;
+        let name = self
+            .arguments
+            .first()
+            .ok_or_else(|| ErrorReply::usage(usage))?;
         existing_session(name)
     }
 }
@@ -77,9 +81,8 @@ impl<'a> Header<'a> {
 pub fn existing_session(name: &str) -> Result<SessionName, ErrorReply> {
     name.parse().map_err(|_| {
         let shown: String = name.chars().take(100).filter(|c| !c.is_control()).collect();
-        ErrorReply::no_session(&shown).with_hint(
-            ErrorReply::bad_name().hint.expect("bad_name has a hint"),
-        )
+        ErrorReply::no_session(&shown)
+            .with_hint(ErrorReply::bad_name().hint.expect("bad_name has a hint"))
     })
 }
 
@@ -87,8 +90,11 @@ pub fn existing_session(name: &str) -> Result<SessionName, ErrorReply> {
 #[must_use]
 pub fn unknown_option(key: &str) -> ErrorReply {
     let shown: String = key.chars().take(40).filter(|c| !c.is_control()).collect();
-    ErrorReply::new(crate::ErrorCode::Usage, format!("unknown option `--{shown}`"))
-        .with_hint("send `help` for the verbs and their options")
+    ErrorReply::new(
+        crate::ErrorCode::Usage,
+        format!("unknown option `--{shown}`"),
+    )
+    .with_hint("send `help` for the verbs and their options")
 }
 
 /// The words of a header that stand before the code of `run`, `fire`, `fork`:
@@ -98,12 +104,9 @@ pub fn unknown_option(key: &str) -> ErrorReply {
 ///
 /// # Errors
 /// The usage line if there is no name.
-pub fn before_code<'a>(
-    frame: &Frame<'a>,
-) -> Result<(&'a str, Header<'a>, &'a str), ErrorReply> {
-    let (name, mut rest) = take_word(frame.header).ok_or_else(|| {
-        ErrorReply::new(crate::ErrorCode::Usage, "need session name")
-    })?;
+pub fn before_code<'a>(frame: &Frame<'a>) -> Result<(&'a str, Header<'a>, &'a str), ErrorReply> {
+    let (name, mut rest) = take_word(frame.header)
+        .ok_or_else(|| ErrorReply::new(crate::ErrorCode::Usage, "need session name"))?;
     let mut options = Header::default();
     // Without a body everything after the name is code: that is how frames of
     // 0.4 keep their meaning. A line that ends right after its options is an

@@ -52,8 +52,15 @@ pub enum Request {
 }
 
 /// Verbs that later versions carry out; until then they are refused by name.
-const NOT_AVAILABLE: [&str; 7] =
-    ["fire", "fork", "poll", "attach", "resize", "connect", "disconnect"];
+const NOT_AVAILABLE: [&str; 7] = [
+    "fire",
+    "fork",
+    "poll",
+    "attach",
+    "resize",
+    "connect",
+    "disconnect",
+];
 
 impl TypedRequest {
     /// Decodes a frame. The format is known even when the request is refused,
@@ -68,8 +75,11 @@ impl TypedRequest {
         if frame.verb == "complete" {
             return complete::parse(frame);
         }
-        let format =
-            if header.take_flag("json") { ReplyFormat::Json } else { ReplyFormat::Plain };
+        let format = if header.take_flag("json") {
+            ReplyFormat::Json
+        } else {
+            ReplyFormat::Plain
+        };
         (format, Self::parse_verb(frame, header))
     }
 
@@ -100,8 +110,10 @@ impl TypedRequest {
             .with_hint("send `help` for what is")),
             verb => {
                 let shown: String = verb.chars().take(80).filter(|c| !c.is_control()).collect();
-                Err(ErrorReply::new(ErrorCode::UnknownVerb, format!("unknown: {shown}"))
-                    .with_plain(format!("unknown: {shown}")))
+                Err(
+                    ErrorReply::new(ErrorCode::UnknownVerb, format!("unknown: {shown}"))
+                        .with_plain(format!("unknown: {shown}")),
+                )
             }
         }
     }

@@ -28,7 +28,11 @@ pub(super) fn parse(
         Err(error) => return (ReplyFormat::Plain, Err(error)),
     };
     let had_options = !options.options.is_empty();
-    let format = if options.take_flag("json") { ReplyFormat::Json } else { ReplyFormat::Plain };
+    let format = if options.take_flag("json") {
+        ReplyFormat::Json
+    } else {
+        ReplyFormat::Plain
+    };
     let source = match (inline, frame.body) {
         ("", None) if had_options => String::new(),
         ("", None) => {
@@ -162,6 +166,9 @@ mod tests {
             let json = serde_json::to_string(&text).unwrap();
             assert_eq!(serde_json::from_str::<Text>(&json).unwrap(), text, "{json}");
         }
-        assert_eq!(serde_json::to_string(&Text(b"a".to_vec())).unwrap(), "\"a\"");
+        assert_eq!(
+            serde_json::to_string(&Text(b"a".to_vec())).unwrap(),
+            "\"a\""
+        );
     }
 }
