@@ -76,6 +76,21 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// Goes once through what every cell needs, so that it is paid for before
+    /// the first fork: in time, and in pages that the children share.
+    pub(crate) fn warm_up(&self, py: Python<'_>) -> PyResult<()> {
+        let helpers = helpers::get(py);
+        for source in ["1 + 1", "if 1:\n    pass"] {
+            helpers.compile_cell.call1(py, (source, "<warm>"))?;
+        }
+        let error = PyErr::new::<pyo3::exceptions::PyValueError, _>("warm");
+        describe(py, helpers, &error, "<warm>");
+        helpers.show.call1(py, (0,))?;
+        helpers.loop_has_work(py);
+        Names::of(self.globals.bind(py)).changed(py, self.globals.bind(py));
+        Ok(())
+    }
+
     /// The namespace's dict.
     pub(crate) fn globals(&self) -> &Py<PyDict> {
         &self.globals
@@ -217,7 +232,8 @@ impl Namespace {
             return Ok(None);
         }
         let shown = helpers.show.bind(py).call1((&value,))?;
-        drop(value);
+        // `_` is the last shown value, as at the prompt.
+        helpers.live_builtins.bind(py).set_item(pyo3::intern!(py, "_"), value)?;
         if shown.is_none() {
             return Ok(None);
         }

@@ -49,8 +49,13 @@ pub(crate) struct Parked {
 }
 
 /// Becomes the session and serves it until it ends. Never returns.
-pub(crate) fn serve(py: Python<'_>, parked: Parked, assignment: Assignment) -> ! {
-    let status = match Session::new(py, parked, assignment) {
+pub(crate) fn serve(
+    py: Python<'_>,
+    parked: Parked,
+    assignment: Assignment,
+    namespace: Namespace,
+) -> ! {
+    let status = match Session::new(py, parked, assignment, namespace) {
         Ok(mut session) => {
             session.run(py);
             0
@@ -87,7 +92,12 @@ struct CellLane {
 }
 
 impl Session {
-    fn new(py: Python<'_>, parked: Parked, assignment: Assignment) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        parked: Parked,
+        assignment: Assignment,
+        namespace: Namespace,
+    ) -> PyResult<Self> {
         let Assignment {
             spec,
             python,
@@ -131,7 +141,6 @@ impl Session {
         let _ = PrivateDir::open_or_create(&directory);
         shared.outputs.keep_files_in(directory);
         interrupt::set_main_thread();
-        let namespace = Namespace::new(py)?;
         let _ = GLOBALS.set(py, namespace.globals().clone_ref(py));
         install_hooks(py, shared)?;
         let (mine, theirs) = handoff::pair().map_err(std::io::Error::from)?;

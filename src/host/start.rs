@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use pyo3::prelude::*;
 use serde::Deserialize;
 
+use crate::cell::Namespace;
 use crate::session::{self, Parked};
 use crate::{assignment, helpers, streams, sys, zygote};
 
@@ -46,11 +47,11 @@ pub(crate) fn main(py: Python<'_>, arguments: &[String]) -> PyResult<()> {
 ///
 /// # Errors
 /// A sentence about the module that cannot be imported.
-pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<()> {
+pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<Namespace> {
     let helpers = helpers::load(py)?;
     let session = helpers.session.bind(py);
     session.call_method0("single_threaded_math")?;
-    session.call_method0("namespace")?;
+    session.call_method0("import_conveniences")?;
     let preloaded = session.call_method1("preload", (preload,));
     session.call_method0("end_single_threaded_math")?;
     preloaded?;
@@ -73,8 +74,10 @@ pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<()> {
     sys::handle_by_default(rustix::process::Signal::SEGV.as_raw());
     sys::handle_by_default(rustix::process::Signal::BUS.as_raw());
     sys::unbuffer_c_stdout();
+    let namespace = Namespace::new(py)?;
+    namespace.warm_up(py)?;
     session.call_method0("settle")?;
-    Ok(())
+    Ok(namespace)
 }
 
 /// A session host that could not be forked from its zygote.
@@ -89,7 +92,7 @@ fn cold_host(py: Python<'_>, launch: &Launch, socket: OwnedFd) -> PyResult<()> {
         return Ok(());
     };
     drop(socket);
-    prepare(py, &launch.preload)?;
+    let namespace = prepare(py, &launch.preload)?;
     session::serve(
         py,
         Parked {
@@ -98,6 +101,7 @@ fn cold_host(py: Python<'_>, launch: &Launch, socket: OwnedFd) -> PyResult<()> {
             stderr_read,
         },
         assignment,
+        namespace,
     )
 }
 

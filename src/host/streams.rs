@@ -86,12 +86,13 @@ impl Sink {
             }
         };
         let bytes = bytes.as_bytes();
-        if forked() {
-            write_descriptor(py, self.stream, bytes);
-        } else if let Some(shared) = Shared::get() {
-            let cell = current_cell(py);
-            shared.drain();
-            shared.append(cell, self.stream, bytes);
+        match Shared::get() {
+            Some(shared) if !forked() => {
+                let cell = current_cell(py);
+                shared.drain();
+                shared.append(cell, self.stream, bytes);
+            }
+            _ => write_descriptor(py, self.stream, bytes),
         }
         Ok(bytes.len())
     }

@@ -21,6 +21,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitOptions};
 
 use crate::assignment::{self, Assignment};
+use crate::cell::Namespace;
 use crate::journal::Journal;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::session::{self, Parked};
@@ -51,9 +52,10 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
         .map_err(std::io::Error::from)?;
     let directory =
         PrivateDir::open(PathBuf::from(&launch.runtime_dir)).map_err(std::io::Error::other)?;
-    let failure = start::prepare(py, &launch.preload)
-        .err()
-        .map(|error| error.value(py).to_string());
+    let (namespace, failure) = match start::prepare(py, &launch.preload) {
+        Ok(namespace) => (Some(namespace), None),
+        Err(error) => (None, Some(error.value(py).to_string())),
+    };
     let python = python_info(py)?;
     let path_times = helpers::load(py)?
         .session
@@ -76,6 +78,7 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
         hosts: HashMap::new(),
         ended: VecDeque::new(),
         failure,
+        namespace,
         retired: false,
         finished: false,
         next_name: 0,
@@ -124,6 +127,8 @@ struct Zygote {
     hosts: HashMap<i32, Host>,
     ended: VecDeque<ZygoteEvent>,
     cannot_fork: Option<String>,
+    /// What every session begins with.
+    namespace: Option<Namespace>,
     /// Why the environment cannot serve, told to whoever connects.
     failure: Option<String>,
     retired: bool,
@@ -492,9 +497,11 @@ impl Zygote {
         streams::set_forked(false);
         let assignment = redirected.ok().and_then(|()| assignment::receive(&theirs));
         drop(theirs);
-        match assignment {
-            Some(assignment) => session::serve(py, parked, assignment),
-            None => sys::exit_now(0),
+        match (assignment, self.namespace.take()) {
+            (Some(assignment), Some(namespace)) => {
+                session::serve(py, parked, assignment, namespace)
+            }
+            _ => sys::exit_now(0),
         }
     }
 

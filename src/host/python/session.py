@@ -68,6 +68,16 @@ def usable(stream):
         return False
 
 
+def import_conveniences():
+    """Import what every session has from the start."""
+    for name in CONVENIENCE:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            # An interpreter built without sqlite3 is still a Python.
+            pass
+
+
 def namespace():
     """Make `__main__` anew, as the prompt has it, with the convenience modules.
 
@@ -79,11 +89,8 @@ def namespace():
         main.__dict__["__annotations__"] = {}
     sys.modules["__main__"] = main
     for name in CONVENIENCE:
-        try:
-            main.__dict__[name] = importlib.import_module(name)
-        except ImportError:
-            # An interpreter built without sqlite3 is still a Python.
-            pass
+        if name in sys.modules:
+            main.__dict__[name] = sys.modules[name]
     return main.__dict__
 
 
