@@ -67,7 +67,7 @@ uninstall: ## remove what `make install` put there
 
 fmt: ## format the Rust and Python sources
 	cargo fmt --all
-	@if [ -x .venv-tests/bin/ruff ]; then .venv-tests/bin/ruff format python-tests src/host/python; fi
+	@if [ -x .venv-tests/bin/ruff ]; then .venv-tests/bin/ruff format python-tests src/bench tests; fi
 
 lint: ## formatting, clippy, documentation
 	@bash tests/all.sh lint

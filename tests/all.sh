@@ -12,7 +12,7 @@ unset "${!PYTHOND_@}" VIRTUAL_ENV
 steps=0
 began=$SECONDS
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$@"; }
 
 # step NAME COMMAND…
 step() {
@@ -90,8 +90,8 @@ deny() {
 }
 
 ruff() {
-    .venv-tests/bin/ruff check python-tests src/host/python tests &&
-        .venv-tests/bin/ruff format --check python-tests src/host/python tests
+    .venv-tests/bin/ruff check python-tests src/host/python src/bench tests &&
+        .venv-tests/bin/ruff format --check python-tests src/bench tests
 }
 
 # The demo as a newcomer runs it, twice, with a home of its own.
