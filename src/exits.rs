@@ -24,6 +24,10 @@ pub(crate) struct HostExit {
     pub(crate) cell: Option<CellId>,
     /// The session it held.
     pub(crate) session: Option<(SessionName, SessionId, u64)>,
+    /// The end of that cell's output log.
+    pub(crate) log: Vec<u8>,
+    /// Bytes of output that are missing before it.
+    pub(crate) log_lost: u64,
 }
 
 #[derive(Debug)]
@@ -111,6 +115,8 @@ mod tests {
             last_stderr: String::new(),
             cell: None,
             session: session.map(|name| (name.parse().unwrap(), SessionId::from_random([0; 8]), 1)),
+            log: Vec::new(),
+            log_lost: 0,
         }
     }
 

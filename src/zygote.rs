@@ -154,7 +154,7 @@ impl Zygote {
                     None => open = false,
                 },
                 event = self.lane.next::<ZygoteEvent>() => match event {
-                    Ok(message) => self.event(message.header),
+                    Ok(message) => self.event(message.header, message.body),
                     Err(loss) => {
                         self.log.note(&format!(
                             "zygote pid={} is lost: {loss}", self.info.pid
@@ -190,7 +190,7 @@ impl Zygote {
         }
     }
 
-    fn event(&mut self, event: ZygoteEvent) {
+    fn event(&mut self, event: ZygoteEvent, log: Vec<u8>) {
         // Whoever stopped waiting for an answer does not need it.
         match event {
             ZygoteEvent::Spawned {
@@ -219,6 +219,7 @@ impl Zygote {
                 last_stderr,
                 cell,
                 session,
+                log_lost,
             } => {
                 self.exits.report(
                     &socket,
@@ -228,6 +229,8 @@ impl Zygote {
                         last_stderr,
                         cell,
                         session,
+                        log,
+                        log_lost,
                     },
                 );
             }

@@ -241,10 +241,12 @@ impl Zygotes {
 
     async fn wait_for_welcome(
         &self,
-        mut child: tokio::process::Child,
+        child: tokio::process::Child,
         socket: &str,
         log_name: &str,
     ) -> Result<(LaneIo, ZygoteInfo), SpawnError> {
+        let mut newborn = Newborn(Some(child));
+        let child = newborn.0.as_mut().expect("it was just put there");
         let deadline = Instant::now() + START_DEADLINE;
         let outcome = tokio::select! {
             biased;
@@ -261,12 +263,11 @@ impl Zygotes {
         };
         match outcome {
             Some(Ok(opened)) => {
-                // Reaped by its own handle whenever it ends.
-                self.tracker.spawn(async move { drop(child.wait().await) });
+                self.reap(newborn);
                 Ok(opened)
             }
             Some(Err(error)) => {
-                self.tracker.spawn(async move { drop(child.wait().await) });
+                self.reap(newborn);
                 Err(SpawnError::Environment(error))
             }
             None => {
@@ -278,6 +279,13 @@ impl Zygotes {
                 });
                 Err(SpawnError::Environment(words))
             }
+        }
+    }
+
+    /// Reaps a zygote by its own handle whenever it ends.
+    fn reap(&self, mut newborn: Newborn) {
+        if let Some(mut child) = newborn.0.take() {
+            self.tracker.spawn(async move { drop(child.wait().await) });
         }
     }
 
@@ -347,5 +355,18 @@ impl Zygotes {
             .map(|zygote| async move { zygote.shut_down().await });
         // One that does not end has no hosts any more and ends by itself.
         let _ = tokio::time::timeout(patience, futures_util::future::join_all(ends)).await;
+    }
+}
+
+/// A zygote that nobody has spoken with yet: it ends with whoever waits for it,
+/// as a daemon that stops meanwhile, for nobody else knows of it.
+struct Newborn(Option<tokio::process::Child>);
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            // Its own handle is held, so the number cannot be another's.
+            let _ = child.start_kill();
+        }
     }
 }

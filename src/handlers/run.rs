@@ -10,7 +10,7 @@ use pythond_protocol::verbs::run::{CellError, CellReply, RunRequest, Text};
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 
 use super::{Context, Reply};
-use crate::session::{RunAnswer, SessionHandle};
+use crate::session::{LastOutput, RunAnswer, SessionHandle};
 
 /// Greatest plain reply, in bytes.
 const MAX_PLAIN: usize = 16 << 20;
@@ -22,7 +22,7 @@ pub(super) async fn handle(
 ) -> Result<Reply, ErrorReply> {
     let session = context.registry.get(&request.session)?;
     let changed = format == ReplyFormat::Json;
-    let (cell, status, error) = match session.run(request.source, changed).await {
+    let (cell, status, error, output) = match session.run(request.source, changed).await {
         RunAnswer::Finished(finished, log) => {
             return match format {
                 ReplyFormat::Plain => plain(&finished, &log),
@@ -30,13 +30,13 @@ pub(super) async fn handle(
             };
         }
         RunAnswer::Refused(error) => return Err(error),
-        RunAnswer::Died(cell, error) => (cell, CellStatus::Killed, error),
-        RunAnswer::Lost(error) => (None, CellStatus::Lost, error),
+        RunAnswer::Died(cell, error, output) => (cell, CellStatus::Killed, error, output),
+        RunAnswer::Lost(error) => (None, CellStatus::Lost, error, LastOutput::default()),
     };
     match format {
-        ReplyFormat::Plain => Err(error),
+        ReplyFormat::Plain => plain_without_outcome(&error, &output),
         ReplyFormat::Json => {
-            let reply = without_outcome(context, &session, cell, status, error);
+            let reply = without_outcome(context, &session, cell, status, error, &output)?;
             Ok(Reply {
                 ok: false,
                 ..Reply::json(&reply)
@@ -190,7 +190,9 @@ fn without_outcome(
     cell: Option<CellId>,
     status: CellStatus,
     error: ErrorReply,
-) -> CellReply {
+    output: &LastOutput,
+) -> Result<CellReply, ErrorReply> {
+    let Demuxed { stdout, stderr } = Demuxed::from_log(&output.log).map_err(|_| damaged())?;
     let spec = &session.hosted().spec;
     let kind = match status {
         CellStatus::Lost => "CellLost",
@@ -201,7 +203,7 @@ fn without_outcome(
         message: error.message,
         traceback: String::new(),
     };
-    CellReply {
+    Ok(CellReply {
         session: spec.session.clone(),
         session_id: spec.session_id.clone(),
         generation: spec.generation,
@@ -209,9 +211,11 @@ fn without_outcome(
         kind: CellKind::Run,
         status,
         ok: false,
-        stdout: Text(Vec::new()),
-        stderr: Text(Vec::new()),
-        order: Vec::new(),
+        output_bytes: (stdout.len() + stderr.len()) as u64 + output.lost,
+        truncated: output.lost,
+        order: order(&output.log)?,
+        stdout: Text(stdout),
+        stderr: Text(stderr),
         result: None,
         error: Some(CellError {
             exception,
@@ -220,12 +224,18 @@ fn without_outcome(
         }),
         started_at: None,
         duration_ms: 0.0,
-        output_bytes: 0,
-        truncated: 0,
         host: context.host.clone(),
         changed: Vec::new(),
         not_recorded: None,
-    }
+    })
+}
+
+/// The plain refusal, then what the cell had written.
+fn plain_without_outcome(error: &ErrorReply, output: &LastOutput) -> Result<Reply, ErrorReply> {
+    let bytes = output_log::merged(&output.log).map_err(|_| damaged())?;
+    let mut text = format!("{}\n{}", error.to_plain(), String::from_utf8_lossy(&bytes));
+    text.truncate(text.trim_end_matches('\n').len());
+    Ok(Reply { text, ok: false })
 }
 
 #[cfg(test)]

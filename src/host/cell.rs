@@ -233,7 +233,10 @@ impl Namespace {
         }
         let shown = helpers.show.bind(py).call1((&value,))?;
         // `_` is the last shown value, as at the prompt.
-        helpers.live_builtins.bind(py).set_item(pyo3::intern!(py, "_"), value)?;
+        helpers
+            .live_builtins
+            .bind(py)
+            .set_item(pyo3::intern!(py, "_"), value)?;
         if shown.is_none() {
             return Ok(None);
         }

@@ -5,15 +5,18 @@
 //! no system call, and what was written outlives a host that was killed.
 //!
 //! Layout, all numbers little endian: bytes 0–4095 header (words: magic,
-//! running cell + 1 or 0, stderr bytes so far, records so far); 4096–8191 ring
-//! of stderr; from 8192 a ring of 64-byte records (words: number, event, cell,
-//! time in µs, checksum).
+//! running cell + 1 or 0, stderr bytes so far, records so far; from 64 on:
+//! active half, log bytes of both halves, output bytes of both halves, output
+//! bytes lost); 4096–8191 ring of stderr; from 8192 a ring of 64-byte records
+//! (words: number, event, cell, time in µs, checksum); then two halves of
+//! 64 KiB that take turns in holding the end of the running cell's output log.
 
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::CellId;
+use pythond_protocol::output_log::{self, RECORD_HEADER, Stream};
 
 use crate::sys::SharedMap;
 
@@ -23,7 +26,13 @@ const TAIL: usize = 4096;
 const RECORDS_AT: usize = 8192;
 const RECORD: usize = 64;
 const RECORDS: u64 = 1024;
-const LENGTH: usize = RECORDS_AT + RECORD * RECORDS as usize;
+const HALVES_AT: usize = RECORDS_AT + RECORD * RECORDS as usize;
+const HALF: usize = 64 << 10;
+const LENGTH: usize = HALVES_AT + 2 * HALF;
+const ACTIVE: usize = 64;
+const LOG_BYTES: [usize; 2] = [72, 80];
+const OUTPUT_BYTES: [usize; 2] = [88, 96];
+const LOST: usize = 104;
 
 /// What happened to a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +105,60 @@ impl Journal {
             .load(Acquire)
             .checked_sub(1)
             .and_then(CellId::from_u64)
+    }
+
+    /// Forgets the output of the cell before.
+    pub(crate) fn begin_output(&self) {
+        for word in [ACTIVE, LOST]
+            .into_iter()
+            .chain(LOG_BYTES)
+            .chain(OUTPUT_BYTES)
+        {
+            self.map.word(word).store(0, Relaxed);
+        }
+    }
+
+    /// Keeps the end of the running cell's output. One thread at a time.
+    pub(crate) fn note_output(&self, stream: Stream, data: &[u8]) {
+        let kept = &data[data.len().saturating_sub(2 * (HALF - RECORD_HEADER))..];
+        self.add(LOST, data.len() - kept.len());
+        for piece in kept.chunks(HALF - RECORD_HEADER) {
+            let mut half = usize::from(self.map.word(ACTIVE).load(Relaxed) == 1);
+            let mut at = usize::try_from(self.map.word(LOG_BYTES[half]).load(Relaxed)).unwrap_or(0);
+            if at + RECORD_HEADER + piece.len() > HALF {
+                half = 1 - half;
+                at = 0;
+                let forgotten = self.map.word(OUTPUT_BYTES[half]).swap(0, Relaxed);
+                self.map.word(LOST).fetch_add(forgotten, Relaxed);
+                self.map.word(LOG_BYTES[half]).store(0, Release);
+                self.map.word(ACTIVE).store(half as u64, Release);
+            }
+            let mut record = Vec::with_capacity(RECORD_HEADER + piece.len());
+            output_log::append(&mut record, stream, piece);
+            self.map.write(HALVES_AT + half * HALF + at, &record);
+            self.add(OUTPUT_BYTES[half], piece.len());
+            self.map
+                .word(LOG_BYTES[half])
+                .store((at + record.len()) as u64, Release);
+        }
+    }
+
+    fn add(&self, word: usize, count: usize) {
+        self.map.word(word).fetch_add(count as u64, Relaxed);
+    }
+
+    /// The end of the running cell's output log, and how many bytes of output
+    /// are missing before it.
+    pub(crate) fn last_output(&self) -> (Vec<u8>, u64) {
+        let active = usize::from(self.map.word(ACTIVE).load(Acquire) == 1);
+        let mut log = Vec::new();
+        for half in [1 - active, active] {
+            let length = self.map.word(LOG_BYTES[half]).load(Acquire);
+            let length = usize::try_from(length).unwrap_or(0).min(HALF);
+            let bytes = self.map.bytes(HALVES_AT + half * HALF, length);
+            log.extend(bytes.iter().map(|byte| byte.load(Relaxed)));
+        }
+        (log, self.map.word(LOST).load(Acquire))
     }
 
     /// Keeps the end of standard error.

@@ -7,10 +7,12 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::output_log::{RECORD_HEADER, Stream};
+
+use crate::journal::Journal;
 
 /// Output of one cell that is kept in memory before it moves to a file.
 const WINDOW: usize = 1 << 20;
@@ -37,6 +39,8 @@ struct Inner {
     /// The running `run` cell; 0 if there is none.
     running: u64,
     session: CellOutput,
+    /// Where the end of the running cell's output outlives this process.
+    journal: Option<Arc<Journal>>,
     /// Files are opened anew each time: main and I/O thread have descriptor
     /// tables of their own, and a cell may close whatever it finds in its.
     directory: Option<PathBuf>,
@@ -79,11 +83,19 @@ impl Outputs {
         self.lock().directory = Some(directory);
     }
 
+    /// Where the end of the running cell's output is kept for others.
+    pub(crate) fn keep_end_in(&self, journal: Arc<Journal>) {
+        self.lock().journal = Some(journal);
+    }
+
     /// A `run` cell begins; descriptor-level output is its from now on.
     pub(crate) fn begin(&self, cell: u64) {
         let mut inner = self.lock();
         inner.cells.insert(cell, CellOutput::default());
         inner.running = cell;
+        if let Some(journal) = &inner.journal {
+            journal.begin_output();
+        }
     }
 
     /// The `run` cell ended.
@@ -121,11 +133,7 @@ impl Outputs {
 
     /// Reads what descriptors have until they would block, in one step with
     /// putting it in order. `read` returns 0 when nothing is there.
-    pub(crate) fn drain(
-        &self,
-        mut read: impl FnMut(Stream, &mut [u8]) -> usize,
-        mut seen: impl FnMut(Stream, &[u8]),
-    ) {
+    pub(crate) fn drain(&self, mut read: impl FnMut(Stream, &mut [u8]) -> usize) {
         let mut inner = self.lock();
         let mut buffer = [0; 16 << 10];
         for stream in [Stream::Stdout, Stream::Stderr] {
@@ -135,7 +143,6 @@ impl Outputs {
                     break;
                 }
                 let cell = inner.running;
-                seen(stream, &buffer[..count]);
                 inner.append(cell, stream, &buffer[..count]);
             }
         }
@@ -164,6 +171,14 @@ impl Outputs {
 
 impl Inner {
     fn append(&mut self, cell: u64, stream: Stream, data: &[u8]) {
+        if let Some(journal) = &self.journal {
+            if stream == Stream::Stderr {
+                journal.note_stderr(data);
+            }
+            if cell == self.running && cell != 0 {
+                journal.note_output(stream, data);
+            }
+        }
         match self.cells.get_mut(&cell) {
             Some(output) => output.append(stream, data, self.directory.as_deref(), cell),
             None => self.session.append_bounded(stream, data),

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -113,7 +114,8 @@ impl Session {
         let journal = PrivateDir::open(PathBuf::from(runtime_dir))
             .map_err(std::io::Error::other)
             .and_then(|directory| Journal::create(&directory, &format!("{name}.journal")))
-            .ok();
+            .ok()
+            .map(Arc::new);
         let listener = out_of_the_way(parked.listener)?;
         let capture = Capture {
             stdout_read: nonblocking(out_of_the_way(parked.stdout_read)?)?,
@@ -136,7 +138,11 @@ impl Session {
         };
         hosted.spec.env.clear();
         let recorder = Recorder::new(directory.clone());
-        let shared = Shared::install(hosted, u16::from_ne_bytes(salt), capture, journal, recorder);
+        let salt = u16::from_ne_bytes(salt);
+        let shared = Shared::install(hosted, salt, capture, journal.clone(), recorder);
+        if let Some(journal) = journal {
+            shared.outputs.keep_end_in(journal);
+        }
         // A directory that cannot be made is told with the first record.
         let _ = PrivateDir::open_or_create(&directory);
         shared.outputs.keep_files_in(directory);

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{
@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     pub(crate) outputs: Outputs,
     pub(crate) recorder: Recorder,
     pub(crate) capture: Capture,
-    journal: Option<Journal>,
+    journal: Option<Arc<Journal>>,
     hosted: HostedSession,
     state: Mutex<State>,
     queued: Condvar,
@@ -93,7 +93,7 @@ impl Shared {
         hosted: HostedSession,
         salt: u16,
         capture: Capture,
-        journal: Option<Journal>,
+        journal: Option<Arc<Journal>>,
         recorder: Recorder,
     ) -> &'static Self {
         SHARED.get_or_init(|| Self {
@@ -295,16 +295,7 @@ impl Shared {
 
     /// Adds Python-level output.
     pub(crate) fn append(&self, cell: u64, stream: Stream, data: &[u8]) {
-        if stream == Stream::Stderr {
-            self.note_stderr(data);
-        }
         self.outputs.append(cell, stream, data);
-    }
-
-    fn note_stderr(&self, data: &[u8]) {
-        if let Some(journal) = &self.journal {
-            journal.note_stderr(data);
-        }
     }
 
     /// Takes in what was written to descriptors 1 and 2 so far.
@@ -321,21 +312,14 @@ impl Shared {
         if matches!(poll(&mut ready, Some(&now)), Ok(0) | Err(_)) {
             return;
         }
-        self.outputs.drain(
-            |stream, buffer| {
-                let descriptor = match stream {
-                    Stream::Stdout => out.as_fd(),
-                    Stream::Stderr => err.as_fd(),
-                };
-                // Empty, closed by a cell, or broken: nothing to take in.
-                rustix::io::read(descriptor, buffer).unwrap_or(0)
-            },
-            |stream, data| {
-                if stream == Stream::Stderr {
-                    self.note_stderr(data);
-                }
-            },
-        );
+        self.outputs.drain(|stream, buffer| {
+            let descriptor = match stream {
+                Stream::Stdout => out.as_fd(),
+                Stream::Stderr => err.as_fd(),
+            };
+            // Empty, closed by a cell, or broken: nothing to take in.
+            rustix::io::read(descriptor, buffer).unwrap_or(0)
+        });
     }
 
     /// Hands the I/O thread something for the control lane.

@@ -247,6 +247,18 @@ impl SharedMap {
         unsafe { AtomicU64::from_ptr(place.cast()) }
     }
 
+    /// Writes bytes at `at`. Other processes may read them once this one is
+    /// dead; nobody does before.
+    pub(crate) fn write(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.length, "inside the map");
+        // SAFETY: inside the mapping, as just checked.
+        let place = unsafe { self.start.add(at) };
+        // SAFETY: `bytes` cannot overlap the mapping, which no reference of
+        // this process points into; writers are serialised by their caller.
+        // Byte-wise atomics would make long outputs ten times slower.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
+    }
+
     /// The bytes from `at` on.
     pub(crate) fn bytes(&self, at: usize, length: usize) -> &[AtomicU8] {
         assert!(at + length <= self.length, "inside the map");

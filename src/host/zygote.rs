@@ -15,10 +15,11 @@ use pythond_protocol::lane::{
 };
 use pythond_protocol::names::{SessionId, SessionName};
 use pythond_protocol::outcome::ProcessEnd;
+use pythond_protocol::output_log::{self, Stream};
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, WaitOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use crate::assignment::{self, Assignment};
 use crate::cell::Namespace;
@@ -125,7 +126,7 @@ struct Zygote {
     connections: Vec<Connection>,
     spares: VecDeque<Spare>,
     hosts: HashMap<i32, Host>,
-    ended: VecDeque<ZygoteEvent>,
+    ended: VecDeque<(ZygoteEvent, Vec<u8>)>,
     cannot_fork: Option<String>,
     /// What every session begins with.
     namespace: Option<Namespace>,
@@ -155,7 +156,8 @@ struct Spare {
 #[derive(Debug)]
 struct Host {
     name: String,
-    /// What is left in this pipe when the host is dead are its last words.
+    /// What is left in these pipes when the host is dead are its last words.
+    stdout_read: OwnedFd,
     stderr_read: OwnedFd,
     session: Option<(SessionName, SessionId, u64)>,
     oom_kills: u64,
@@ -305,8 +307,8 @@ impl Zygote {
             connection
                 .lane
                 .send(&ZygoteEvent::Welcome(Box::new(self.info())), b"")?;
-            for event in self.ended.drain(..) {
-                connection.lane.send(&event, b"")?;
+            for (event, log) in self.ended.drain(..) {
+                connection.lane.send(&event, &log)?;
             }
         }
         while let Some(message) = connection.lane.next::<ZygoteCommand>()? {
@@ -457,6 +459,7 @@ impl Zygote {
             Fork::Parent(pid) => {
                 let host = Host {
                     name: cradle.name,
+                    stdout_read: cradle.parked.stdout_read,
                     stderr_read: cradle.parked.stderr_read,
                     session: None,
                     oom_kills: 0,
@@ -529,6 +532,7 @@ impl Zygote {
         let pid = i32::try_from(child.id()).map_err(std::io::Error::other)?;
         let host = Host {
             name: cradle.name,
+            stdout_read: cradle.parked.stdout_read,
             stderr_read: cradle.parked.stderr_read,
             session: None,
             oom_kills: 0,
@@ -540,9 +544,27 @@ impl Zygote {
         })
     }
 
+    /// The next child that has ended. What it left in its process group is
+    /// ended first: until the child is reaped, the group's number is its own.
+    fn next_dead(&self) -> Option<(Pid, WaitStatus)> {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::All, look).ok().flatten()?;
+        let dead: Vec<i32> = self
+            .hosts
+            .keys()
+            .copied()
+            .filter(|pid| has_ended(*pid))
+            .collect();
+        for pid in dead.into_iter().filter_map(Pid::from_raw) {
+            // Nobody is left in most groups.
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        }
+        rustix::process::wait(WaitOptions::NOHANG).ok().flatten()
+    }
+
     /// Takes in every child that has ended, ours and those we inherited.
     fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+        while let Some((pid, status)) = self.next_dead() {
             let pid = pid.as_raw_nonzero().get();
             if let Some(at) = self.spares.iter().position(|spare| spare.pid == pid) {
                 if let Some(spare) = self.spares.remove(at) {
@@ -571,7 +593,14 @@ impl Zygote {
             .as_ref()
             .map(Journal::last_stderr)
             .unwrap_or_default();
-        last.extend(unread(&host.stderr_read));
+        let (mut log, log_lost) = journal
+            .as_ref()
+            .map(Journal::last_output)
+            .unwrap_or_default();
+        output_log::append(&mut log, Stream::Stdout, &unread(&host.stdout_read));
+        let unread_stderr = unread(&host.stderr_read);
+        output_log::append(&mut log, Stream::Stderr, &unread_stderr);
+        last.extend(unread_stderr);
         let last = &last[last.len().saturating_sub(LAST_STDERR)..];
         let cell: Option<CellId> = journal.as_ref().and_then(Journal::running);
         let event = ZygoteEvent::Exited {
@@ -581,21 +610,29 @@ impl Zygote {
             last_stderr: String::from_utf8_lossy(last).into_owned(),
             cell,
             session: host.session,
+            log_lost,
         };
         self.remove_files(&host.name);
         let mut told = false;
         for connection in &mut self.connections {
-            told |= connection.greeted && connection.lane.send(&event, b"").is_ok();
+            told |= connection.greeted && connection.lane.send(&event, &log).is_ok();
         }
         // Only what nobody heard is kept for the next daemon: what one has
         // heard it may have forgotten on purpose.
         if !told {
-            self.ended.push_back(event);
+            self.ended.push_back((event, log));
         }
         if self.ended.len() > REMEMBERED_ENDS {
             self.ended.pop_front();
         }
     }
+}
+
+/// True if this child has ended and is not reaped yet.
+fn has_ended(pid: i32) -> bool {
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Pid::from_raw(pid)
+        .is_some_and(|pid| matches!(rustix::process::waitid(WaitId::Pid(pid), look), Ok(Some(_))))
 }
 
 /// What is left in a pipe, at most 64 KiB.

@@ -508,6 +508,10 @@ pub enum ZygoteEvent {
         cell: Option<CellId>,
         /// The session it held.
         session: Option<(SessionName, SessionId, u64)>,
+        /// Bytes of that cell's output that are lost; the body has the end of
+        /// its output log.
+        #[serde(default)]
+        log_lost: u64,
     },
 }
 

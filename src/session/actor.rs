@@ -10,13 +10,16 @@ use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
     FinishedCell, HostCommand, HostEvent, HostInfo, HostedSession, Lane, Message, OUTPUT_CHUNK,
 };
+use pythond_protocol::outcome::CellStatus;
 use pythond_protocol::{ErrorCode, ErrorReply, SessionId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::death;
-use super::handle::{Question, RunAnswer, SessionHandle, SessionMessage, SessionShared, View};
+use super::handle::{
+    LastOutput, Question, RunAnswer, SessionHandle, SessionMessage, SessionShared, View,
+};
 use super::state::{Cell, CellBoard, Demand, MAX_QUEUED_BYTES, Phase, Refusal, Resume, permit};
 use crate::exits::HostExit;
 use crate::host_process::{self, HostProcess, Lanes};
@@ -340,6 +343,18 @@ impl Session {
     fn read_on(&mut self, request: u64, read: OutputRead) {
         let have = read.log.len() as u64;
         if have >= read.finished.log_end || read.reply.is_closed() {
+            if self.phase == Phase::Ending && read.finished.status == CellStatus::Interrupted {
+                // Nobody asked to interrupt it: the session was ended.
+                let cell = Some(read.finished.cell);
+                let tombstone = death::tombstone(None, self.told, cell);
+                let error = death::died(&self.shared.hosted.spec.session, &tombstone);
+                let output = LastOutput {
+                    log: read.log,
+                    lost: read.finished.truncated,
+                };
+                answer(read.reply, RunAnswer::Died(cell, error, output));
+                return;
+            }
             answer(read.reply, RunAnswer::Finished(read.finished, read.log));
             return;
         }
@@ -481,7 +496,12 @@ impl Session {
 
     fn die(&mut self, exit: Option<HostExit>) {
         self.phase = Phase::Dead;
-        let tombstone = death::tombstone(exit, self.told, self.board.current());
+        let tombstone = death::tombstone(exit.as_ref(), self.told, self.board.current());
+        let running = tombstone.cell_id;
+        let mut output = exit.map(|exit| LastOutput {
+            log: exit.log,
+            lost: exit.log_lost,
+        });
         let error = death::died(&self.shared.hosted.spec.session, &tombstone);
         {
             let mut view = self
@@ -496,7 +516,9 @@ impl Session {
         }
         self.shared.dead.cancel();
         for Cell { id, waiter, .. } in self.board.drain() {
-            answer(waiter, RunAnswer::Died(id, error.clone()));
+            let output = if id == running { output.take() } else { None };
+            let output = output.unwrap_or_default();
+            answer(waiter, RunAnswer::Died(id, error.clone(), output));
         }
         for (_, read) in std::mem::take(&mut self.reads) {
             self.answer_cut(read);

@@ -14,13 +14,13 @@ use crate::host_process::HostProcess;
 
 /// What is left of a session. `told` is set if we ended it ourselves.
 pub(super) fn tombstone(
-    exit: Option<HostExit>,
+    exit: Option<&HostExit>,
     told: Option<&'static str>,
     running: Option<CellId>,
 ) -> Tombstone {
     let died_at = jiff::Timestamp::now().to_string();
     let (end, last_stderr, cell) = match exit {
-        Some(exit) => (exit.end, exit.last_stderr, exit.cell),
+        Some(exit) => (exit.end.clone(), exit.last_stderr.clone(), exit.cell),
         None => (ProcessEnd::Unknown, String::new(), None),
     };
     let cause = told.map_or_else(|| end.describe(), str::to_owned);
@@ -65,7 +65,7 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
     Some(SessionHandle::of_dead(
         hosted,
         process,
-        tombstone(Some(exit), None, None),
+        tombstone(Some(&exit), None, None),
     ))
 }
 
@@ -101,8 +101,10 @@ mod tests {
             last_stderr: String::new(),
             cell: None,
             session: None,
+            log: Vec::new(),
+            log_lost: 0,
         };
-        let stone = tombstone(Some(exit), None, Some(cell));
+        let stone = tombstone(Some(&exit), None, Some(cell));
         let reply = died(&"work".parse().unwrap(), &stone);
         assert_eq!(
             reply.message,

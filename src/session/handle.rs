@@ -24,12 +24,21 @@ const NOTICE_DEADLINE: Duration = Duration::from_secs(3);
 pub(crate) enum RunAnswer {
     /// The cell ended; the log is its output.
     Finished(Box<FinishedCell>, Vec<u8>),
-    /// The session died first.
-    Died(Option<CellId>, ErrorReply),
+    /// The session died first; what it had written until then.
+    Died(Option<CellId>, ErrorReply, LastOutput),
     /// The lane broke before the host's word that it has the cell.
     Lost(ErrorReply),
     /// It was not taken.
     Refused(ErrorReply),
+}
+
+/// The end of the output of a cell that did not end itself.
+#[derive(Debug, Default)]
+pub(crate) struct LastOutput {
+    /// Output log.
+    pub(crate) log: Vec<u8>,
+    /// Bytes of output that are missing before it.
+    pub(crate) lost: u64,
 }
 
 /// What the session's task is told.
@@ -192,7 +201,7 @@ impl SessionHandle {
         }
         answer
             .await
-            .unwrap_or_else(|_| RunAnswer::Died(None, self.gone()))
+            .unwrap_or_else(|_| RunAnswer::Died(None, self.gone(), LastOutput::default()))
     }
 
     /// Asks the host something on its control lane.

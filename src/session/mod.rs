@@ -7,4 +7,4 @@ pub(crate) mod state;
 
 pub(crate) use actor::{Connected, start};
 pub(crate) use death::bury;
-pub(crate) use handle::{Question, RunAnswer, SessionHandle};
+pub(crate) use handle::{LastOutput, Question, RunAnswer, SessionHandle};

@@ -65,6 +65,13 @@ pub(super) fn parse(frame: &Frame<'_>, mut header: Header<'_>) -> Result<NewRequ
     header.finish(1, "new <name>")?;
     let mut options = match frame.body {
         None => NewOptions::default(),
+        // serde would take an array for an object without names.
+        Some(body) if !body.trim_start().starts_with('{') => {
+            return Err(ErrorReply::new(
+                crate::ErrorCode::Usage,
+                "the body of `new` is no JSON object",
+            ));
+        }
         Some(body) => serde_json::from_str(body).map_err(|error| {
             ErrorReply::new(
                 crate::ErrorCode::Usage,
