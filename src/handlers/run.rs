@@ -14,6 +14,8 @@ use crate::session::{LastOutput, RunAnswer, SessionHandle};
 
 /// Greatest plain reply, in bytes.
 const MAX_PLAIN: usize = 16 << 20;
+/// Room for the mark in the middle of a reply that is cut, in bytes.
+const MARK: usize = 64;
 
 pub(super) async fn handle(
     context: &Arc<Context>,
@@ -101,8 +103,9 @@ fn cut(text: String) -> String {
         }
         at
     };
-    let head = boundary(MAX_PLAIN / 2);
-    let tail = boundary(text.len() - MAX_PLAIN / 2);
+    let half = (MAX_PLAIN - MARK) / 2;
+    let head = boundary(half - 4);
+    let tail = boundary(text.len() - half);
     format!(
         "{}\n[... {} bytes left out ...]\n{}",
         &text[..head],
@@ -164,7 +167,6 @@ fn shown_value(stdout: &[u8], start: u64, length: u64) -> Option<String> {
     let start = usize::try_from(start).ok()?;
     let end = start.checked_add(usize::try_from(length).ok()?)?;
     let shown = stdout.get(start..end)?;
-    let shown = shown.strip_suffix(b"\n").unwrap_or(shown);
     Some(String::from_utf8_lossy(shown).into_owned())
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyCode, PyCodeMethods as _, PyDict, PyString};
+use pyo3::types::{PyCode, PyDict, PyString};
 use pythond_protocol::CellId;
 use pythond_protocol::lane::FinishedCell;
 use pythond_protocol::outcome::{CellKind, CellStatus, ExceptionInfo};
@@ -19,6 +19,8 @@ use crate::{interrupt, streams};
 
 /// First part of the file names of cells, as tracebacks show them.
 pub(crate) const FILE_PREFIX: &str = "<cell ";
+/// How `sys` sets and gets what sees every call.
+const TRACERS: [(&str, &str); 2] = [("settrace", "gettrace"), ("setprofile", "getprofile")];
 /// Set on code that must be awaited (`inspect.CO_COROUTINE`).
 const CO_COROUTINE: u32 = 0x80;
 
@@ -31,6 +33,9 @@ pub(crate) struct Namespace {
     stdin: Py<PyAny>,
     /// Number of cells so far, for their file names.
     count: u64,
+    /// Trace and profile function that a cell has set; they are set back while
+    /// cells run, and only then.
+    tracers: [Option<Py<PyAny>>; 2],
     /// Size of the builtins when they were last seen to be whole.
     builtins_seen: usize,
     /// Size of the namespace and its public names when they were last counted.
@@ -61,6 +66,7 @@ impl Namespace {
             stderr: stream(Stream::Stderr, "<stderr>")?,
             stdin: session.call_method0("NoTerminal")?.unbind(),
             count: 0,
+            tracers: [None, None],
             builtins_seen: 0,
             counted: (0, 0),
         };
@@ -84,7 +90,7 @@ impl Namespace {
             helpers.compile_cell.call1(py, (source, "<warm>"))?;
         }
         let error = PyErr::new::<pyo3::exceptions::PyValueError, _>("warm");
-        describe(py, helpers, &error, "<warm>");
+        describe(py, helpers, &error);
         helpers.show.call1(py, (0,))?;
         helpers.loop_has_work(py);
         Names::of(self.globals.bind(py)).changed(py, self.globals.bind(py));
@@ -119,11 +125,8 @@ impl Namespace {
             (&mut self.stdout, Stream::Stdout),
             (&mut self.stderr, Stream::Stderr),
         ] {
-            let closed = stream.getattr(py, pyo3::intern!(py, "closed"));
-            if !matches!(
-                closed.and_then(|closed| closed.extract::<bool>(py)),
-                Ok(false)
-            ) {
+            let usable = helpers.usable.call1(py, (&*stream,));
+            if !matches!(usable.and_then(|usable| usable.extract(py)), Ok(true)) {
                 let sink = Bound::new(py, streams::Sink::new(which))?;
                 *stream = session
                     .call_method1("text_stream", (sink, "<stream>"))?
@@ -153,7 +156,7 @@ impl Namespace {
         if streams::forked() {
             // The cell called `fork` and this is the child, at its end. Locks
             // may be held for ever by threads that do not exist here.
-            end_fork(py, helpers, outcome.err(), &filename);
+            end_fork(py, helpers, outcome.err());
         }
         let (status, exception, result) = match outcome {
             Ok(result) => (CellStatus::Done, None, result),
@@ -162,7 +165,7 @@ impl Namespace {
                     && error.is_instance_of::<pyo3::exceptions::PyKeyboardInterrupt>(py);
                 // The cell may have taken away what shows its own exception.
                 let _ = self.repair(py, helpers);
-                let info = describe(py, helpers, &error, &filename);
+                let info = describe(py, helpers, &error);
                 drop(error);
                 let status = if interrupted {
                     CellStatus::Interrupted
@@ -203,7 +206,7 @@ impl Namespace {
 
     /// Compiles and runs; returns where in stdout the shown value stands.
     fn execute(
-        &self,
+        &mut self,
         py: Python<'_>,
         shared: &Shared,
         helpers: &Helpers,
@@ -216,18 +219,23 @@ impl Namespace {
             .call_method1(py, pyo3::intern!(py, "set"), (id,))?;
         streams::set_main_cell(id);
         let source = PyString::new(py, &cell.source);
-        helpers.remember_source.call1(py, (&source, filename))?;
+        // A cell may have broken `linecache`; tracebacks then lack their lines.
+        let _ = helpers.remember_source.call1(py, (&source, filename));
         let (statements, last): (Option<Bound<'_, PyCode>>, Option<Bound<'_, PyCode>>) = helpers
             .compile_cell
             .bind(py)
             .call1((&source, filename))?
             .extract()?;
         drop(source);
-        if let Some(code) = statements {
-            self.evaluate(py, helpers, &code, id)?;
+        let shows = last.is_some();
+        let codes = statements.into_iter().chain(last).collect();
+        self.resume_tracers(py, helpers);
+        let value = self.evaluate(py, helpers, codes, id);
+        self.pause_tracers(py, helpers);
+        let value = value?;
+        if !shows {
+            return Ok(None);
         }
-        let Some(code) = last else { return Ok(None) };
-        let value = self.evaluate(py, helpers, &code, id)?;
         if value.is_none() || streams::forked() {
             return Ok(None);
         }
@@ -249,22 +257,54 @@ impl Namespace {
         Ok(Some((start, length)))
     }
 
+    fn resume_tracers(&mut self, py: Python<'_>, helpers: &Helpers) {
+        for (tracer, (set, _)) in self.tracers.iter_mut().zip(TRACERS) {
+            if let Some(tracer) = tracer.take() {
+                // Setting back what was set cannot fail.
+                let _ = helpers.sys.bind(py).call_method1(set, (tracer,));
+            }
+        }
+    }
+
+    fn pause_tracers(&mut self, py: Python<'_>, helpers: &Helpers) {
+        let sys = helpers.sys.bind(py);
+        for (tracer, (set, get)) in self.tracers.iter_mut().zip(TRACERS) {
+            if let Ok(current) = sys.call_method0(get)
+                && !current.is_none()
+            {
+                // A cell that replaced these functions keeps its tracer.
+                let _ = sys.call_method1(set, (py.None(),));
+                *tracer = Some(current.unbind());
+            }
+        }
+    }
+
+    /// Runs the codes of a cell in order; the value of the last.
     fn evaluate<'py>(
         &self,
         py: Python<'py>,
         helpers: &Helpers,
-        code: &Bound<'py, PyCode>,
+        codes: Vec<Bound<'py, PyCode>>,
         id: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let flags: u32 = code.getattr(pyo3::intern!(py, "co_flags"))?.extract()?;
-        let value = code.run(Some(self.globals.bind(py)), None)?;
-        if flags & CO_COROUTINE == 0 {
+        let awaits = codes.iter().any(|code| {
+            let flags = code.getattr(pyo3::intern!(py, "co_flags"));
+            flags
+                .and_then(|flags| flags.extract::<u32>())
+                .is_ok_and(|flags| flags & CO_COROUTINE != 0)
+        });
+        let globals = self.globals.bind(py);
+        if !awaits {
+            let mut value = py.None().into_bound(py);
+            for code in codes {
+                value = crate::sys::evaluate(&code, globals)?;
+            }
             return Ok(value);
         }
         // Tasks of several cells take turns now: each carries its own context.
         streams::set_main_cell(0);
         interrupt::set_awaiting(true);
-        let value = helpers.loop_run.bind(py).call1((value,));
+        let value = helpers.loop_run.bind(py).call1((codes, globals));
         interrupt::set_awaiting(false);
         streams::set_main_cell(id);
         value
@@ -298,23 +338,19 @@ fn encode(text: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     }
 }
 
-fn describe(py: Python<'_>, helpers: &Helpers, error: &PyErr, filename: &str) -> ExceptionInfo {
+fn describe(py: Python<'_>, helpers: &Helpers, error: &PyErr) -> ExceptionInfo {
     let value = error.clone_ref(py).into_value(py);
-    let texts = helpers
-        .describe
-        .bind(py)
-        .call1((value, filename))
-        .and_then(|texts| {
-            let [kind, message, traceback]: [Bound<'_, PyAny>; 3] = texts.extract()?;
-            let text = |text: &Bound<'_, PyAny>| -> PyResult<String> {
-                Ok(String::from_utf8_lossy(&encode(text)?).into_owned())
-            };
-            Ok(ExceptionInfo {
-                kind: text(&kind)?,
-                message: text(&message)?,
-                traceback: text(&traceback)?,
-            })
-        });
+    let texts = helpers.describe.bind(py).call1((value,)).and_then(|texts| {
+        let [kind, message, traceback]: [Bound<'_, PyAny>; 3] = texts.extract()?;
+        let text = |text: &Bound<'_, PyAny>| -> PyResult<String> {
+            Ok(String::from_utf8_lossy(&encode(text)?).into_owned())
+        };
+        Ok(ExceptionInfo {
+            kind: text(&kind)?,
+            message: text(&message)?,
+            traceback: text(&traceback)?,
+        })
+    });
     texts.unwrap_or_else(|_| {
         let kind = error
             .get_type(py)
@@ -337,11 +373,11 @@ pub(crate) fn explain(py: Python<'_>, helpers: &Helpers, error: PyErr) {
 
 /// Ends a process that a cell forked and that ran past the end of the cell,
 /// with the status and the words that a program would have had.
-fn end_fork(py: Python<'_>, helpers: &Helpers, error: Option<PyErr>, filename: &str) -> ! {
+fn end_fork(py: Python<'_>, helpers: &Helpers, error: Option<PyErr>) -> ! {
     let status = match error {
         None => 0,
         Some(error) => {
-            let exception = describe(py, helpers, &error, filename);
+            let exception = describe(py, helpers, &error);
             // Nobody is left to tell if this fails.
             let _ = rustix::io::write(rustix::stdio::stderr(), exception.traceback.as_bytes());
             let code = exception

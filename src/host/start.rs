@@ -58,6 +58,7 @@ pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<Namespace>
     helpers
         .install_find_source
         .call1(py, (crate::cell::FILE_PREFIX,))?;
+    helpers.install_create_task.call0(py)?;
     streams::follow_threads(py)?;
     let mark = pyo3::wrap_pyfunction!(streams::set_forked, session)?;
     let arguments = pyo3::types::PyDict::new(py);
@@ -74,6 +75,9 @@ pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<Namespace>
     sys::handle_by_default(rustix::process::Signal::SEGV.as_raw());
     sys::handle_by_default(rustix::process::Signal::BUS.as_raw());
     sys::unbuffer_c_stdout();
+    let input = pyo3::wrap_pyfunction!(streams::input, session)?;
+    helpers.live_builtins.bind(py).set_item("input", &input)?;
+    helpers.builtins.bind(py).set_item("input", &input)?;
     let namespace = Namespace::new(py)?;
     namespace.warm_up(py)?;
     session.call_method0("settle")?;

@@ -160,6 +160,20 @@ fn write_descriptor(py: Python<'_>, stream: Stream, bytes: &[u8]) {
     });
 }
 
+/// `input` of a session without a person: says so at once instead of waiting.
+#[pyfunction]
+#[pyo3(signature = (prompt = None, /))]
+pub(crate) fn input(py: Python<'_>, prompt: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+    if let Some(prompt) = prompt {
+        let stdout = helpers::get(py).sys.bind(py).getattr("stdout")?;
+        stdout.call_method1("write", (prompt.str()?,))?;
+    }
+    Err(pyo3::exceptions::PyEOFError::new_err(
+        "this session has no terminal to read from: `input()` cannot wait for an answer here; \
+         put the value into the code instead",
+    ))
+}
+
 /// A thread's function together with the cell that started it.
 #[pyclass(module = "pythond", frozen)]
 #[derive(Debug)]

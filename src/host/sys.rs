@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU8, AtomicU64};
 
-use pyo3::Python;
+use pyo3::prelude::*;
+use pyo3::types::{PyCode, PyDict};
 
 /// Which side of a fork this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,20 @@ pub(crate) fn fork_python(_py: Python<'_>) -> io::Result<Fork> {
     } else {
         Ok(Fork::Parent(pid))
     }
+}
+
+/// Runs a code object in a namespace, without a frame of anybody's around it.
+pub(crate) fn evaluate<'py>(
+    code: &Bound<'py, PyCode>,
+    globals: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: attached, as the bound objects prove; a code object and a dict
+    // as globals and locals. pyo3's own way looks at `__main__` first, which a
+    // cell may have replaced.
+    let value =
+        unsafe { pyo3::ffi::PyEval_EvalCode(code.as_ptr(), globals.as_ptr(), globals.as_ptr()) };
+    // SAFETY: a new reference, or null with an exception set.
+    unsafe { Bound::from_owned_ptr_or_err(code.py(), value) }
 }
 
 /// Ends the process at once, without exit handlers.

@@ -6,6 +6,7 @@ delete or replace builtins do not break it.
 
 import __future__ as future
 import ast
+import io
 import linecache
 import sys
 
@@ -15,6 +16,7 @@ _FUTURES = 0
 for _name in future.all_feature_names:
     _FUTURES |= getattr(future, _name).compiler_flag
 _Expr = ast.Expr
+_StringIO = io.StringIO
 _Expression = ast.Expression
 
 # Above this size no syntax tree of Python objects is made: it takes a hundred
@@ -105,7 +107,14 @@ def remember_source(source, filename):
     """Let tracebacks and `inspect.getsource` find the lines of a cell."""
     global _kept_bytes
     size = len(source) + _SOURCE_OVERHEAD
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    # Lines end where Python's own end, not at every character that
+    # `str.splitlines` takes for one.
+    lines = _StringIO(source, newline=None).readlines()
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    if not isinstance(linecache.cache, dict):
+        linecache.cache = {}
+    linecache.cache[filename] = (len(source), None, lines, filename)
     _kept[filename] = size
     _kept_bytes += size
     while _kept_bytes > _SOURCES_KEPT and len(_kept) > 1:

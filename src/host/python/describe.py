@@ -3,21 +3,36 @@
 import sys
 import traceback
 
+# How file names of cells and of these helpers begin.
+_CELL = "<cell "
+_OURS = "<pythond>"
 # Longest texts that travel with a cell, in characters.
 _LONGEST_MESSAGE = 64 << 10
 _LONGEST_TRACEBACK = 1 << 20
 
 
-def describe(error, filename):
+def describe(error):
     """Describe an exception that left a cell.
 
-    Args: error (BaseException); filename (str) of the cell's code.
+    Args: error (BaseException).
     Returns: (type name, message, traceback), three str.
     """
     if isinstance(error, SystemExit):
         code = error.code
         return "SystemExit", f"exit({0 if code is None else _text(code)})", ""
-    return _type_name(type(error)), _cut(_text(error), _LONGEST_MESSAGE), _format(error, filename)
+    error.__traceback__ = _from_cell(error.__traceback__)
+    _remember(error)
+    return _type_name(type(error)), _cut(_text(error), _LONGEST_MESSAGE), _format(error)
+
+
+def _remember(error):
+    """What `pdb.pm()` and its kin look at, as the prompt leaves it."""
+    try:
+        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+        if sys.version_info >= (3, 12):
+            sys.last_exc = error
+    except BaseException:
+        pass
 
 
 def _type_name(kind):
@@ -37,11 +52,11 @@ def _text(value):
         return f"<exception str() failed for {_type_name(type(value))}>"
 
 
-def _format(error, filename):
+def _format(error):
     try:
-        trace = _from_cell(error.__traceback__, filename)
-        error.__traceback__ = trace
-        shown = traceback.TracebackException(type(error), error, trace, compact=True)
+        shown = traceback.TracebackException(
+            type(error), error, error.__traceback__, compact=True
+        )
         _hide_ours(shown, set())
         return _cut("".join(shown.format()), _LONGEST_TRACEBACK)
     except BaseException as failure:
@@ -56,16 +71,24 @@ def _hide_ours(shown, seen):
     if shown is None or id(shown) in seen:
         return
     seen.add(id(shown))
-    shown.stack[:] = [frame for frame in shown.stack if not frame.filename.startswith("<pythond>")]
+    shown.stack[:] = [frame for frame in shown.stack if not frame.filename.startswith(_OURS)]
     _hide_ours(shown.__cause__, seen)
     _hide_ours(shown.__context__, seen)
     for part in getattr(shown, "exceptions", None) or ():
         _hide_ours(part, seen)
 
 
-def _from_cell(trace, filename):
-    """Drop the frames before the cell's own: they are not the user's."""
-    while trace is not None and trace.tb_frame.f_code.co_filename != filename:
+def _from_cell(trace):
+    """Drop the frames before the first of a cell's: they are not the user's.
+
+    Where no cell's frame is, only ours are dropped.
+    """
+    first = trace
+    while first is not None:
+        if first.tb_frame.f_code.co_filename.startswith(_CELL):
+            return first
+        first = first.tb_next
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
         trace = trace.tb_next
     return trace
 

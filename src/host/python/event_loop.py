@@ -1,27 +1,75 @@
 """The session's event loop: top-level `await`, and tasks that go on between cells."""
 
 import asyncio
+import inspect
+import threading
 
 _loop = None
 _cell_task = None
+_create_task = asyncio.create_task
 
 
-def run(coroutine):
-    """Run the coroutine of a cell until it ends; other tasks run meanwhile.
+def create_task(coro, **options):
+    """`asyncio.create_task`, in a cell without `await` too: the task then runs
+    in the session's loop, as soon as the cell has ended."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        if threading.current_thread() is not threading.main_thread():
+            raise
+        return _session_loop().create_task(coro, **options)
+    return _create_task(coro, **options)
 
-    Returns: the coroutine's value.
-    Raises: whatever it raised; KeyboardInterrupt if it was interrupted.
-    """
-    global _loop, _cell_task
+
+def install():
+    """Let cells start tasks whether they await or not."""
+    create_task.__module__ = _create_task.__module__
+    asyncio.create_task = asyncio.tasks.create_task = create_task
+
+
+def _session_loop():
+    """The session's loop, made when it is first needed; the current one."""
+    global _loop
     if _loop is None or _loop.is_closed():
         _loop = asyncio.new_event_loop()
     asyncio.set_event_loop(_loop)
-    task = _cell_task = _loop.create_task(coroutine)
+    return _loop
+
+
+def _adopt():
+    """Serve the loop that a cell made by `asyncio.get_event_loop()`."""
+    global _loop
+    if _loop is None:
+        local = getattr(asyncio.get_event_loop_policy(), "_local", None)
+        _loop = getattr(local, "_loop", None)
+
+
+async def _cell(codes, namespace):
+    """All of a cell in one task, also what stands before its first `await`."""
+    value = None
+    for code in codes:
+        value = eval(code, namespace)
+        if code.co_flags & inspect.CO_COROUTINE:
+            value = await value
+    return value
+
+
+def run(codes, namespace):
+    """Run a cell that awaits until it ends; other tasks run meanwhile.
+
+    Args: codes (list of code objects), statements first, then the last
+        expression; namespace (dict).
+    Returns: the value of the last of them.
+    Raises: whatever it raised; KeyboardInterrupt if it was interrupted.
+    """
+    global _cell_task
+    loop = _session_loop()
+    task = _cell_task = loop.create_task(_cell(codes, namespace))
     interrupted = False
     try:
         while True:
             try:
-                return _loop.run_until_complete(task)
+                return loop.run_until_complete(task)
             except asyncio.CancelledError:
                 if interrupted or getattr(task, "_pythond_interrupted", False):
                     raise KeyboardInterrupt from None
@@ -61,6 +109,7 @@ def interrupt():
 
 def has_work():
     """True if tasks or callbacks wait for the loop to run."""
+    _adopt()
     if _loop is None or _loop.is_closed() or _loop.is_running():
         return False
     if getattr(_loop, "_ready", None) or getattr(_loop, "_scheduled", None):

@@ -23,8 +23,13 @@ def variables(namespace):
     rows = []
     for name, value in list(namespace.items()):
         if isinstance(name, str) and not name.startswith("_"):
-            rows.append((name, _type_name(value), _size(value), _length(value)))
+            rows.append((_plain(name), _plain(_type_name(value)), _size(value), _length(value)))
     return rows
+
+
+def _plain(text):
+    """A text without lone surrogates, which no JSON can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _type_name(value):
@@ -69,5 +74,5 @@ def completions(namespace, text, most):
             break
         if match is None:
             break
-        found.append(match)
+        found.append(_plain(match))
     return found

@@ -11,10 +11,6 @@ import sys
 import time
 import types
 
-_NO_TERMINAL = (
-    "this session has no terminal to read from: `input()` cannot wait for an answer here; "
-    "put the value into the code instead"
-)
 CONVENIENCE = (
     "os", "sys", "json", "subprocess", "shutil", "hashlib", "time", "re", "glob", "sqlite3",
     "socket",
@@ -22,7 +18,7 @@ CONVENIENCE = (
 
 
 class NoTerminal(io.TextIOBase):
-    """Standard input of a session without a person: nothing comes, and `input()` says so."""
+    """Standard input of a session without a person: it is at its end."""
 
     name = "<stdin>"
     mode = "r"
@@ -42,10 +38,7 @@ class NoTerminal(io.TextIOBase):
         return ""
 
     def readline(self, size=-1, /):
-        raise EOFError(_NO_TERMINAL)
-
-    def __next__(self):
-        raise StopIteration
+        return ""
 
     def close(self):
         pass
@@ -61,9 +54,9 @@ def text_stream(sink, name):
 
 
 def usable(stream):
-    """False for one of our streams that a cell closed or detached."""
+    """False for one of our streams that a cell closed, detached or patched."""
     try:
-        return not stream.closed
+        return not stream.closed and list(stream.__dict__) == ["mode"]
     except ValueError:
         return False
 
