@@ -1,9 +1,11 @@
 """No file of the repository may speak of one machine or one workplace.
 
 Paths of a machine make instructions that nobody else can follow; names of
-package registries belong into the configuration of whoever builds.
+package registries belong into the configuration of whoever builds. Links
+between the documents must lead somewhere.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -30,6 +32,11 @@ def main():
         except (UnicodeDecodeError, FileNotFoundError):
             continue
         for number, line in enumerate(lines, 1):
+            if path.endswith(".md"):
+                for target in re.findall(r"\]\(([^)#:\s]+)\)", line):
+                    if not os.path.exists(os.path.join(os.path.dirname(path), target)):
+                        print(f"{path}:{number}: no such file: {target}")
+                        found += 1
             for what, pattern in FORBIDDEN:
                 match = re.search(pattern, line)
                 if match:

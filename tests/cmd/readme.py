@@ -66,15 +66,21 @@ def matches(expected, printed):
 
 def run(command, environment, directory):
     """Runs a command line; gives its exit code and what both streams had."""
-    done = subprocess.run(
-        command,
-        env=environment,
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=120,
-    )
+    # Like a terminal where nobody types: some clients leave when it ends.
+    read, write = os.pipe()
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=directory,
+            stdin=read,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=120,
+        )
+    finally:
+        os.close(read)
+        os.close(write)
     printed = done.stdout.decode()
     return done.returncode, printed if printed.endswith("\n") or not printed else printed + "\n"
 

@@ -13,7 +13,10 @@ fuzz_target!(|text: &str| {
     assert!(!frame.verb.is_empty());
     assert!(!frame.verb.contains(char::is_whitespace));
     if let Some(body) = frame.body {
-        assert!(text.ends_with(body), "a body is what follows the first newline, unchanged");
+        assert!(
+            text.ends_with(body),
+            "a body is what follows the first newline, unchanged"
+        );
     }
     let (_, request) = TypedRequest::parse(&frame);
     match request {
@@ -23,7 +26,10 @@ fuzz_target!(|text: &str| {
             let plain = error.to_plain();
             assert!(plain.starts_with("ERR "), "{plain:?}");
             let line = plain.lines().next().unwrap_or_default();
-            assert!(!line.contains('\u{1b}'), "no control bytes in refusals: {plain:?}");
+            assert!(
+                !line.contains('\u{1b}'),
+                "no control bytes in refusals: {plain:?}"
+            );
         }
     }
 });
