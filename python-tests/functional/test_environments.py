@@ -717,6 +717,7 @@ def test_a_zygote_that_is_killed_is_replaced(daemon: TestDaemon) -> None:
         lambda: zygote["pid"] not in [z["pid"] for z in daemon.info()["zygotes"]],
         what="the daemon knows that the zygote is gone",
     )
-    second = daemon.new()
-    assert second.out("1 + 1") == "2\n"
+    with daemon.connect() as wire:
+        assert wire.json("new second --json", 20)["ok"], "a new session does not hang"
+        assert wire.run("second", "1 + 1")["stdout"] == "2\n"
     assert first.out("x") == "1\n", "a session outlives its zygote"

@@ -118,7 +118,7 @@ def test_replace_tells_the_client_of_a_running_cell(session: Session) -> None:
     assert session.daemon.json(f"new {session.name} --json --replace")["ok"]
     reply = json.loads(session.wire.receive(20))
     assert reply["ok"] is False
-    assert reply["error"]["code"] == "session_died"
+    assert reply["status"] in ("killed", "interrupted")
 
 
 def test_fifty_creators_of_one_name_have_one_winner(shared_daemon: TestDaemon) -> None:
@@ -308,6 +308,16 @@ def test_interrupt_after_finish_does_not_touch_next_cell(session: Session) -> No
     for _ in range(50):
         session.daemon.ask(f"int {session.name}")
         assert session.out("sum(range(1000))") == "499500\n"
+
+
+def test_int_reaches_a_cell_as_soon_as_it_is_told_to_run(shared_daemon: TestDaemon) -> None:
+    for _ in range(40):
+        with shared_daemon.session() as session:
+            session.wire.send(f"run {session.name} --json\nwhile True: pass")
+            session.wait_for_state("running")
+            answer = shared_daemon.ask(f"int {session.name}")
+            assert answer == f"OK int {session.name}: 1 cell"
+            assert json.loads(session.wire.receive(10))["status"] == "interrupted"
 
 
 def test_int_ends_a_child_that_the_cell_waits_for(session: Session) -> None:
