@@ -1,7 +1,7 @@
 //! What can go wrong, and the one place where it becomes an answer.
 
 use pythond_private_fs::PrivateFsError;
-use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
 
 use crate::environment::{EnvironmentError, plain_words};
 use crate::lane_io::ConnectError;
@@ -27,6 +27,9 @@ pub(crate) enum SpawnError {
     /// The host was made and does not answer.
     #[error("the session host does not answer")]
     Connect(#[source] ConnectError),
+    /// A session of another daemon has the name.
+    #[error("the name `{0}` is in use by a session of another daemon with this home directory")]
+    NameInUse(SessionName),
     /// The working directory is not there.
     #[error("no directory `{0}` to work in")]
     Directory(String),
@@ -45,6 +48,8 @@ impl From<SpawnError> for ErrorReply {
             }
             SpawnError::Directory(_) => Self::new(ErrorCode::Environment, text)
                 .with_hint("choose another with `pysh new NAME --cwd DIR`"),
+            SpawnError::NameInUse(_) => Self::new(ErrorCode::NameInUse, text)
+                .with_hint("choose another name, or end that session through its own daemon"),
             SpawnError::Refused(_) | SpawnError::Random => Self::new(ErrorCode::SpawnFailed, text),
             SpawnError::Launch(source) => Self::new(
                 ErrorCode::SpawnFailed,

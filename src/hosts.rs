@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::SessionName;
-use pythond_protocol::lane::{HostInfo, SessionSpec};
+use pythond_protocol::lane::{HostCommand, HostInfo, SessionSpec};
 use tokio_util::task::TaskTracker;
 
 use crate::environment::Environment;
@@ -39,10 +39,12 @@ impl Hosts {
         environment: &Environment,
         spec: SessionSpec,
     ) -> Result<SessionHandle, SpawnError> {
+        let name = spec.session.clone();
         let spawned = self.zygotes.spawn(environment, spec).await?;
         match self.connect(&spawned.socket, |_| true).await {
             Ok(Some(handle)) if handle.process().pid() == spawned.pid => Ok(handle),
             Ok(_) => Err(SpawnError::Connect(ConnectError::Unexpected)),
+            Err(ConnectError::NameInUse) => Err(SpawnError::NameInUse(name)),
             Err(error) => Err(SpawnError::Connect(error)),
         }
     }
@@ -62,11 +64,18 @@ impl Hosts {
         let HostInfo {
             pid,
             session: Some(hosted),
+            name_in_use,
             ..
         } = info
         else {
             return Ok(None);
         };
+        if name_in_use {
+            // It has run nothing, and nobody knows of it.
+            let mut control = control;
+            let _ = control.send(&HostCommand::Shutdown, b"");
+            return Err(ConnectError::NameInUse);
+        }
         let cell = host_process::open_cell(&self.dir, socket).await?;
         if !wanted(&hosted.spec.session) {
             return Ok(None);

@@ -54,6 +54,9 @@ pub(crate) enum ConnectError {
     /// The first words are not those that were expected.
     #[error("unexpected first words")]
     Unexpected,
+    /// The host found its session's directory taken.
+    #[error("another process has the session's directory")]
+    NameInUse,
     /// No randomness for the tag.
     #[error("the system has no random bytes")]
     Random,

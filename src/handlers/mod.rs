@@ -135,10 +135,17 @@ impl serde_json::ser::Formatter for Spaced {
     }
 }
 
+fn help(format: ReplyFormat) -> Reply {
+    match format {
+        ReplyFormat::Plain => Reply::ok(HELP),
+        ReplyFormat::Json => Reply::json(&serde_json::json!({ "ok": true, "help": HELP })),
+    }
+}
+
 /// Carries a request out.
 pub(crate) async fn handle(context: &Arc<Context>, request: Request, format: ReplyFormat) -> Reply {
     let answered = match request {
-        Request::Help => Ok(Reply::ok(HELP)),
+        Request::Help => Ok(help(format)),
         Request::List => Ok(list::handle(context, format)),
         Request::Info => Ok(info::handle(context)),
         Request::Stop => Ok(stop(format)),

@@ -2,14 +2,18 @@
 //! interrupts. Plain poll, never attached to Python, with a descriptor table of
 //! its own that no cell can reach.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
+use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
     Hello, HostCommand, HostEvent, INLINE_OUTPUT, Lane, Message, OUTPUT_CHUNK,
 };
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::handoff;
@@ -60,6 +64,10 @@ pub(crate) fn start(
             let prepared = sys::unshare_descriptors();
             shared.set_io_thread();
             let failed = prepared.is_err();
+            // Held until the process ends: such a lock belongs to the
+            // descriptor table that took it, so no cell and no process that a
+            // cell forks can let it go or keep it (fcntl(2)).
+            let _lock = lock_directory(shared);
             // The starter waits for exactly this message.
             let _ = ready.send(prepared);
             if !failed {
@@ -402,6 +410,21 @@ impl IoThread {
         }
         None
     }
+}
+
+/// Locks the session's directory, so that two daemons with one home do not
+/// write the same files.
+fn lock_directory(shared: &Shared) -> Option<File> {
+    // A directory that cannot be used is told with the first record.
+    let file = PrivateDir::open(shared.directory())
+        .ok()?
+        .read_write_file("lock")
+        .ok()?;
+    let asked = rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
+    if matches!(asked, Err(Errno::AGAIN | Errno::ACCESS)) {
+        shared.set_name_in_use();
+    }
+    Some(file)
 }
 
 fn unknown_cell(request: u64, cell: CellId) -> HostEvent {

@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     /// The I/O thread reads the cell lane because the main thread cannot.
     io_reads_cells: AtomicBool,
     shutting_down: AtomicBool,
+    /// Another live process holds the session's directory.
+    name_in_use: AtomicBool,
     io_thread: OnceLock<ThreadId>,
     io_thread_id: AtomicI32,
 }
@@ -116,6 +118,7 @@ impl Shared {
             outbox: Mutex::default(),
             io_reads_cells: AtomicBool::new(false),
             shutting_down: AtomicBool::new(false),
+            name_in_use: AtomicBool::new(false),
             io_thread: OnceLock::new(),
             io_thread_id: AtomicI32::new(0),
         })
@@ -160,6 +163,7 @@ impl Shared {
             build: env!("CARGO_PKG_VERSION").to_owned(),
             pid: self.pid,
             session: Some(session),
+            name_in_use: self.name_in_use.load(SeqCst),
         }
     }
 
@@ -365,6 +369,16 @@ impl Shared {
     pub(crate) fn let_io_read_cells(&self) {
         self.io_reads_cells.store(true, SeqCst);
         self.wake_io();
+    }
+
+    /// Where the session's files are.
+    pub(crate) fn directory(&self) -> &str {
+        &self.hosted.spec.directory
+    }
+
+    /// The name of this session belongs to another process.
+    pub(crate) fn set_name_in_use(&self) {
+        self.name_in_use.store(true, SeqCst);
     }
 
     /// True once the session is to end.

@@ -240,6 +240,9 @@ pub struct HostInfo {
     pub pid: i32,
     /// The session; none while the host is a parked spare.
     pub session: Option<HostedSession>,
+    /// Another live process holds the session's directory.
+    #[serde(default)]
+    pub name_in_use: bool,
 }
 
 /// The session that a host holds.

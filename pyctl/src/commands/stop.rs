@@ -1,11 +1,15 @@
 //! `pyctl stop`.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ExitCode;
 use pythond_transport::{Client, Report};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags};
 
 use super::dispatch::address;
 use crate::failure::Outcome;
@@ -17,21 +21,19 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// How often the socket is looked at.
 const STEP: Duration = Duration::from_millis(5);
 
-/// Asks the daemon to stop and waits until its socket is gone, so that a start
-/// right afterwards finds the place free.
+/// Asks the daemon to stop and waits until its process and its socket are gone,
+/// so that a start right afterwards finds the place free.
 pub(super) fn stop(render: &Render) -> Outcome {
     let address = address()?;
     let mut client = Client::connect(&address)?;
     let path = address.socket_path();
     let socket = identity(path);
+    let process = process_of(&mut client);
     let reply = client.stop()?;
-    if !wait_until_gone(path, socket) {
+    if !wait_until_gone(path, socket) || !process.is_none_or(wait_for_end) {
         return Err(Report::new(
             "busy",
-            format!(
-                "the daemon still has its socket after {} s",
-                LIMIT.as_secs()
-            ),
+            format!("the daemon has not ended after {} s", LIMIT.as_secs()),
             ExitCode::Refused,
         )
         .with_hint("see `pyctl status` for its process id")
@@ -43,6 +45,22 @@ pub(super) fn stop(render: &Render) -> Outcome {
         render.line("OK stopping daemon")?;
     }
     Ok(ExitCode::Success)
+}
+
+/// The daemon's process, held by descriptor. None if it cannot be had; the
+/// socket then has to do.
+fn process_of(client: &mut Client) -> Option<OwnedFd> {
+    let pid = i32::try_from(client.info().ok()?.value.pid).ok()?;
+    rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+fn wait_for_end(process: OwnedFd) -> bool {
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    let limit = Timespec {
+        tv_sec: i64::try_from(LIMIT.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: 0,
+    };
+    matches!(poll(&mut ended, Some(&limit)), Ok(count) if count > 0)
 }
 
 /// Which file stands at a path: a new daemon's socket is another one.
