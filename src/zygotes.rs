@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
-use pythond_protocol::lane::{SessionSpec, ZygoteInfo};
+use pythond_protocol::lane::{SessionSpec, ZygoteCommand, ZygoteInfo};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -56,6 +57,8 @@ pub(crate) struct Zygotes {
     slots: Mutex<HashMap<String, Arc<Slot>>>,
     /// Every zygote whose lane is open, retired ones too.
     all: Mutex<Vec<ZygoteHandle>>,
+    /// The daemon stops: a zygote that comes up now is not wanted any more.
+    stopping: AtomicBool,
 }
 
 impl Zygotes {
@@ -74,6 +77,7 @@ impl Zygotes {
             tracker,
             slots: Mutex::default(),
             all: Mutex::default(),
+            stopping: AtomicBool::new(false),
         }
     }
 
@@ -262,6 +266,10 @@ impl Zygotes {
             }
         };
         match outcome {
+            // Dropping it ends it.
+            Some(Ok(_)) if self.stopping.load(Ordering::SeqCst) => {
+                Err(SpawnError::Refused("the daemon stops".to_owned()))
+            }
             Some(Ok(opened)) => {
                 self.reap(newborn);
                 Ok(opened)
@@ -322,6 +330,10 @@ impl Zygotes {
         let opened =
             tokio::time::timeout(ADOPT_DEADLINE, zygote::open(&self.dir, socket, deadline));
         match opened.await {
+            Ok(Ok(Ok((mut lane, _)))) if self.stopping.load(Ordering::SeqCst) => {
+                // A lane that breaks now belongs to one that ends anyway.
+                let _ = lane.send(&ZygoteCommand::Shutdown, b"");
+            }
             Ok(Ok(Ok((lane, info)))) => {
                 let key = info.key.split('-').next().unwrap_or(&info.key).to_owned();
                 let handle = self.take(lane, info);
@@ -349,6 +361,7 @@ impl Zygotes {
 
     /// Ends all zygotes, for at most `patience`.
     pub(crate) async fn shut_down(&self, patience: Duration) {
+        self.stopping.store(true, Ordering::SeqCst);
         let ends = self
             .alive()
             .into_iter()

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::client::{Connection, frame};
-use crate::setup::{Daemon, Floor, compile, cpu_time, private_memory};
+use crate::setup::{Daemon, Floor, compile, cpu_time, end, pids, private_memory};
 use crate::table::{Aim, Row, Unit};
 
 /// Time for what a new session sets off in the background.
@@ -318,19 +318,6 @@ impl Bench {
     /// The processes of this daemon: hosts of sessions, then the daemon itself
     /// and its zygotes.
     fn processes(&self, connection: &mut Connection) -> Result<Vec<u32>> {
-        let pids = |list: &serde_json::Value| {
-            let pid = |entry: &serde_json::Value| {
-                entry["pid"]
-                    .as_u64()
-                    .and_then(|pid| u32::try_from(pid).ok())
-                    .context("no pid")
-            };
-            list.as_array()
-                .context("no list")?
-                .iter()
-                .map(pid)
-                .collect::<Result<Vec<_>>>()
-        };
         let mut all = pids(&connection.ask("ls --json")?["sessions"])?;
         all.push(self.daemon.pid());
         all.extend(pids(&connection.ask("info --json")?["zygotes"])?);
@@ -380,16 +367,6 @@ fn all_cpu(pids: &[u32]) -> Result<Duration> {
 /// The process id in a floor's answer.
 fn pid_of(line: &str) -> Result<u32> {
     Ok(line.split(' ').next().context("an empty answer")?.parse()?)
-}
-
-fn end(pid: u32) {
-    if let Some(pid) = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-    {
-        // A fork that is gone already is what is wanted.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
 }
 
 /// Keeps one request in flight on every connection for some time; gives how many

@@ -95,16 +95,48 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let asked = self
-            .connect()
-            .and_then(|mut c| c.request(&frame("stop")).map(drop));
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while asked.is_ok() && Instant::now() < deadline {
-            if !matches!(self.process.0.try_wait(), Ok(None)) {
-                return;
-            }
+        // Only a daemon that stops in order ends its sessions; one that is killed
+        // leaves them to the next.
+        let Ok(mut connection) = self.connect() else {
+            return;
+        };
+        let zygotes = connection
+            .ask("info --json")
+            .map(|info| pids(&info["zygotes"]));
+        if connection.send(&frame("stop")).is_err() {
+            return;
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline && matches!(self.process.0.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(10));
         }
+        // They would wait a minute for another daemon.
+        for pid in zygotes.into_iter().flatten().flatten() {
+            end(pid);
+        }
+    }
+}
+
+/// The process ids in a list of an answer.
+pub(crate) fn pids(list: &serde_json::Value) -> Result<Vec<u32>> {
+    let pid = |entry: &serde_json::Value| {
+        let pid = entry["pid"].as_u64().context("no pid")?;
+        Ok(u32::try_from(pid)?)
+    };
+    list.as_array()
+        .context("no list")?
+        .iter()
+        .map(pid)
+        .collect()
+}
+
+/// Ends a process; one that is gone already is what is wanted.
+pub(crate) fn end(pid: u32) {
+    if let Some(pid) = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 
