@@ -120,7 +120,6 @@ SURVIVED = {
     "switch_interval": "sys.setswitchinterval(60)",
     "gc_disabled_and_debug": "import gc; gc.disable(); gc.set_threshold(0); gc.set_debug(0)",
     "gc_callbacks_raise": "import gc; gc.callbacks.append(lambda *a: 1/0); gc.collect()",
-    "trace_function_raises": "sys.settrace(lambda *a: 1/0)",
     "profile_function_raises": "sys.setprofile(lambda *a: 1/0)",
     "profile_function_exits": "import threading\ndef f(*a): raise SystemExit\nsys.setprofile(f)",
     "audit_hook_raises": (
@@ -179,6 +178,12 @@ def test_a_session_goes_on_after_a_cell_that_does_this(victim: Session, code: st
     victim.run("x = = 1", timeout=20)
     victim.run("1/0", timeout=20)
     goes_on(victim, victim.run("import math", timeout=20))
+
+
+def test_a_trace_function_that_raises_costs_one_cell_as_in_python(victim: Session) -> None:
+    victim.run("sys.settrace(lambda *a: 1/0)")
+    victim.run("1 + 1")
+    goes_on(victim, victim.run("1 + 1"))
 
 
 FATAL_OR_NOT = {
