@@ -60,7 +60,11 @@ impl Hosts {
         socket: &str,
         wanted: impl FnOnce(&SessionName) -> bool,
     ) -> Result<Option<SessionHandle>, ConnectError> {
-        let (control, info) = host_process::open_control(&self.dir, socket).await?;
+        let (control, cell) = tokio::join!(
+            host_process::open_control(&self.dir, socket),
+            host_process::open_cell(&self.dir, socket)
+        );
+        let (control, info) = control?;
         let HostInfo {
             pid,
             session: Some(hosted),
@@ -76,7 +80,7 @@ impl Hosts {
             let _ = control.send(&HostCommand::Shutdown, b"");
             return Err(ConnectError::NameInUse);
         }
-        let cell = host_process::open_cell(&self.dir, socket).await?;
+        let cell = cell?;
         if !wanted(&hosted.spec.session) {
             return Ok(None);
         }

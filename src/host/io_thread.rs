@@ -43,6 +43,11 @@ struct IoThread {
     /// Connections before their first message.
     strangers: Vec<Option<LaneSocket>>,
     repeating: bool,
+    /// The lock of the session's directory, taken before the first welcome.
+    /// Held until the process ends: such a lock belongs to the descriptor
+    /// table that took it, so no cell and no process that a cell forks can let
+    /// it go or keep it (fcntl(2)).
+    lock: Option<File>,
 }
 
 /// Starts the thread; returns when it serves.
@@ -64,10 +69,6 @@ pub(crate) fn start(
             let prepared = sys::unshare_descriptors();
             shared.set_io_thread();
             let failed = prepared.is_err();
-            // Held until the process ends: such a lock belongs to the
-            // descriptor table that took it, so no cell and no process that a
-            // cell forks can let it go or keep it (fcntl(2)).
-            let _lock = lock_directory(shared);
             // The starter waits for exactly this message.
             let _ = ready.send(prepared);
             if !failed {
@@ -79,6 +80,7 @@ pub(crate) fn start(
                     cells: None,
                     strangers: Vec::new(),
                     repeating: false,
+                    lock: None,
                 };
                 loop {
                     thread.turn();
@@ -153,7 +155,10 @@ impl IoThread {
             libc::POLLIN,
             Watched::Output,
         );
-        add(self.listener.as_raw_fd(), libc::POLLIN, Watched::Listener);
+        // Whoever connects earlier waits until it is known which session this is.
+        if self.shared.directory().is_some() {
+            add(self.listener.as_raw_fd(), libc::POLLIN, Watched::Listener);
+        }
         if let Some(control) = &self.control {
             let read = if control.may_read() { libc::POLLIN } else { 0 };
             let write = if control.wants_to_write() {
@@ -225,6 +230,9 @@ impl IoThread {
         lane.set_tag(hello.tag);
         match hello.lane {
             Lane::Control => {
+                if self.lock.is_none() {
+                    self.lock = lock_directory(self.shared);
+                }
                 lane.send(&HostEvent::Welcome(Box::new(self.shared.welcome())), b"")?;
                 self.control = Some(lane);
             }
@@ -416,7 +424,7 @@ impl IoThread {
 /// write the same files.
 fn lock_directory(shared: &Shared) -> Option<File> {
     // A directory that cannot be used is told with the first record.
-    let file = PrivateDir::open(shared.directory())
+    let file = PrivateDir::open(shared.directory()?)
         .ok()?
         .read_write_file("lock")
         .ok()?;

@@ -14,6 +14,7 @@ mod io_thread;
 mod journal;
 mod lane_socket;
 mod output;
+mod parked;
 mod recorder;
 mod service;
 mod session;

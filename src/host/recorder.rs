@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use pythond_private_fs::PrivateDir;
 
@@ -34,9 +34,9 @@ pub(crate) struct Record {
 }
 
 /// Writes the records of one session.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Recorder {
-    directory: PathBuf,
+    directory: OnceLock<PathBuf>,
     waiting: Mutex<Vec<Record>>,
     writing: Mutex<()>,
     trouble: Mutex<Option<String>>,
@@ -45,15 +45,9 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder for the session's directory, which may not be there yet.
-    pub(crate) fn new(directory: PathBuf) -> Self {
-        Self {
-            directory,
-            waiting: Mutex::default(),
-            writing: Mutex::default(),
-            trouble: Mutex::default(),
-            watched: AtomicBool::new(false),
-        }
+    /// Where the session's directory is; it may not be there yet. Once.
+    pub(crate) fn write_to(&self, directory: PathBuf) {
+        self.directory.get_or_init(|| directory);
     }
 
     /// Adds a record. Returns true if so much waits that it must be written now.
@@ -118,8 +112,11 @@ impl Recorder {
     }
 
     fn write(&self, records: &[Record]) -> Result<(), String> {
-        let directory =
-            PrivateDir::open_or_create(&self.directory).map_err(|error| error.to_string())?;
+        let directory = self
+            .directory
+            .get()
+            .ok_or_else(|| "no directory".to_owned())?;
+        let directory = PrivateDir::open_or_create(directory).map_err(|error| error.to_string())?;
         let mut history = String::new();
         let mut log = String::new();
         for record in records {

@@ -3,7 +3,6 @@
 
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -21,14 +20,10 @@ use rustix::net::{RecvFlags, SendFlags};
 use crate::assignment::Assignment;
 use crate::cell::{self, Ended, Namespace};
 use crate::handoff::{self, Handed};
-use crate::journal::Journal;
-use crate::recorder::Recorder;
-use crate::shared::{Capture, QueuedCell, Shared};
-use crate::{helpers, interrupt, io_thread, streams, sys};
+use crate::parked::{self, Ready};
+use crate::shared::{QueuedCell, Shared};
+use crate::{helpers, io_thread, sys};
 
-/// Lowest number of a descriptor of ours: out of the way of what cells open
-/// and of the ranges they close.
-const OWN_DESCRIPTORS: i32 = 900;
 /// How long the main thread waits for another cell before it writes records.
 const IDLE_BEFORE_WRITING: Duration = Duration::from_micros(300);
 /// How often the event loop looks for cells when it cannot watch the lane.
@@ -41,22 +36,10 @@ pub(crate) fn globals(py: Python<'_>) -> Option<&Bound<'_, PyDict>> {
     GLOBALS.get(py).map(|globals| globals.bind(py))
 }
 
-/// A process that waits to become a session.
-#[derive(Debug)]
-pub(crate) struct Parked {
-    pub(crate) listener: OwnedFd,
-    pub(crate) stdout_read: OwnedFd,
-    pub(crate) stderr_read: OwnedFd,
-}
-
 /// Becomes the session and serves it until it ends. Never returns.
-pub(crate) fn serve(
-    py: Python<'_>,
-    parked: Parked,
-    assignment: Assignment,
-    namespace: Namespace,
-) -> ! {
-    let status = match Session::new(py, parked, assignment, namespace) {
+pub(crate) fn serve(py: Python<'_>, ready: Ready, assignment: Assignment) -> ! {
+    let shared = ready.shared;
+    let status = match Session::begin(py, ready, assignment) {
         Ok(mut session) => {
             session.run(py);
             0
@@ -66,13 +49,12 @@ pub(crate) fn serve(
             1
         }
     };
-    if let Some(shared) = Shared::get() {
-        let _ = helpers::get(py)
-            .session
-            .bind(py)
-            .call_method0("run_exit_handlers");
-        py.detach(|| shared.recorder.flush());
-    }
+    // What the handlers raise they have told themselves.
+    let _ = helpers::get(py)
+        .session
+        .bind(py)
+        .call_method0("run_exit_handlers");
+    py.detach(|| shared.recorder.flush());
     sys::exit_now(status)
 }
 
@@ -93,38 +75,27 @@ struct CellLane {
 }
 
 impl Session {
-    fn new(
-        py: Python<'_>,
-        parked: Parked,
-        assignment: Assignment,
-        namespace: Namespace,
-    ) -> PyResult<Self> {
+    fn begin(py: Python<'_>, ready: Ready, assignment: Assignment) -> PyResult<Self> {
         let Assignment {
             spec,
             python,
             start,
             cold_reason,
             zygote_pid,
-            runtime_dir,
-            name,
+            ..
         } = assignment;
+        let Ready {
+            shared,
+            namespace,
+            handoff,
+        } = ready;
         let session = helpers::get(py).session.bind(py);
         session.call_method1("become", (&spec.cwd, &spec.env))?;
         let directory = PathBuf::from(&spec.directory);
-        let journal = PrivateDir::open(PathBuf::from(runtime_dir))
-            .map_err(std::io::Error::other)
-            .and_then(|directory| Journal::create(&directory, &format!("{name}.journal")))
-            .ok()
-            .map(Arc::new);
-        let listener = out_of_the_way(parked.listener)?;
-        let capture = Capture {
-            stdout_read: nonblocking(out_of_the_way(parked.stdout_read)?)?,
-            stderr_read: nonblocking(out_of_the_way(parked.stderr_read)?)?,
-            stdout_write: out_of_the_way_copy(rustix::stdio::stdout())?,
-            stderr_write: out_of_the_way_copy(rustix::stdio::stderr())?,
-        };
-        let mut salt = [0; 2];
-        getrandom::fill(&mut salt).map_err(|error| failed("no random numbers", error))?;
+        // A directory that cannot be made is told with the first record.
+        let _ = PrivateDir::open_or_create(&directory);
+        shared.outputs.keep_files_in(directory.clone());
+        shared.recorder.write_to(directory);
         let mut hosted = HostedSession {
             spec,
             python,
@@ -137,25 +108,12 @@ impl Session {
             zygote_pid,
         };
         hosted.spec.env.clear();
-        let recorder = Recorder::new(directory.clone());
-        let salt = u16::from_ne_bytes(salt);
-        let shared = Shared::install(hosted, salt, capture, journal.clone(), recorder);
-        if let Some(journal) = journal {
-            shared.outputs.keep_end_in(journal);
-        }
-        // A directory that cannot be made is told with the first record.
-        let _ = PrivateDir::open_or_create(&directory);
-        shared.outputs.keep_files_in(directory);
-        interrupt::set_main_thread();
+        shared.assign(hosted);
         let _ = GLOBALS.set(py, namespace.globals().clone_ref(py));
-        install_hooks(py, shared)?;
-        let (mine, theirs) = handoff::pair().map_err(std::io::Error::from)?;
-        let (mine, theirs) = (out_of_the_way(mine)?, out_of_the_way(theirs)?);
-        io_thread::start(shared, listener, theirs)?;
         Ok(Self {
             shared,
             namespace,
-            handoff: mine,
+            handoff,
             lane: None,
         })
     }
@@ -276,7 +234,7 @@ impl Session {
         loop {
             match handoff::take(&self.handoff) {
                 Ok(Handed::CellLane(socket, tag)) => {
-                    let Ok(socket) = out_of_the_way(socket) else {
+                    let Ok(socket) = parked::out_of_the_way(socket) else {
                         continue;
                     };
                     self.lane = Some(CellLane {
@@ -488,41 +446,7 @@ impl CellLane {
     }
 }
 
-/// Signals, threads and forks of session code.
-fn install_hooks(py: Python<'_>, shared: &Shared) -> PyResult<()> {
-    // The last words of a crash name the line that ran.
-    let descriptor = shared.capture.stderr_write.as_raw_fd();
-    py.import("faulthandler")?
-        .call_method1("enable", (descriptor,))?;
-    let signal = py.import("signal")?;
-    let handler = pyo3::wrap_pyfunction!(interrupt::on_interrupt, &signal)?;
-    signal.call_method1("signal", (signal.getattr("SIGINT")?, handler))?;
-    sys::ignore(rustix::process::Signal::HUP.as_raw());
-    streams::set_forked(false);
-    Ok(())
-}
-
 /// True if a number does not name what it named any more.
 fn is_lost(errno: Errno) -> bool {
     matches!(errno, Errno::BADF | Errno::NOTSOCK)
-}
-
-fn out_of_the_way(descriptor: OwnedFd) -> std::io::Result<OwnedFd> {
-    out_of_the_way_copy(&descriptor)
-}
-
-fn out_of_the_way_copy(descriptor: impl AsFd) -> std::io::Result<OwnedFd> {
-    let descriptor = descriptor.as_fd();
-    // A low limit of descriptors leaves only the lower numbers.
-    Ok(rustix::io::fcntl_dupfd_cloexec(descriptor, OWN_DESCRIPTORS)
-        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(descriptor, 3))?)
-}
-
-fn nonblocking(descriptor: OwnedFd) -> std::io::Result<OwnedFd> {
-    rustix::io::ioctl_fionbio(&descriptor, true)?;
-    Ok(descriptor)
-}
-
-fn failed(what: &str, error: impl std::fmt::Display) -> PyErr {
-    pyo3::exceptions::PyRuntimeError::new_err(format!("{what}: {error}"))
 }

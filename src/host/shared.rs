@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     pub(crate) recorder: Recorder,
     pub(crate) capture: Capture,
     journal: Option<Arc<Journal>>,
-    hosted: HostedSession,
+    hosted: OnceLock<HostedSession>,
     state: Mutex<State>,
     queued: Condvar,
     outbox: Mutex<Vec<(HostEvent, Vec<u8>)>>,
@@ -90,21 +90,19 @@ pub(crate) enum Found {
 }
 
 impl Shared {
-    /// Sets up the one session of this process.
+    /// Sets up the one session of this process, before it is known which.
     pub(crate) fn install(
-        hosted: HostedSession,
         salt: u16,
         capture: Capture,
         journal: Option<Arc<Journal>>,
-        recorder: Recorder,
     ) -> &'static Self {
         SHARED.get_or_init(|| Self {
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             outputs: Outputs::default(),
-            recorder,
+            recorder: Recorder::default(),
             capture,
             journal,
-            hosted,
+            hosted: OnceLock::new(),
             state: Mutex::new(State {
                 salt,
                 counter: 0,
@@ -149,20 +147,20 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
-        let mut session = self.hosted.clone();
-        session.unfinished = state
-            .running
-            .iter()
-            .map(|(cell, _)| *cell)
-            .chain(state.queue.iter().map(|cell| cell.id))
-            .collect();
-        session.next_cell = state.next_id();
-        session.not_recorded = self.recorder.trouble();
+        let mut session = self.hosted.get().cloned();
+        if let Some(session) = &mut session {
+            let running = state.running.iter().map(|(cell, _)| *cell);
+            session.unfinished = running
+                .chain(state.queue.iter().map(|cell| cell.id))
+                .collect();
+            session.next_cell = state.next_id();
+            session.not_recorded = self.recorder.trouble();
+        }
         HostInfo {
             version: LINK_VERSION,
             build: env!("CARGO_PKG_VERSION").to_owned(),
             pid: self.pid,
-            session: Some(session),
+            session,
             name_in_use: self.name_in_use.load(SeqCst),
         }
     }
@@ -372,8 +370,16 @@ impl Shared {
     }
 
     /// Where the session's files are.
-    pub(crate) fn directory(&self) -> &str {
-        &self.hosted.spec.directory
+    pub(crate) fn directory(&self) -> Option<&str> {
+        self.hosted
+            .get()
+            .map(|hosted| hosted.spec.directory.as_str())
+    }
+
+    /// Says which session this is. Once.
+    pub(crate) fn assign(&self, hosted: HostedSession) {
+        self.hosted.get_or_init(|| hosted);
+        self.wake_io();
     }
 
     /// The name of this session belongs to another process.

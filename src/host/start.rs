@@ -1,13 +1,15 @@
 //! From a fresh interpreter to a zygote or a cold session host.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use pyo3::prelude::*;
+use pythond_private_fs::PrivateDir;
 use serde::Deserialize;
 
 use crate::cell::Namespace;
-use crate::session::{self, Parked};
-use crate::{assignment, helpers, streams, sys, zygote};
+use crate::parked::{Parked, Ready};
+use crate::{assignment, helpers, session, streams, sys, zygote};
 
 /// What the launcher found out and was told, as one JSON argument.
 #[derive(Clone, Debug, Deserialize)]
@@ -97,16 +99,15 @@ fn cold_host(py: Python<'_>, launch: &Launch, socket: OwnedFd) -> PyResult<()> {
     };
     drop(socket);
     let namespace = prepare(py, &launch.preload)?;
-    session::serve(
-        py,
-        Parked {
-            listener,
-            stdout_read,
-            stderr_read,
-        },
-        assignment,
-        namespace,
-    )
+    let directory =
+        PrivateDir::open(PathBuf::from(&assignment.runtime_dir)).map_err(std::io::Error::other)?;
+    let parked = Parked {
+        listener,
+        stdout_read,
+        stderr_read,
+    };
+    let ready = Ready::prepare(py, parked, namespace, &directory, &assignment.name)?;
+    session::serve(py, ready, assignment)
 }
 
 /// Takes descriptor 0 away and leaves an empty one there.

@@ -25,10 +25,10 @@ use crate::assignment::{self, Assignment};
 use crate::cell::Namespace;
 use crate::journal::Journal;
 use crate::lane_socket::{LaneLost, LaneSocket};
-use crate::session::{self, Parked};
+use crate::parked::{Parked, Ready};
 use crate::start::{self, Launch};
 use crate::sys::{self, Fork};
-use crate::{helpers, streams};
+use crate::{helpers, session, streams};
 
 /// End of the name of the socket of a process that is no session yet.
 const PARKED: &str = "parked";
@@ -369,14 +369,15 @@ impl Zygote {
     /// Makes a host; returns its process id and name.
     fn spawn(&mut self, py: Python<'_>, spec: SessionSpec) -> std::io::Result<(i32, String)> {
         self.last_request = Instant::now();
-        // A library may have started a thread since.
-        self.cannot_fork = self.cannot_fork.take().or_else(other_threads);
-        let (spare, start) = if let Some(reason) = self.cannot_fork.clone() {
-            (self.start_cold(&reason)?, StartKind::Cold)
-        } else if let Some(spare) = self.spares.pop_front() {
+        let (spare, start) = if let Some(spare) = self.spares.pop_front() {
             (spare, StartKind::Spare)
         } else {
-            (self.fork_spare(py)?, StartKind::Fork)
+            // A library may have started a thread since.
+            self.cannot_fork = self.cannot_fork.take().or_else(other_threads);
+            match self.cannot_fork.clone() {
+                None => (self.fork_spare(py)?, StartKind::Fork),
+                Some(_) => (self.start_cold()?, StartKind::Cold),
+            }
         };
         let Spare {
             socket,
@@ -388,14 +389,16 @@ impl Zygote {
             spec.session_id.clone(),
             spec.generation,
         ));
-        host.oom_kills = oom_kills();
         let mut python = self.python.clone();
         python.reason.clone_from(&spec.python_reason);
         let assignment = Assignment {
             spec,
             python,
             start,
-            cold_reason: self.cannot_fork.clone(),
+            cold_reason: self
+                .cannot_fork
+                .clone()
+                .filter(|_| start == StartKind::Cold),
             zygote_pid: rustix::process::getpid().as_raw_nonzero().get(),
             runtime_dir: self.launch.runtime_dir.clone(),
             name: host.name.clone(),
@@ -412,6 +415,10 @@ impl Zygote {
     }
 
     fn make_spare(&mut self, py: Python<'_>) {
+        self.cannot_fork = self.cannot_fork.take().or_else(other_threads);
+        if self.cannot_fork.is_some() {
+            return;
+        }
         match self.fork_spare(py) {
             Ok(spare) => self.spares.push_back(spare),
             // Tried again after the next request.
@@ -462,7 +469,7 @@ impl Zygote {
                     stdout_read: cradle.parked.stdout_read,
                     stderr_read: cradle.parked.stderr_read,
                     session: None,
-                    oom_kills: 0,
+                    oom_kills: oom_kills(),
                 };
                 Ok(Spare {
                     socket: cradle.mine,
@@ -481,12 +488,12 @@ impl Zygote {
         self.spares.clear();
         self.hosts.clear();
         let Cradle {
+            name,
             parked,
             stdout_write,
             stderr_write,
             mine,
             theirs,
-            ..
         } = cradle;
         drop(mine);
         // It cannot fail: a forked process leads no group.
@@ -498,18 +505,26 @@ impl Zygote {
         sys::handle_by_default(Signal::HUP.as_raw());
         sys::unblock_all_signals();
         streams::set_forked(false);
-        let assignment = redirected.ok().and_then(|()| assignment::receive(&theirs));
-        drop(theirs);
-        match (assignment, self.namespace.take()) {
-            (Some(assignment), Some(namespace)) => {
-                session::serve(py, parked, assignment, namespace)
+        let Some(namespace) = self.namespace.take().filter(|_| redirected.is_ok()) else {
+            sys::exit_now(1)
+        };
+        let ready = match Ready::prepare(py, parked, namespace, &self.directory, &name) {
+            Ok(ready) => ready,
+            Err(error) => {
+                error.print(py);
+                sys::exit_now(1)
             }
-            _ => sys::exit_now(0),
+        };
+        let assignment = assignment::receive(&theirs);
+        drop(theirs);
+        match assignment {
+            Some(assignment) => session::serve(py, ready, assignment),
+            None => sys::exit_now(0),
         }
     }
 
     /// Starts a host from nothing, as a child of ours all the same.
-    fn start_cold(&mut self, _reason: &str) -> std::io::Result<Spare> {
+    fn start_cold(&mut self) -> std::io::Result<Spare> {
         let cradle = self.cradle()?;
         let mut command = std::process::Command::new(&self.launch.launcher);
         command
@@ -535,7 +550,7 @@ impl Zygote {
             stdout_read: cradle.parked.stdout_read,
             stderr_read: cradle.parked.stderr_read,
             session: None,
-            oom_kills: 0,
+            oom_kills: oom_kills(),
         };
         Ok(Spare {
             socket: cradle.mine,

@@ -111,6 +111,17 @@ def settle():
     gc.freeze()
 
 
+def be_another_process():
+    """What a fork must not have in common with its parent."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    random.seed()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+    restore_threads()
+
+
 def become(cwd, environment):
     """Turn a forked process into a session.
 
@@ -125,14 +136,7 @@ def become(cwd, environment):
             os.environ[name] = value
     time.tzset()
     os.chdir(cwd)
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     importlib.invalidate_caches()
-    random.seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed()
-    restore_threads()
 
 
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
