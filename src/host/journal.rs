@@ -25,8 +25,8 @@ const TAIL_AT: usize = 4096;
 const TAIL: usize = 4096;
 const RECORDS_AT: usize = 8192;
 const RECORD: usize = 64;
-const RECORDS: u64 = 1024;
-const HALVES_AT: usize = RECORDS_AT + RECORD * RECORDS as usize;
+const RECORDS: usize = 1024;
+const HALVES_AT: usize = RECORDS_AT + RECORD * RECORDS;
 const HALF: usize = 64 << 10;
 const LENGTH: usize = HALVES_AT + 2 * HALF;
 const ACTIVE: usize = 64;
@@ -83,7 +83,7 @@ impl Journal {
     /// Writes one record. One thread at a time.
     pub(crate) fn record(&self, event: Event, cell: CellId, time_us: i64) {
         let number = self.map.word(24).load(Relaxed);
-        let slot = usize::try_from(number % RECORDS).unwrap_or(0);
+        let slot = usize::try_from(number % RECORDS as u64).unwrap_or(0);
         let at = RECORDS_AT + RECORD * slot;
         let words = [number, event as u64, cell.as_u64(), time_us.cast_unsigned()];
         for (index, word) in words.iter().enumerate() {

@@ -367,19 +367,17 @@ impl Session {
         {
             let _ = rustix::stdio::dup2_stdin(&null);
         }
-        if rustix::io::fcntl_getfd(rustix::stdio::stdout()) == Err(Errno::BADF) {
-            if rustix::stdio::dup2_stdout(&capture.stdout_write).is_err()
-                && let Some(pipe) = self.reopen(&capture.stdout_write)
-            {
-                let _ = rustix::stdio::dup2_stdout(&pipe);
-            }
+        if rustix::io::fcntl_getfd(rustix::stdio::stdout()) == Err(Errno::BADF)
+            && rustix::stdio::dup2_stdout(&capture.stdout_write).is_err()
+            && let Some(pipe) = self.reopen(&capture.stdout_write)
+        {
+            let _ = rustix::stdio::dup2_stdout(&pipe);
         }
-        if rustix::io::fcntl_getfd(rustix::stdio::stderr()) == Err(Errno::BADF) {
-            if rustix::stdio::dup2_stderr(&capture.stderr_write).is_err()
-                && let Some(pipe) = self.reopen(&capture.stderr_write)
-            {
-                let _ = rustix::stdio::dup2_stderr(&pipe);
-            }
+        if rustix::io::fcntl_getfd(rustix::stdio::stderr()) == Err(Errno::BADF)
+            && rustix::stdio::dup2_stderr(&capture.stderr_write).is_err()
+            && let Some(pipe) = self.reopen(&capture.stderr_write)
+        {
+            let _ = rustix::stdio::dup2_stderr(&pipe);
         }
     }
 
