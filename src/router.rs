@@ -145,7 +145,9 @@ impl Connection<'_> {
     async fn message(&mut self, text: &str) -> Option<End> {
         let frame = Frame::parse(text)?;
         let verb = frame.verb;
-        let session = frame.header.split_whitespace().next().unwrap_or("");
+        // Options are no names.
+        let mut words = frame.header.split_whitespace();
+        let session = words.find(|word| !word.starts_with("--")).unwrap_or("");
         let fields = Fields {
             command: Some(verb),
             session: Some(session),

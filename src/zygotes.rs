@@ -174,7 +174,10 @@ impl Zygotes {
         let log_name = format!("z-{name}.log");
         let started = self.start_process(environment, &name, &log_name, listener);
         let outcome = match started {
-            Ok(child) => self.wait_for_welcome(child, &socket, &log_name).await,
+            Ok(child) => {
+                self.wait_for_welcome(environment, child, &socket, &log_name)
+                    .await
+            }
             Err(error) => Err(error),
         };
         match outcome {
@@ -245,6 +248,7 @@ impl Zygotes {
 
     async fn wait_for_welcome(
         &self,
+        environment: &Environment,
         child: tokio::process::Child,
         socket: &str,
         log_name: &str,
@@ -281,7 +285,15 @@ impl Zygotes {
             None => {
                 let _ = child.start_kill();
                 let status = child.wait().await;
-                let words = self.last_line(log_name).unwrap_or_else(|| match status {
+                let words = self.last_line(log_name).map(|line| {
+                    let python = &environment.python;
+                    if line.starts_with("cannot ") {
+                        line
+                    } else {
+                        format!("cannot use the interpreter `{python}`: {line}")
+                    }
+                });
+                let words = words.unwrap_or_else(|| match status {
                     Ok(status) => format!("python ended at once ({status})"),
                     Err(_) => "python ended at once".to_owned(),
                 });
@@ -306,11 +318,21 @@ impl Zygotes {
         let mut tail = Vec::new();
         file.take(LOG_TAIL).read_to_end(&mut tail).ok()?;
         let text = String::from_utf8_lossy(&tail);
-        let line = text
-            .lines()
-            .rev()
-            .map(str::trim)
-            .find(|line| !line.is_empty())?;
+        let lines = || {
+            text.lines()
+                .rev()
+                .map(str::trim)
+                .filter(|line| !line.is_empty())
+        };
+        // Python's own last words end in a dump of frames; the reason is above.
+        let is_reason = |line: &&str| {
+            let word = line.split([':', ' ']).next().unwrap_or("");
+            word.ends_with("Error") || line.starts_with("cannot ")
+        };
+        let line = lines()
+            .find(is_reason)
+            .or_else(|| lines().find(|line| line.starts_with("Fatal Python error")))
+            .or_else(|| lines().next())?;
         Some(line.chars().filter(|c| !c.is_control()).take(500).collect())
     }
 

@@ -220,7 +220,11 @@ impl Namespace {
         streams::set_main_cell(id);
         let source = PyString::new(py, &cell.source);
         // A cell may have broken `linecache`; tracebacks then lack their lines.
-        let _ = helpers.remember_source.call1(py, (&source, filename));
+        if let Err(error) = helpers.remember_source.call1(py, (&source, filename))
+            && error.is_instance_of::<pyo3::exceptions::PyKeyboardInterrupt>(py)
+        {
+            return Err(error);
+        }
         let (statements, last): (Option<Bound<'_, PyCode>>, Option<Bound<'_, PyCode>>) = helpers
             .compile_cell
             .bind(py)

@@ -20,6 +20,8 @@ static RUNNING: AtomicU64 = AtomicU64::new(0);
 static TARGET: AtomicU64 = AtomicU64::new(0);
 /// The aim that the handler has seen.
 static SEEN: AtomicU64 = AtomicU64::new(0);
+/// A cell that is to be interrupted as soon as it runs, in the same form.
+static AT_START: AtomicU64 = AtomicU64::new(0);
 /// The last cell that an aim of ours has hit.
 static HIT: AtomicU64 = AtomicU64::new(0);
 /// The running cell waits in the event loop.
@@ -37,6 +39,19 @@ pub(crate) fn set_main_thread() {
 /// A cell begins. Called on the main thread.
 pub(crate) fn begin(cell: u64) {
     RUNNING.store(cell + 1, SeqCst);
+    if AT_START.load(SeqCst) == cell + 1 {
+        AT_START.store(0, SeqCst);
+        aim_at(cell);
+    }
+}
+
+/// Aims at a cell that is on its way. Called by the I/O thread.
+pub(crate) fn aim_at_start(cell: u64) {
+    AT_START.store(cell + 1, SeqCst);
+    // It may have begun between the caller's look and this.
+    if RUNNING.load(SeqCst) == cell + 1 {
+        aim_at(cell);
+    }
 }
 
 /// The running cell ended. Afterwards no interrupt of it can hit what follows.

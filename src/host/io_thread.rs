@@ -4,10 +4,10 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
     Hello, HostCommand, HostEvent, INLINE_OUTPUT, Lane, Message, OUTPUT_CHUNK,
 };
@@ -16,6 +16,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use crate::files::session_directory;
 use crate::handoff;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::shared::{Found, Shared};
@@ -380,6 +381,11 @@ impl IoThread {
             self.repeating = true;
             return vec![target];
         }
+        if cell.is_some() && !self.shared.has_ended(target) {
+            interrupt::aim_at_start(target.as_u64());
+            self.repeating = true;
+            return vec![target];
+        }
         Vec::new()
     }
 
@@ -424,7 +430,7 @@ impl IoThread {
 /// write the same files.
 fn lock_directory(shared: &Shared) -> Option<File> {
     // A directory that cannot be used is told with the first record.
-    let file = PrivateDir::open(shared.directory()?)
+    let file = session_directory(Path::new(shared.directory()?))
         .ok()?
         .read_write_file("lock")
         .ok()?;

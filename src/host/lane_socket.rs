@@ -61,13 +61,9 @@ impl LaneSocket {
 
     /// Reads what is there.
     pub(crate) fn receive(&mut self) -> Result<(), LaneLost> {
-        let mut buffer = vec![0; CHUNK];
-        match rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
-            Ok((0, _)) => Err(LaneLost::Closed),
-            Ok((count, _)) => {
-                self.decoder.extend(&buffer[..count]);
-                Ok(())
-            }
+        match receive_into(&self.socket, self.decoder.buffer()) {
+            Ok(0) => Err(LaneLost::Closed),
+            Ok(_) => Ok(()),
             Err(Errno::AGAIN | Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
@@ -115,4 +111,12 @@ impl LaneSocket {
     pub(crate) fn may_read(&self) -> bool {
         self.outgoing.len() < MOST_WAITING
     }
+}
+
+/// Appends what a socket has, at most 64 KiB, without waiting. The memory is
+/// not cleared before: pages that nothing arrives in stay untouched.
+pub(crate) fn receive_into(socket: impl AsFd, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
+    buffer.reserve(CHUNK);
+    let spare = rustix::buffer::spare_capacity(buffer);
+    rustix::net::recv(socket, spare, RecvFlags::DONTWAIT).map(|(_, count)| count)
 }

@@ -7,6 +7,7 @@
 
 mod assignment;
 mod cell;
+mod files;
 mod handoff;
 mod helpers;
 mod interrupt;

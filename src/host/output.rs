@@ -9,9 +9,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pythond_private_fs::PrivateDir;
 use pythond_protocol::output_log::{RECORD_HEADER, Stream};
 
+use crate::files::session_directory;
 use crate::journal::Journal;
 
 /// Output of one cell that is kept in memory before it moves to a file.
@@ -116,7 +116,7 @@ impl Outputs {
                 inner.finished_memory = inner.finished_memory.saturating_sub(output.log.len());
                 if output.file_length > 0
                     && let Some(directory) = &inner.directory
-                    && let Ok(directory) = PrivateDir::open(directory)
+                    && let Ok(directory) = session_directory(directory)
                 {
                     // Nothing is lost if it is gone already.
                     let _ = directory.remove(&file_name(oldest));
@@ -310,7 +310,7 @@ fn file_name(cell: u64) -> String {
 }
 
 fn open_file(directory: Option<&Path>, cell: u64) -> Option<File> {
-    PrivateDir::open(directory?)
+    session_directory(directory?)
         .ok()?
         .read_write_file(&file_name(cell))
         .ok()

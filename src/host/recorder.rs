@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use pythond_private_fs::PrivateDir;
+use crate::files::session_directory;
 
 /// Most output of one cell that `session.log` shows, in bytes.
 pub(crate) const OUTPUT_SHOWN: usize = 64 << 10;
@@ -116,7 +116,7 @@ impl Recorder {
             .directory
             .get()
             .ok_or_else(|| "no directory".to_owned())?;
-        let directory = PrivateDir::open_or_create(directory).map_err(|error| error.to_string())?;
+        let directory = session_directory(directory).map_err(|error| error.to_string())?;
         let mut history = String::new();
         let mut log = String::new();
         for record in records {

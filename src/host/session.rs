@@ -8,18 +8,19 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
-use pythond_private_fs::PrivateDir;
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{
     Decoder, FinishedCell, HostCommand, HostEvent, HostedSession, INLINE_OUTPUT, LaneError,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 
 use crate::assignment::Assignment;
 use crate::cell::{self, Ended, Namespace};
+use crate::files::session_directory;
 use crate::handoff::{self, Handed};
+use crate::lane_socket::receive_into;
 use crate::parked::{self, Ready};
 use crate::shared::{QueuedCell, Shared};
 use crate::{helpers, io_thread, sys};
@@ -93,7 +94,7 @@ impl Session {
         session.call_method1("become", (&spec.cwd, &spec.env))?;
         let directory = PathBuf::from(&spec.directory);
         // A directory that cannot be made is told with the first record.
-        let _ = PrivateDir::open_or_create(&directory);
+        let _ = session_directory(&directory);
         shared.outputs.keep_files_in(directory.clone());
         shared.recorder.write_to(directory);
         let mut hosted = HostedSession {
@@ -396,16 +397,11 @@ impl Session {
 impl CellLane {
     /// Takes in what is there. False when the daemon has closed the lane.
     fn receive(&mut self) -> Result<bool, Errno> {
-        let mut buffer = vec![0; 64 << 10];
         loop {
-            match rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return Ok(false),
-                Ok((count, _)) => {
-                    self.decoder.extend(&buffer[..count]);
-                    if count < buffer.len() {
-                        return Ok(true);
-                    }
-                }
+            match receive_into(&self.socket, self.decoder.buffer()) {
+                Ok(0) => return Ok(false),
+                Ok(count) if count < 64 << 10 => return Ok(true),
+                Ok(_) => {}
                 Err(Errno::AGAIN) => return Ok(true),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),

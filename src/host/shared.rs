@@ -272,6 +272,15 @@ impl Shared {
         Found::Unknown
     }
 
+    /// True if this cell has ended.
+    pub(crate) fn has_ended(&self, cell: CellId) -> bool {
+        self.state()
+            .finished
+            .iter()
+            .rev()
+            .any(|end| end.cell == cell)
+    }
+
     /// What was published last.
     pub(crate) fn status(&self) -> HostStatus {
         let state = self.state();

@@ -270,53 +270,54 @@ impl Zygote {
     }
 
     fn serve_connections(&mut self, py: Python<'_>, ready: &[bool]) {
-        let mut connections = std::mem::take(&mut self.connections);
-        let mut index = 0;
-        connections.retain_mut(|connection| {
+        // By index, from the last: whoever is forked meanwhile finds all
+        // connections in one place and lets go of them.
+        for index in (0..self.connections.len()).rev() {
             let is_ready = ready.get(index).copied().unwrap_or(false);
-            index += 1;
-            !is_ready || self.serve_connection(py, connection).is_ok()
-        });
-        connections.append(&mut self.connections);
-        self.connections = connections;
-    }
-
-    fn serve_connection(
-        &mut self,
-        py: Python<'_>,
-        connection: &mut Connection,
-    ) -> Result<(), LaneLost> {
-        connection.lane.flush()?;
-        connection.lane.receive()?;
-        if !connection.greeted {
-            let Some(Message { header: hello, .. }) = connection.lane.next::<Hello>()? else {
-                return Ok(());
-            };
-            connection.lane.set_tag(hello.tag);
-            connection.greeted = true;
-            if let Some(error) = &self.failure {
-                connection.lane.send(
-                    &ZygoteEvent::Failed {
-                        error: error.clone(),
-                    },
-                    b"",
-                )?;
-                self.finished = true;
-                return Ok(());
-            }
-            connection
-                .lane
-                .send(&ZygoteEvent::Welcome(Box::new(self.info())), b"")?;
-            for (event, log) in self.ended.drain(..) {
-                connection.lane.send(&event, &log)?;
+            if is_ready && self.serve_connection(py, index).is_err() {
+                self.connections.remove(index);
             }
         }
-        while let Some(message) = connection.lane.next::<ZygoteCommand>()? {
+    }
+
+    fn serve_connection(&mut self, py: Python<'_>, index: usize) -> Result<(), LaneLost> {
+        let connection = &mut self.connections[index];
+        connection.lane.flush()?;
+        connection.lane.receive()?;
+        if !connection.greeted && !self.greet(index)? {
+            return Ok(());
+        }
+        while let Some(message) = self.connections[index].lane.next::<ZygoteCommand>()? {
             if let Some(event) = self.obey(py, message.header) {
-                connection.lane.send(&event, b"")?;
+                self.connections[index].lane.send(&event, b"")?;
             }
         }
         Ok(())
+    }
+
+    /// Answers a daemon's first message. False if it is not whole yet, or if
+    /// there is nothing more to say.
+    fn greet(&mut self, index: usize) -> Result<bool, LaneLost> {
+        let Some(Message { header: hello, .. }) = self.connections[index].lane.next::<Hello>()?
+        else {
+            return Ok(false);
+        };
+        let info = self.info();
+        let connection = &mut self.connections[index];
+        connection.lane.set_tag(hello.tag);
+        connection.greeted = true;
+        if let Some(error) = self.failure.clone() {
+            connection.lane.send(&ZygoteEvent::Failed { error }, b"")?;
+            self.finished = true;
+            return Ok(false);
+        }
+        connection
+            .lane
+            .send(&ZygoteEvent::Welcome(Box::new(info)), b"")?;
+        for (event, log) in self.ended.drain(..) {
+            connection.lane.send(&event, &log)?;
+        }
+        Ok(true)
     }
 
     fn info(&self) -> ZygoteInfo {

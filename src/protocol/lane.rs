@@ -162,6 +162,12 @@ impl Decoder {
         self.tag = tag;
     }
 
+    /// The bytes that wait, for a reader that appends to them in place; it must
+    /// not touch those that are there.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
     /// Adds bytes that arrived.
     pub fn extend(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);

@@ -284,6 +284,11 @@ impl Session {
     }
 
     fn question(&mut self, question: Question, reply: AskReply) {
+        let question = match question {
+            // A cell that is on its way to the host is meant as well.
+            Question::Interrupt(None) => Question::Interrupt(self.board.current()),
+            question => question,
+        };
         if self.asks.len() >= MANY_QUESTIONS {
             self.asks.retain(|_, reply| !reply.is_closed());
         }
