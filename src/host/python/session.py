@@ -107,6 +107,9 @@ def settle():
     if hasattr(sys, "orig_argv"):
         sys.orig_argv = [sys.executable]
     find_thread_setters()
+    # Some Pythons import a hundred modules when this is first called, which a
+    # file in a session's working directory could stand in for.
+    importlib.invalidate_caches()
     gc.collect()
     gc.freeze()
 
