@@ -1,0 +1,139 @@
+//! How hosts end: reaped, their group ended, their last words collected.
+
+use std::os::fd::OwnedFd;
+
+use pythond_protocol::CellId;
+use pythond_protocol::lane::ZygoteEvent;
+use pythond_protocol::outcome::ProcessEnd;
+use pythond_protocol::output_log::{self, Stream};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
+
+use super::{Host, Zygote};
+use crate::journal::Journal;
+
+/// Ends of hosts that a new daemon is told of.
+const REMEMBERED_ENDS: usize = 256;
+/// Most bytes of a dead host's standard error that are told.
+const LAST_STDERR: usize = 4096;
+
+impl Zygote {
+    /// The next child that has ended. What it left in its process group is
+    /// ended first: until the child is reaped, the group's number is its own.
+    fn next_dead(&self) -> Option<(Pid, WaitStatus)> {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::All, look).ok().flatten()?;
+        let dead: Vec<i32> = self
+            .hosts
+            .keys()
+            .copied()
+            .filter(|pid| has_ended(*pid))
+            .collect();
+        for pid in dead.into_iter().filter_map(Pid::from_raw) {
+            // Nobody is left in most groups.
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        }
+        rustix::process::wait(WaitOptions::NOHANG).ok().flatten()
+    }
+
+    /// Takes in every child that has ended, ours and those we inherited.
+    pub(super) fn reap(&mut self) {
+        while let Some((pid, status)) = self.next_dead() {
+            let pid = pid.as_raw_nonzero().get();
+            if let Some(at) = self.spares.iter().position(|spare| spare.pid == pid) {
+                if let Some(spare) = self.spares.remove(at) {
+                    self.remove_files(&spare.host.name);
+                }
+                continue;
+            }
+            let Some(host) = self.hosts.remove(&pid) else {
+                continue;
+            };
+            let end = match (status.exit_status(), status.terminating_signal()) {
+                (Some(status), _) => ProcessEnd::Exited { status },
+                (None, Some(signal)) => ProcessEnd::Signaled {
+                    signal,
+                    out_of_memory: signal == Signal::KILL.as_raw() && oom_kills() > host.oom_kills,
+                },
+                (None, None) => ProcessEnd::Unknown,
+            };
+            self.report(pid, host, end);
+        }
+    }
+
+    fn report(&mut self, pid: i32, host: Host, end: ProcessEnd) {
+        let journal = Journal::open(&self.directory, &format!("{}.journal", host.name)).ok();
+        let mut last = journal
+            .as_ref()
+            .map(Journal::last_stderr)
+            .unwrap_or_default();
+        let (mut log, log_lost) = journal
+            .as_ref()
+            .map(Journal::last_output)
+            .unwrap_or_default();
+        output_log::append(&mut log, Stream::Stdout, &unread(&host.stdout_read));
+        let unread_stderr = unread(&host.stderr_read);
+        output_log::append(&mut log, Stream::Stderr, &unread_stderr);
+        last.extend(unread_stderr);
+        let last = &last[last.len().saturating_sub(LAST_STDERR)..];
+        let cell: Option<CellId> = journal.as_ref().and_then(Journal::running);
+        let event = ZygoteEvent::Exited {
+            pid,
+            socket: format!("{}.sock", host.name),
+            end,
+            last_stderr: String::from_utf8_lossy(last).into_owned(),
+            cell,
+            session: host.session,
+            log_lost,
+        };
+        self.remove_files(&host.name);
+        let mut told = false;
+        for connection in &mut self.connections {
+            told |= connection.greeted && connection.lane.send(&event, &log).is_ok();
+        }
+        // Only what nobody heard is kept for the next daemon: what one has
+        // heard it may have forgotten on purpose.
+        if !told {
+            self.ended.push_back((event, log));
+        }
+        if self.ended.len() > REMEMBERED_ENDS {
+            self.ended.pop_front();
+        }
+    }
+}
+
+/// True if this child has ended and is not reaped yet.
+fn has_ended(pid: i32) -> bool {
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Pid::from_raw(pid)
+        .is_some_and(|pid| matches!(rustix::process::waitid(WaitId::Pid(pid), look), Ok(Some(_))))
+}
+
+/// What is left in a pipe, at most 64 KiB.
+fn unread(pipe: &OwnedFd) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    if rustix::io::ioctl_fionbio(pipe, true).is_err() {
+        return bytes;
+    }
+    while bytes.len() < 64 << 10 {
+        match rustix::io::read(pipe, &mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+        }
+    }
+    bytes
+}
+
+/// How often the kernel killed for memory in our group (cgroups(7), v2).
+pub(super) fn oom_kills() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let groups = read("/proc/self/cgroup");
+    let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::")) else {
+        return 0;
+    };
+    read(&format!("/sys/fs/cgroup{group}/memory.events"))
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))
+        .and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
+}
