@@ -314,7 +314,10 @@ mod tests {
     fn what_is_cut_is_counted_exactly() {
         let text = "x".repeat(MAX_PLAIN + 5);
         let shown = cut(text.clone());
-        assert!(shown.contains("\n[... 5 bytes left out ...]\n"));
+        assert!(shown.len() <= MAX_PLAIN);
+        let kept = shown.matches('x').count();
+        let mark = format!("\n[... {} bytes left out ...]\n", text.len() - kept);
+        assert!(shown.contains(&mark));
         let exact = "y".repeat(MAX_PLAIN);
         assert_eq!(cut(exact.clone()), exact);
     }
@@ -334,7 +337,7 @@ mod tests {
 
     #[test]
     fn the_shown_value_is_cut_out_of_stdout() {
-        assert_eq!(shown_value(b"hi\n43\n", 3, 3).as_deref(), Some("43"));
+        assert_eq!(shown_value(b"hi\n43\n", 3, 2).as_deref(), Some("43"));
         assert_eq!(shown_value(b"hi", 1, 9), None);
         assert_eq!(shown_value(b"hi", u64::MAX, 2), None);
     }

@@ -158,7 +158,7 @@ mod tests {
         };
         assert_eq!(
             (error.code, error.message.as_str()),
-            (ErrorCode::Internal, "m")
+            (ErrorCode::Unknown, "m")
         );
     }
 
