@@ -143,8 +143,9 @@ impl Namespace {
         self.count += 1;
         let filename = format!("{FILE_PREFIX}{}>", self.count);
         let started_us = now_us();
-        shared.started(cell, started_us);
+        // In this order: what the journal names as running has its own log.
         shared.outputs.begin(id);
+        shared.started(cell, started_us);
         if let Err(error) = self.repair(py, helpers) {
             explain(py, helpers, error);
         }

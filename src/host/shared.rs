@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::journal::{Event, Journal};
 use crate::output::Outputs;
 use crate::recorder::Recorder;
-use crate::sys::{ThreadId, wake_signal};
+use crate::sys::{ThreadId, handle_by_nothing, wake_signal};
 
 static SHARED: OnceLock<Shared> = OnceLock::new();
 
@@ -363,6 +363,9 @@ impl Shared {
     /// every descriptor of the main thread.
     pub(crate) fn wake_io(&self) {
         if let Some(thread) = self.io_thread.get() {
+            // A cell may have put every signal back to its default action,
+            // which for this one is the end of the process.
+            let _ = handle_by_nothing(wake_signal());
             thread.signal(wake_signal());
         }
     }

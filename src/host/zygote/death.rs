@@ -66,16 +66,21 @@ impl Zygote {
             .as_ref()
             .map(Journal::last_stderr)
             .unwrap_or_default();
-        let (mut log, log_lost) = journal
-            .as_ref()
-            .map(Journal::last_output)
-            .unwrap_or_default();
-        output_log::append(&mut log, Stream::Stdout, &unread(&host.stdout_read));
+        let cell: Option<CellId> = journal.as_ref().and_then(Journal::running);
         let unread_stderr = unread(&host.stderr_read);
-        output_log::append(&mut log, Stream::Stderr, &unread_stderr);
+        // The log that is there belongs to the cell that ran last; only if it
+        // still ran are these its last words.
+        let (log, log_lost) = match journal.as_ref().filter(|_| cell.is_some()) {
+            None => (Vec::new(), 0),
+            Some(journal) => {
+                let (mut log, lost) = journal.last_output();
+                output_log::append(&mut log, Stream::Stdout, &unread(&host.stdout_read));
+                output_log::append(&mut log, Stream::Stderr, &unread_stderr);
+                (log, lost)
+            }
+        };
         last.extend(unread_stderr);
         let last = &last[last.len().saturating_sub(LAST_STDERR)..];
-        let cell: Option<CellId> = journal.as_ref().and_then(Journal::running);
         let event = ZygoteEvent::Exited {
             pid,
             socket: format!("{}.sock", host.name),
