@@ -42,6 +42,7 @@ impl Ready {
         directory: &PrivateDir,
         name: &str,
     ) -> PyResult<Self> {
+        sys::name_process("pythond-spare");
         // While there is one thread: growing the table of descriptors later
         // would have to wait for all others to notice.
         let listener = out_of_the_way(parked.listener)?;

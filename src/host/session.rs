@@ -109,6 +109,7 @@ impl Session {
             zygote_pid,
         };
         hosted.spec.env.clear();
+        sys::name_process(&format!("py:{}", hosted.spec.session));
         shared.assign(hosted);
         let _ = GLOBALS.set(py, namespace.globals().clone_ref(py));
         Ok(Self {

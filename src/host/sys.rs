@@ -56,6 +56,20 @@ pub(crate) fn evaluate<'py>(
     unsafe { Bound::from_owned_ptr_or_err(code.py(), value) }
 }
 
+/// Names the process for `ps` and `top`, which show 15 bytes. Called on the main
+/// thread.
+pub(crate) fn name_process(name: &str) {
+    let short: String = name
+        .chars()
+        .filter(|c| c.is_ascii_graphic())
+        .take(15)
+        .collect();
+    if let Ok(name) = std::ffi::CString::new(short) {
+        // A name is a convenience.
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
 /// Ends the process at once, without exit handlers.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: `_exit` has no preconditions. std's `exit` would run handlers

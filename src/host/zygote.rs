@@ -35,6 +35,7 @@ const ALONE: Duration = Duration::from_secs(60);
 
 /// Serves until nobody needs it.
 pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResult<()> {
+    sys::name_process("pythond-zygote");
     // It cannot fail: a process that was just executed leads no group.
     let _ = rustix::process::setsid();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
