@@ -103,6 +103,8 @@ pub(crate) fn take(end: impl AsFd) -> Result<Handed, Errno> {
         }
         Ok((0, _)) => Err(Errno::PIPE),
         Ok(_) => Ok(Handed::Nudge),
+        // Too long: a cell wrote to a descriptor of ours. It says nothing.
+        Err(Errno::MSGSIZE) => Ok(Handed::Nudge),
         Err(Errno::AGAIN | Errno::INTR) => Ok(Handed::Nothing),
         Err(errno) => Err(errno),
     }

@@ -60,6 +60,7 @@ pub(crate) fn start(
     listener: OwnedFd,
     handoff: OwnedFd,
 ) -> std::io::Result<()> {
+    let theirs = [listener.as_raw_fd(), handoff.as_raw_fd()];
     let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
     sys::handle_by_nothing(sys::wake_signal())?;
     std::thread::Builder::new()
@@ -90,7 +91,13 @@ pub(crate) fn start(
         })?;
     is_ready
         .recv()
-        .unwrap_or_else(|_| Err(std::io::Error::other("the I/O thread ended")))
+        .unwrap_or_else(|_| Err(std::io::Error::other("the I/O thread ended")))?;
+    // From here on the thread has its own table: in ours these would only be
+    // kept open by processes that cells fork.
+    for descriptor in theirs {
+        sys::close_in_this_table(descriptor);
+    }
+    Ok(())
 }
 
 /// What a descriptor in the poll set belongs to.

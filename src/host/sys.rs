@@ -102,6 +102,14 @@ pub(crate) fn unshare_descriptors() -> io::Result<()> {
     }
 }
 
+/// Closes a number in the calling thread's descriptor table whose owner lives in
+/// a thread with a table of its own.
+pub(crate) fn close_in_this_table(descriptor: i32) {
+    // SAFETY: `unshare_descriptors` has parted the tables, so the owner's number
+    // stays open and nothing else in this table has this one.
+    unsafe { libc::close(descriptor) };
+}
+
 /// A thread that can be woken by a signal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ThreadId(libc::pthread_t);

@@ -1,7 +1,7 @@
 //! The task that owns a session: its lanes, who waits for which cell, how it
 //! died. It never waits for the host: a stopped host cannot stop it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -85,9 +85,7 @@ struct Session {
     link: Link,
     board: CellBoard<RunReply>,
     reads: HashMap<u64, OutputRead>,
-    asks: HashMap<u64, AskReply>,
-    /// Control messages that wait for new lanes.
-    deferred: VecDeque<(u64, Question)>,
+    asks: HashMap<u64, (Question, AskReply)>,
     /// Cells that were asked for over new lanes: refused means never arrived.
     resending: HashSet<u64>,
 }
@@ -138,7 +136,6 @@ pub(crate) fn start(
         board,
         reads: HashMap::new(),
         asks: HashMap::new(),
-        deferred: VecDeque::new(),
         resending: HashSet::new(),
     };
     for (request, cell) in inherited {
@@ -290,18 +287,12 @@ impl Session {
             question => question,
         };
         if self.asks.len() >= MANY_QUESTIONS {
-            self.asks.retain(|_, reply| !reply.is_closed());
+            self.asks.retain(|_, (_, reply)| !reply.is_closed());
         }
         let request = self.board.next_request();
-        self.asks.insert(request, reply);
-        match &self.link {
-            Link::Up(_) => self.control(&question.into_command(request), b""),
-            Link::Recovering(_) => {
-                self.deferred
-                    .retain(|(request, _)| self.asks.contains_key(request));
-                self.deferred.push_back((request, question));
-            }
-        }
+        self.asks.insert(request, (question.clone(), reply));
+        // While the lanes are broken it waits for new ones.
+        self.control(&question.into_command(request), b"");
     }
 
     fn host_event(&mut self, message: Message<HostEvent>) {
@@ -320,7 +311,7 @@ impl Session {
             | HostEvent::Vars { request, .. }
             | HostEvent::Completions { request, .. }
             | HostEvent::Interrupted { request, .. } => {
-                if let Some(reply) = self.asks.remove(&request) {
+                if let Some((_, reply)) = self.asks.remove(&request) {
                     // Whoever stopped waiting does not need it.
                     let _ = reply.send(Ok(message.header));
                 }
@@ -398,7 +389,7 @@ impl Session {
     }
 
     fn refused(&mut self, request: u64, error: ErrorReply) {
-        if let Some(reply) = self.asks.remove(&request) {
+        if let Some((_, reply)) = self.asks.remove(&request) {
             let _ = reply.send(Err(error));
         } else if let Some(read) = self.reads.remove(&request) {
             self.answer_cut(read);
@@ -465,7 +456,13 @@ impl Session {
                 b"",
             );
         }
-        for (request, question) in std::mem::take(&mut self.deferred) {
+        // Questions change nothing in a host, and an interrupt that arrives twice
+        // is one: those on their way when the lanes broke are asked again.
+        let asks = self.asks.iter();
+        let asks: Vec<_> = asks
+            .map(|(request, (question, _))| (*request, question.clone()))
+            .collect();
+        for (request, question) in asks {
             self.control(&question.into_command(request), b"");
         }
         if self.phase == Phase::Ending {
@@ -528,7 +525,7 @@ impl Session {
         for (_, read) in std::mem::take(&mut self.reads) {
             self.answer_cut(read);
         }
-        for (_, reply) in self.asks.drain() {
+        for (_, (_, reply)) in self.asks.drain() {
             let _ = reply.send(Err(error.clone()));
         }
     }
