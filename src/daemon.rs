@@ -306,6 +306,7 @@ async fn stop(
     mut signals: Signals,
 ) {
     context.stop.cancel();
+    context.hosts.zygotes.refuse();
     context.registry.close();
     drop(listener);
     let orderly = async {
@@ -334,7 +335,6 @@ async fn stop(
                 .await
         });
         futures_util::future::join_all(late).await;
-        context.hosts.zygotes.shut_down(GRACE).await;
     };
     let mut orderly = std::pin::pin!(tokio::time::timeout(Duration::from_secs(5), orderly));
     let mut asked_again = false;
@@ -347,6 +347,8 @@ async fn stop(
             }
         }
     }
+    // Whatever became of the sessions: nothing would be left to end these.
+    context.hosts.zygotes.shut_down(GRACE).await;
     connections.close();
     // Whoever does not read our goodbye is cut off by our end.
     let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;

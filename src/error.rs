@@ -42,6 +42,10 @@ impl From<SpawnError> for ErrorReply {
     fn from(error: SpawnError) -> Self {
         let text = error.to_string();
         match error {
+            SpawnError::Environment(_) if text.starts_with("cannot preload") => {
+                Self::new(ErrorCode::Environment, text)
+                    .with_hint("leave it out of `--preload`, or make it importable first")
+            }
             SpawnError::Interpreter(_) | SpawnError::Environment(_) => {
                 Self::new(ErrorCode::Environment, text)
                     .with_hint("choose another with `pysh new NAME --python PATH` or `--venv DIR`")

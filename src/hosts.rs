@@ -146,7 +146,18 @@ impl Hosts {
 
     /// Removes what nobody listens on.
     pub(crate) fn sweep(&self) {
-        for name in self.dir.entries().unwrap_or_default() {
+        let names = self.dir.entries().unwrap_or_default();
+        for name in &names {
+            // What an environment said is told in replies; its log is only of
+            // use while it runs.
+            let zygote = name
+                .strip_suffix(".log")
+                .filter(|name| name.starts_with("z-"));
+            if zygote.is_some_and(|zygote| !names.contains(&format!("{zygote}{SOCKET}"))) {
+                let _ = self.dir.remove(name);
+            }
+        }
+        for name in names {
             let ours = (name.starts_with("h-") || name.starts_with("z-"))
                 && (name.ends_with(SOCKET) || name.ends_with(PARKED));
             if ours && self.is_dead(&name) {
@@ -174,5 +185,8 @@ const PARKED: &str = ".parked";
 
 /// The name of a host's journal, beside its socket.
 fn journal_of(socket: &str) -> String {
-    format!("{}.journal", socket.strip_suffix(SOCKET).unwrap_or(socket))
+    let name = socket
+        .strip_suffix(SOCKET)
+        .or_else(|| socket.strip_suffix(PARKED));
+    format!("{}.journal", name.unwrap_or(socket))
 }

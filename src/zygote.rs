@@ -128,6 +128,7 @@ pub(crate) fn start(
         next_request: 1,
         spawns: HashMap::new(),
         freshness: HashMap::new(),
+        told_to_end: false,
     };
     tracker.spawn(task.run(inbox));
     handle
@@ -141,6 +142,8 @@ struct Zygote {
     next_request: u64,
     spawns: HashMap<u64, oneshot::Sender<Result<Spawned, String>>>,
     freshness: HashMap<u64, oneshot::Sender<bool>>,
+    /// It was told to end, so that it does is no news.
+    told_to_end: bool,
 }
 
 impl Zygote {
@@ -155,6 +158,7 @@ impl Zygote {
                 },
                 event = self.lane.next::<ZygoteEvent>() => match event {
                     Ok(message) => self.event(message.header, message.body),
+                    Err(_) if self.told_to_end => break,
                     Err(loss) => {
                         self.log.note(&format!(
                             "zygote pid={} is lost: {loss}", self.info.pid
@@ -170,6 +174,7 @@ impl Zygote {
     fn ask(&mut self, ask: Ask) {
         let request = self.next_request;
         self.next_request += 1;
+        self.told_to_end |= matches!(ask, Ask::Retire | Ask::Shutdown);
         let command = match ask {
             Ask::Spawn(spec, reply) => {
                 self.spawns.insert(request, reply);

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{SessionSpec, ZygoteCommand, ZygoteInfo};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::environment::{Environment, FileMark};
@@ -58,7 +58,7 @@ pub(crate) struct Zygotes {
     /// Every zygote whose lane is open, retired ones too.
     all: Mutex<Vec<ZygoteHandle>>,
     /// The daemon stops: a zygote that comes up now is not wanted any more.
-    stopping: AtomicBool,
+    stopping: CancellationToken,
 }
 
 impl Zygotes {
@@ -77,7 +77,7 @@ impl Zygotes {
             tracker,
             slots: Mutex::default(),
             all: Mutex::default(),
-            stopping: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
         }
     }
 
@@ -260,6 +260,8 @@ impl Zygotes {
             biased;
             opened = zygote::open(&self.dir, socket, deadline) => opened.ok(),
             _ = child.wait() => None,
+            // Dropping the newborn ends it.
+            () = self.stopping.cancelled() => return Err(stops()),
             () = tokio::time::sleep_until(deadline) => {
                 // Its own handle is held, so the number cannot be another's.
                 let _ = child.start_kill();
@@ -271,9 +273,7 @@ impl Zygotes {
         };
         match outcome {
             // Dropping it ends it.
-            Some(Ok(_)) if self.stopping.load(Ordering::SeqCst) => {
-                Err(SpawnError::Refused("the daemon stops".to_owned()))
-            }
+            Some(Ok(_)) if self.stopping.is_cancelled() => Err(stops()),
             Some(Ok(opened)) => {
                 self.reap(newborn);
                 Ok(opened)
@@ -352,7 +352,7 @@ impl Zygotes {
         let opened =
             tokio::time::timeout(ADOPT_DEADLINE, zygote::open(&self.dir, socket, deadline));
         match opened.await {
-            Ok(Ok(Ok((mut lane, _)))) if self.stopping.load(Ordering::SeqCst) => {
+            Ok(Ok(Ok((mut lane, _)))) if self.stopping.is_cancelled() => {
                 // A lane that breaks now belongs to one that ends anyway.
                 let _ = lane.send(&ZygoteCommand::Shutdown, b"");
             }
@@ -381,9 +381,14 @@ impl Zygotes {
         }
     }
 
+    /// No zygote comes up any more; whoever waits for one is told.
+    pub(crate) fn refuse(&self) {
+        self.stopping.cancel();
+    }
+
     /// Ends all zygotes, for at most `patience`.
     pub(crate) async fn shut_down(&self, patience: Duration) {
-        self.stopping.store(true, Ordering::SeqCst);
+        self.refuse();
         let ends = self
             .alive()
             .into_iter()
@@ -391,6 +396,10 @@ impl Zygotes {
         // One that does not end has no hosts any more and ends by itself.
         let _ = tokio::time::timeout(patience, futures_util::future::join_all(ends)).await;
     }
+}
+
+fn stops() -> SpawnError {
+    SpawnError::Refused("the daemon stops".to_owned())
 }
 
 /// A zygote that nobody has spoken with yet: it ends with whoever waits for it,

@@ -45,6 +45,8 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
         .clone()
         .filter(|previous| !previous.is_dead());
     if let Some(previous) = &replaced {
+        // An environment that cannot be used must not cost the old session.
+        context.hosts.zygotes.get(&environment).await?;
         let gone = previous
             .end("replaced by `new --replace`", GRACE, &context.hurry)
             .await;

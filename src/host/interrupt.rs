@@ -24,6 +24,8 @@ static SEEN: AtomicU64 = AtomicU64::new(0);
 static AT_START: AtomicU64 = AtomicU64::new(0);
 /// The last cell that an aim of ours has hit.
 static HIT: AtomicU64 = AtomicU64::new(0);
+/// A cell has set a handler of its own for SIGINT.
+static FOREIGN: AtomicBool = AtomicBool::new(false);
 /// The running cell waits in the event loop.
 static AWAITING: AtomicBool = AtomicBool::new(false);
 /// Held while a signal is sent and while a cell ends, so that none is sent to
@@ -91,8 +93,20 @@ pub(crate) fn aim_at(cell: u64) -> bool {
     if TARGET.swap(cell + 1, SeqCst) == cell + 1 && SEEN.load(SeqCst) == cell + 1 {
         SEEN.store(0, SeqCst);
     }
+    if FOREIGN.load(SeqCst) {
+        // That handler cannot say that it has seen the signal; it gets one for
+        // each interrupt.
+        SEEN.store(cell + 1, SeqCst);
+        HIT.store(cell + 1, SeqCst);
+    }
     signal_main();
     true
+}
+
+/// Says whether Python's handler of SIGINT is another than ours.
+#[pyfunction]
+pub(crate) fn set_foreign(foreign: bool) {
+    FOREIGN.store(foreign, SeqCst);
 }
 
 /// Signals again if the handler has not seen the aim. Returns true while that

@@ -20,7 +20,7 @@ use crate::files::session_directory;
 use crate::handoff;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::shared::{Found, Shared};
-use crate::{interrupt, service, sys};
+use crate::{interrupt, output, service, sys};
 
 /// How often an interrupt is repeated until the main thread has seen it.
 const REPEAT_INTERRUPT: Duration = Duration::from_millis(20);
@@ -437,13 +437,13 @@ impl IoThread {
 /// write the same files.
 fn lock_directory(shared: &Shared) -> Option<File> {
     // A directory that cannot be used is told with the first record.
-    let file = session_directory(Path::new(shared.directory()?))
-        .ok()?
-        .read_write_file("lock")
-        .ok()?;
-    let asked = rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
-    if matches!(asked, Err(Errno::AGAIN | Errno::ACCESS)) {
-        shared.set_name_in_use();
+    let directory = session_directory(Path::new(shared.directory()?)).ok()?;
+    let file = directory.read_write_file("lock").ok()?;
+    match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => output::remove_left_behind(&directory),
+        Err(Errno::AGAIN | Errno::ACCESS) => shared.set_name_in_use(),
+        // A file system without locks: nothing can be said.
+        Err(_) => {}
     }
     Some(file)
 }

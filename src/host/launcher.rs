@@ -59,6 +59,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<u8, String> {
     let arguments = parse(std::env::args().skip(1))?;
+    close_inherited();
     let launcher = std::fs::read_link("/proc/self/exe")
         .map_err(|error| format!("cannot find this executable: {error}"))?;
     let library = host_library(&launcher)?;
@@ -89,6 +90,14 @@ fn run() -> Result<u8, String> {
         "cannot start `{}`: {error}",
         interpreter.executable
     ))
+}
+
+/// Lets go of what whoever started the daemon had open: a session would keep it
+/// open for days.
+fn close_inherited() {
+    // SAFETY: nothing in this process has opened a descriptor above 2 that it
+    // still uses. std has no way to do this.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {

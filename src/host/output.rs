@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use pythond_private_fs::PrivateDir;
 use pythond_protocol::output_log::{RECORD_HEADER, Stream};
 
 use crate::files::session_directory;
@@ -20,8 +21,12 @@ const WINDOW: usize = 1 << 20;
 const LONGEST_RECORD: usize = 64 << 10;
 /// Output of one cell that is kept at all.
 const KEPT_PER_CELL: u64 = 256 << 20;
+/// How names of files with a cell's output end.
+const FILE_END: &str = ".out";
 /// Finished cells that are kept.
 const KEPT_CELLS: usize = 1000;
+/// Bytes that finished cells may have in files.
+const KEPT_IN_FILES: u64 = 1 << 30;
 /// Memory that finished cells may hold.
 const KEPT_MEMORY: usize = 16 << 20;
 
@@ -36,6 +41,7 @@ struct Inner {
     cells: HashMap<u64, CellOutput>,
     finished: VecDeque<u64>,
     finished_memory: usize,
+    finished_files: u64,
     /// The running `run` cell; 0 if there is none.
     running: u64,
     session: CellOutput,
@@ -105,15 +111,20 @@ impl Outputs {
             inner.running = 0;
         }
         inner.finished.push_back(cell);
-        inner.finished_memory += inner.cells.get(&cell).map_or(0, |output| output.log.len());
+        let (memory, file) = inner.cells.get(&cell).map_or((0, 0), CellOutput::held);
+        inner.finished_memory += memory;
+        inner.finished_files += file;
         while inner.finished.len() > KEPT_CELLS
-            || (inner.finished_memory > KEPT_MEMORY && inner.finished.len() > 1)
+            || (inner.finished.len() > 1
+                && (inner.finished_memory > KEPT_MEMORY || inner.finished_files > KEPT_IN_FILES))
         {
             let Some(oldest) = inner.finished.pop_front() else {
                 break;
             };
             if let Some(output) = inner.cells.remove(&oldest) {
-                inner.finished_memory = inner.finished_memory.saturating_sub(output.log.len());
+                let (memory, file) = output.held();
+                inner.finished_memory = inner.finished_memory.saturating_sub(memory);
+                inner.finished_files = inner.finished_files.saturating_sub(file);
                 if output.file_length > 0
                     && let Some(directory) = &inner.directory
                     && let Ok(directory) = session_directory(directory)
@@ -187,6 +198,11 @@ impl Inner {
 }
 
 impl CellOutput {
+    /// Bytes in memory and in its file.
+    fn held(&self) -> (usize, u64) {
+        (self.log.len(), self.file_length)
+    }
+
     fn extent(&self) -> Extent {
         Extent {
             log: self.file_length + self.log.len() as u64,
@@ -306,7 +322,7 @@ fn whole_records(bytes: &[u8], most: usize) -> usize {
 }
 
 fn file_name(cell: u64) -> String {
-    format!("{cell:012x}.out")
+    format!("{cell:012x}{FILE_END}")
 }
 
 fn open_file(directory: Option<&Path>, cell: u64) -> Option<File> {
@@ -314,4 +330,15 @@ fn open_file(directory: Option<&Path>, cell: u64) -> Option<File> {
         .ok()?
         .read_write_file(&file_name(cell))
         .ok()
+}
+
+/// Removes the files of cells of an earlier host: nobody can name them any
+/// more. Only for whoever holds the directory's lock.
+pub(crate) fn remove_left_behind(directory: &PrivateDir) {
+    for name in directory.entries().unwrap_or_default() {
+        if name.ends_with(FILE_END) {
+            // What stays is tried again by the next session of this name.
+            let _ = directory.remove(&name);
+        }
+    }
 }

@@ -85,9 +85,10 @@ fn install_hooks(py: Python<'_>, shared: &Shared) -> PyResult<()> {
     let descriptor = shared.capture.stderr_write.as_raw_fd();
     py.import("faulthandler")?
         .call_method1("enable", (descriptor,))?;
-    let signal = py.import("signal")?;
-    let handler = pyo3::wrap_pyfunction!(interrupt::on_interrupt, &signal)?;
-    signal.call_method1("signal", (signal.getattr("SIGINT")?, handler))?;
+    let session = helpers::get(py).session.bind(py);
+    let handler = pyo3::wrap_pyfunction!(interrupt::on_interrupt, session)?;
+    let tell = pyo3::wrap_pyfunction!(interrupt::set_foreign, session)?;
+    session.call_method1("watch_interrupt_handler", (handler, tell))?;
     sys::ignore(rustix::process::Signal::HUP.as_raw());
     streams::set_forked(false);
     Ok(())

@@ -108,13 +108,10 @@ def interrupt():
 
 
 def has_work():
-    """True if tasks or callbacks wait for the loop to run."""
+    """True once there is a loop: tasks, timers, servers, pipes and calls from
+    other threads wait for it to run."""
     _adopt()
-    if _loop is None or _loop.is_closed() or _loop.is_running():
-        return False
-    if getattr(_loop, "_ready", None) or getattr(_loop, "_scheduled", None):
-        return True
-    return bool(asyncio.all_tasks(_loop))
+    return _loop is not None and not _loop.is_closed() and not _loop.is_running()
 
 
 def serve(descriptors, longest):
@@ -123,6 +120,7 @@ def serve(descriptors, longest):
     Args: descriptors (list of int); longest (float or None), seconds after
         which it returns anyway.
     """
+    global _loop
     asyncio.set_event_loop(_loop)
     watched = []
     timer = None
@@ -132,9 +130,15 @@ def serve(descriptors, longest):
             watched.append(descriptor)
         if longest is not None:
             timer = _loop.call_later(longest, _loop.stop)
-        _loop.run_forever()
+        try:
+            _loop.run_forever()
+        except OSError:
+            # A cell closed the loop's own descriptors: it can never run again.
+            _loop = None
+            raise
     finally:
-        if timer is not None:
-            timer.cancel()
-        for descriptor in watched:
-            _loop.remove_reader(descriptor)
+        if _loop is not None:
+            if timer is not None:
+                timer.cancel()
+            for descriptor in watched:
+                _loop.remove_reader(descriptor)

@@ -7,9 +7,11 @@ import importlib
 import io
 import os
 import random
+import signal
 import sys
 import time
 import types
+import warnings
 
 CONVENIENCE = (
     "os", "sys", "json", "subprocess", "shutil", "hashlib", "time", "re", "glob", "sqlite3",
@@ -106,6 +108,10 @@ def settle():
     sys.argv = [""]
     if hasattr(sys, "orig_argv"):
         sys.orig_argv = [sys.executable]
+    # Our thread never holds a lock that a forked child could need.
+    warnings.filterwarnings(
+        "ignore", r"This process .* is multi-threaded, use of fork", DeprecationWarning
+    )
     find_thread_setters()
     # Some Pythons import a hundred modules when this is first called, which a
     # file in a session's working directory could stand in for.
@@ -221,6 +227,23 @@ def path_times():
             except OSError:
                 times[path] = None
     return times
+
+
+def watch_interrupt_handler(ours, set_foreign):
+    """Have SIGINT handled by `ours`, and know when a cell replaces it."""
+    original = signal.signal
+
+    def set_handler(signalnum, handler):
+        previous = original(signalnum, handler)
+        if signalnum == signal.SIGINT:
+            set_foreign(handler is not ours)
+        return previous
+
+    set_handler.__name__ = set_handler.__qualname__ = "signal"
+    set_handler.__doc__ = original.__doc__
+    set_handler.__module__ = "signal"
+    signal.signal = set_handler
+    set_handler(signal.SIGINT, ours)
 
 
 def run_exit_handlers():
