@@ -91,6 +91,12 @@ impl Connection<'_> {
                 // The close is answered by the library while the stream ends.
                 Some(Ok(Message::Close(_))) => None,
                 Some(Err(WsError::Capacity(error))) => self.too_big(&error.to_string()).await,
+                Some(Err(WsError::Protocol(_))) => {
+                    Some(End::Close(CloseCode::Protocol, "protocol error"))
+                }
+                Some(Err(WsError::Utf8(_))) => {
+                    Some(End::Close(CloseCode::Invalid, "text that is not UTF-8"))
+                }
                 Some(Err(_)) | None => Some(End::Gone),
             };
             if let Some(end) = end {

@@ -464,6 +464,35 @@ def test_sessions_run_beside_each_other(shared_daemon: TestDaemon) -> None:
         busy.wire.receive()
 
 
+# Frames that break RFC 6455, as (first byte, masked, payload).
+BROKEN = {
+    "unknown_opcode": (0x83, True, b"x", 1002),
+    "reserved_bit": (0xC1, True, b"ls", 1002),
+    "unmasked": (0x81, False, b"ls", 1002),
+    "continuation_of_nothing": (0x80, True, b"x", 1002),
+    "text_that_is_no_utf8": (0x81, True, b"\xff\xfe", 1007),
+}
+
+
+@pytest.mark.parametrize(("first", "masked", "payload", "code"), BROKEN.values(), ids=BROKEN)
+def test_a_frame_that_breaks_the_protocol_is_answered_by_its_close_code(
+    shared_daemon: TestDaemon, first: int, masked: bool, payload: bytes, code: int
+) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as raw:
+        raw.settimeout(20)
+        raw.connect(str(shared_daemon.socket))
+        raw.sendall(handshake())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += raw.recv(1)
+        length = len(payload) | (0x80 if masked else 0)
+        raw.sendall(bytes([first, length]) + (bytes(4) if masked else b"") + payload)
+        answer = raw.recv(200)
+        assert answer[0] == 0x88
+        assert int.from_bytes(answer[2:4], "big") == code
+    assert shared_daemon.ask("ls")
+
+
 # Random frames.
 
 words = st.sampled_from(
