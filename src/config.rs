@@ -9,6 +9,8 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_private_fs::paths::{self, PathVariables, SocketPlace};
 
+use crate::settings::{self, Settings, SettingsError};
+
 /// Live Python sessions that outlast their clients.
 #[derive(Debug, Parser)]
 #[command(name = "pythond", version, about)]
@@ -62,6 +64,9 @@ pub enum ConfigError {
         /// Greatest value.
         most: usize,
     },
+    /// The configuration file cannot be used.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// There is no home directory.
     #[error("HOME is not set to an absolute path; sessions keep their files below it")]
     NoHome,
@@ -94,6 +99,8 @@ pub struct Config {
     pub cwd: PathBuf,
     /// Our own executable.
     pub executable: PathBuf,
+    /// `new` on a live name replaces it.
+    pub new_replaces: bool,
     /// We are the detached one.
     pub detached: bool,
 }
@@ -116,15 +123,20 @@ impl Config {
             tmpdir: std::env::var_os("TMPDIR"),
         };
         let socket = paths::default_socket(&variables);
+        let home = home.ok_or(ConfigError::NoHome)?;
+        let config_home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+        let settings = Settings::read(&settings::place(config_home, &home))?;
+        let sessions = settings.limits.sessions.map_or(1024, usize::from);
         Ok(Self {
             runtime_dir: paths::runtime_dir(&socket),
-            sessions_dir: paths::sessions_dir(&home.ok_or(ConfigError::NoHome)?),
-            max_sessions: number("PYTHOND_MAX_SESSIONS", 1024, 1, 1 << 16)?,
+            sessions_dir: paths::sessions_dir(&home),
+            max_sessions: number("PYTHOND_MAX_SESSIONS", sessions, 1, 1 << 16)?,
             max_payload: number("PYTHOND_MAX_WS_PAYLOAD", 16 << 20, 1 << 10, 1 << 29)?,
             variables: session_variables(std::env::vars_os()),
             search_path: std::env::var_os("PATH")
                 .unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
             executable: own_executable()?,
+            new_replaces: settings.compat.new_replaces,
             detached: args.detached,
             socket,
             cwd,

@@ -204,6 +204,7 @@ fn context(
         variables: config.variables.clone(),
         search_path: config.search_path.clone(),
         cwd: config.cwd.clone(),
+        new_replaces: config.new_replaces,
         sessions_dir: config.sessions_dir.clone(),
         socket: config.socket.path.clone(),
         host: rustix::system::uname()

@@ -22,5 +22,6 @@ mod peer;
 mod registry;
 mod router;
 mod session;
+pub mod settings;
 mod zygote;
 mod zygotes;

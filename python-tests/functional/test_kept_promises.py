@@ -145,6 +145,36 @@ def test_sessions_do_not_hold_descriptors_of_whoever_started_the_daemon(
         daemon.pyctl("stop")
 
 
+def test_the_configuration_gives_back_the_new_of_older_versions(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon()
+    settings = daemon.home / ".config" / "pythond"
+    settings.mkdir(parents=True)
+    (settings / "config.toml").write_text("[compat]\nnew_replaces = true\n[limits]\nsessions = 1\n")
+    (settings / "config.toml").chmod(0o600)
+    daemon.start()
+    first = daemon.json("new work --json")
+    second = daemon.json("new work --json")
+    assert second["replaced"] is True
+    assert second["gen"] == first["gen"] + 1
+    assert daemon.json("new other --json")["error"]["code"] == "limit"
+
+
+def test_a_configuration_that_is_not_understood_is_refused_with_its_line(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon()
+    settings = daemon.home / ".config" / "pythond"
+    settings.mkdir(parents=True)
+    (settings / "config.toml").write_text("[compat]\nnew_replace = true\n")
+    (settings / "config.toml").chmod(0o600)
+    done = daemon.client("pythond", "daemon")
+    assert done.returncode not in (0, 3)
+    assert "line 2" in done.stderr
+    assert "new_replace" in done.stderr
+
+
 def test_a_signal_to_a_stopping_daemon_ends_it(make_daemon: Callable[..., TestDaemon]) -> None:
     daemon = make_daemon().start()
     daemon.new("work")

@@ -39,6 +39,8 @@ pub(crate) struct Context {
     pub(crate) search_path: std::ffi::OsString,
     /// Where sessions begin unless told otherwise.
     pub(crate) cwd: PathBuf,
+    /// `new` on a live name replaces it, as 0.4 did.
+    pub(crate) new_replaces: bool,
     /// Where sessions keep their files.
     pub(crate) sessions_dir: PathBuf,
     /// The socket's path.

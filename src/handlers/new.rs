@@ -39,7 +39,9 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
     } = request;
     let environment = environment(context, &options).map_err(SpawnError::from)?;
     let cwd = working_directory(context, &options)?;
-    let reservation = context.registry.reserve(&name, options.replace)?;
+    let reservation = context
+        .registry
+        .reserve(&name, options.replace || context.new_replaces)?;
     let replaced = reservation
         .previous
         .clone()
