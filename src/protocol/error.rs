@@ -35,8 +35,15 @@ pub enum ErrorCode {
     Limit,
     /// The daemon is stopping.
     Stopping,
-    /// The interpreter does not let go of its lock in time.
+    /// Cells run where none may, or the interpreter does not let go of its lock
+    /// in time.
     Busy,
+    /// The session remembers no cell of this id.
+    UnknownCell,
+    /// The `--id` belongs to a cell with other code.
+    IdReused,
+    /// The client took its request back.
+    Cancelled,
     /// A fault of ours; the log has the details.
     Internal,
     /// A word that came after this version.
@@ -109,6 +116,14 @@ impl ErrorReply {
         )
     }
 
+    /// The session remembers no cell of this id.
+    #[must_use]
+    pub fn unknown_cell(id: &str) -> Self {
+        let shown: String = id.chars().take(80).filter(|c| !c.is_control()).collect();
+        Self::new(ErrorCode::UnknownCell, format!("unknown cell `{shown}`"))
+            .with_hint("list the cells that are remembered with `pysh cells NAME`")
+    }
+
     /// A wrong frame, with the line that shows the right one.
     #[must_use]
     pub fn usage(line: impl Into<String>) -> Self {
@@ -148,6 +163,9 @@ impl ErrorReply {
             | ErrorCode::Limit
             | ErrorCode::Stopping
             | ErrorCode::Busy
+            | ErrorCode::UnknownCell
+            | ErrorCode::IdReused
+            | ErrorCode::Cancelled
             | ErrorCode::Internal
             | ErrorCode::Unknown => ExitCode::Refused,
         }

@@ -17,11 +17,14 @@ use serde::{Deserialize, Serialize};
 use crate::ErrorReply;
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::{CellKind, CellStatus, ExceptionInfo, ProcessEnd};
+use crate::output_log::Stream;
+use crate::verbs::interrupt::InterruptedCell;
 use crate::verbs::new::{PythonInfo, StartKind};
+use crate::verbs::stack::{StackMethod, ThreadStack};
 use crate::verbs::vars::Variable;
 
 /// Version of these words.
-pub const LINK_VERSION: u32 = 1;
+pub const LINK_VERSION: u32 = 2;
 /// Tag of a [`Hello`]; every other message carries the tag that it agreed.
 pub const HELLO_TAG: u64 = u64::from_le_bytes(*b"pythond1");
 /// Bytes of a message before its header.
@@ -264,8 +267,12 @@ pub struct HostedSession {
     pub cold_reason: Option<String>,
     /// When it was created: RFC 3339, UTC.
     pub created_at: String,
-    /// Cells that are not finished, the running one first.
+    /// Cells that are not finished and have or want the main thread, the
+    /// running one first.
     pub unfinished: Vec<CellId>,
+    /// All others that are not finished.
+    #[serde(default)]
+    pub unfinished_beside: Vec<CellId>,
     /// The id that the next cell from the cell lane will get.
     pub next_cell: CellId,
     /// Why its files cannot be written, if so.
@@ -283,8 +290,16 @@ pub enum HostCommand {
     Run {
         /// The daemon's number for it.
         request: u64,
-        /// Work out which names changed.
-        changed: bool,
+        /// How.
+        #[serde(default)]
+        how: CellSpec,
+    },
+    /// Run a cell in a thread of its own; the body is its source.
+    Fire {
+        /// The daemon's number for it.
+        request: u64,
+        /// How.
+        how: CellSpec,
     },
     /// Answer with [`HostEvent::Status`].
     Status {
@@ -303,16 +318,33 @@ pub enum HostCommand {
         /// The text so far.
         text: String,
     },
+    /// Answer with [`HostEvent::Cells`].
+    Cells {
+        /// The daemon's number for it.
+        request: u64,
+    },
+    /// Answer with [`HostEvent::Cell`].
+    Look {
+        /// The daemon's number for it.
+        request: u64,
+        /// Which; none means the newest `fire` or `fork` cell.
+        cell: Option<CellId>,
+    },
     /// Answer with [`HostEvent::OutputChunk`].
     ReadOutput {
         /// The daemon's number for it.
         request: u64,
         /// Whose output.
         cell: CellId,
-        /// Where in the cell's output log to begin, in bytes of the log.
+        /// Only this stream's.
+        stream: Option<Stream>,
+        /// Where to begin, in raw bytes of both streams in the order of
+        /// arrival, or of the one stream.
         offset: u64,
-        /// Most bytes of the log to send; records stay whole.
+        /// Most raw bytes to send.
         most: u32,
+        /// Wait until there is something, or the cell has ended.
+        follow: bool,
     },
     /// Answer with [`HostEvent::Finished`] of this cell: now if it has ended,
     /// else when it does; [`HostEvent::Refused`] if the host never saw it.
@@ -322,15 +354,81 @@ pub enum HostCommand {
         /// Which.
         cell: CellId,
     },
-    /// Interrupt this cell if it still runs or waits, and no other.
+    /// Interrupt these cells if they still run or wait, and no others.
     Interrupt {
         /// The daemon's number for it.
         request: u64,
-        /// Which; none means the running one.
-        cell: Option<CellId>,
+        /// Which; empty means every running one.
+        cells: Vec<CellId>,
+    },
+    /// Answer with [`HostEvent::Stack`].
+    Stack {
+        /// The daemon's number for it.
+        request: u64,
+    },
+    /// Kill the child processes of a cell's thread.
+    KillChildren {
+        /// The daemon's number for it.
+        request: u64,
+        /// Whose.
+        cell: CellId,
     },
     /// Run the exit handlers and end, interrupting a running cell.
     Shutdown,
+}
+
+/// How a cell is to be run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CellSpec {
+    /// Work out which names changed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub changed: bool,
+    /// Start after the `fire` cells before it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub queue: bool,
+    /// The client's key: the same key is the same cell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Interrupt it when it has run for so long, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Who submitted it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub author: String,
+}
+
+/// What a host knows of a cell, its output and its end apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellRecord {
+    /// Its id.
+    pub cell: CellId,
+    /// What kind of cell.
+    pub kind: CellKind,
+    /// Who submitted it.
+    pub author: String,
+    /// Where it is in its life.
+    pub status: CellStatus,
+    /// Place in its queue, 1 for the next, while it waits.
+    pub queue_position: Option<u64>,
+    /// When it was accepted: microseconds since 1970, UTC.
+    pub accepted_us: i64,
+    /// When it started, in the same form.
+    pub started_us: Option<i64>,
+    /// How long it has run, in nanoseconds.
+    pub duration_ns: u64,
+    /// Bytes of output so far, of both streams.
+    pub output_bytes: u64,
+    /// Bytes at the beginning of the output that are not kept any more.
+    pub truncated: u64,
+    /// It was interrupted and has not ended yet.
+    pub interrupt_pending: bool,
+    /// Its time-out interrupted it.
+    pub timed_out: bool,
+    /// The client's key.
+    pub key: Option<String>,
+    /// The beginning of its source.
+    pub code: String,
 }
 
 /// From a host to the daemon.
@@ -341,12 +439,24 @@ pub enum HostEvent {
     Welcome(Box<HostInfo>),
     /// First message on the cell lane.
     CellLaneReady,
-    /// A cell from the control lane waits for its turn.
+    /// A cell has an id. Not sent for one that came without a key by the cell
+    /// lane: its id is known.
     Accepted {
         /// The daemon's number for it.
         request: u64,
         /// Its id.
         cell: CellId,
+        /// It was submitted earlier under the same key.
+        existing: bool,
+        /// Where it is in its life.
+        status: CellStatus,
+    },
+    /// A cell that had to wait, or has a thread of its own, runs now.
+    Started {
+        /// Its id.
+        cell: CellId,
+        /// What kind of cell.
+        kind: CellKind,
     },
     /// A cell ended; the body is the beginning of its output log.
     Finished(Box<FinishedCell>),
@@ -371,21 +481,59 @@ pub enum HostEvent {
         /// At most [`crate::verbs::complete::MAX_MATCHES`].
         matches: Vec<String>,
     },
-    /// Records of an output log, in the body.
+    /// What the host knows of its cells.
+    Cells {
+        /// The daemon's number for it.
+        request: u64,
+        /// By age.
+        cells: Vec<CellRecord>,
+        /// Finished cells that are not remembered any more.
+        forgotten: u64,
+    },
+    /// What the host knows of one cell.
+    Cell {
+        /// The daemon's number for it.
+        request: u64,
+        /// The cell; none if there is none.
+        record: Option<Box<CellRecord>>,
+        /// Its end, if it has ended.
+        end: Option<Box<FinishedCell>>,
+    },
+    /// Records of output, in the body.
     OutputChunk {
         /// The daemon's number for it.
         request: u64,
-        /// Where the body begins in the log.
+        /// Where the body begins, in raw bytes.
         offset: u64,
         /// Where the next chunk would begin.
         next: u64,
+        /// Bytes before `offset` that were asked for and are not kept.
+        missing: u64,
+        /// The cell has ended and this was the last of its output.
+        ended: bool,
     },
-    /// Which cells were told to stop.
+    /// Which cells were told to stop, and what came of it so far.
     Interrupted {
         /// The daemon's number for it.
         request: u64,
         /// Empty if none ran.
-        cells: Vec<CellId>,
+        cells: Vec<InterruptedCell>,
+    },
+    /// Where the threads are.
+    Stack {
+        /// The daemon's number for it.
+        request: u64,
+        /// How the frames were read.
+        method: StackMethod,
+        /// The main thread first.
+        threads: Vec<ThreadStack>,
+    },
+    /// How many child processes were killed.
+    ChildrenKilled {
+        /// The daemon's number for it.
+        request: u64,
+        /// Their process ids.
+        pids: Vec<i32>,
     },
     /// A command could not be carried out.
     Refused {
@@ -430,13 +578,14 @@ pub struct FinishedCell {
     pub started_us: i64,
     /// How long it ran, in nanoseconds.
     pub duration_ns: u64,
-    /// Bytes of the output log when it ended; those beyond the body are read
-    /// with [`HostCommand::ReadOutput`].
-    pub log_end: u64,
-    /// Bytes of output, of both streams.
+    /// Bytes of output when it ended, of both streams; those beyond the body
+    /// are read with [`HostCommand::ReadOutput`].
     pub output_bytes: u64,
-    /// Bytes of output that were not kept.
+    /// Bytes of output that were not kept, all at its beginning.
     pub truncated: u64,
+    /// Its time-out interrupted it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
     /// Names that changed, if that was asked for.
     pub changed: Vec<String>,
     /// The id that the next cell from the cell lane will get.
@@ -554,7 +703,10 @@ mod tests {
     fn a_message_comes_back_whatever_way_it_is_cut() {
         let command = HostCommand::Run {
             request: 7,
-            changed: true,
+            how: CellSpec {
+                changed: true,
+                ..CellSpec::default()
+            },
         };
         let bytes = encode(5, &command, b"x = 1").unwrap();
         for cut in 0..bytes.len() {

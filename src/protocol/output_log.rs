@@ -4,7 +4,8 @@
 //! little endian), that many bytes. A log is cut only between records.
 
 /// Where a cell's bytes were written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Stream {
     /// Standard output.

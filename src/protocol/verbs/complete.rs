@@ -20,22 +20,28 @@ pub struct CompleteRequest {
     pub text: String,
 }
 
-pub(super) fn parse(frame: &Frame<'_>) -> (ReplyFormat, Result<Request, ErrorReply>) {
+pub(super) fn parse<'a>(
+    frame: &Frame<'a>,
+) -> (ReplyFormat, Option<&'a str>, Result<Request, ErrorReply>) {
     let Some((name, mut rest)) = take_word(frame.header) else {
-        return (
-            ReplyFormat::Plain,
-            Err(ErrorReply::new(ErrorCode::Usage, "need session name")),
-        );
+        let error = ErrorReply::new(ErrorCode::Usage, "need session name");
+        return (ReplyFormat::Plain, None, Err(error));
     };
-    let mut format = ReplyFormat::Plain;
-    if let Some(("--json", after)) = take_word(rest) {
-        format = ReplyFormat::Json;
+    let (mut format, mut tag) = (ReplyFormat::Plain, None);
+    while let Some((word, after)) = take_word(rest) {
+        match (word, word.strip_prefix("--tag=")) {
+            ("--json", _) => format = ReplyFormat::Json,
+            (_, Some(value)) if !value.is_empty() => {
+                (format, tag) = (ReplyFormat::Json, Some(value));
+            }
+            _ => break,
+        }
         rest = after;
     }
     let text = frame.body.unwrap_or(rest).trim().to_owned();
     let request =
         existing_session(name).map(|session| Request::Complete(CompleteRequest { session, text }));
-    (format, request)
+    (format, tag, request)
 }
 
 /// The structured answer to `complete`. The plain wire has `{"matches": […]}`.

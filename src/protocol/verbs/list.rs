@@ -14,6 +14,8 @@ pub enum SessionState {
     Idle,
     /// A cell runs.
     Running,
+    /// Its process is stopped (SIGSTOP).
+    Stopped,
     /// Its process is gone; kept until the name is used again.
     Dead,
 }

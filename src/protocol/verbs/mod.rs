@@ -1,15 +1,31 @@
 //! One file per verb: its request as typed, its reply's fields.
 
+pub mod cell;
+pub mod cells;
 pub mod complete;
+pub mod events;
 pub mod info;
 pub mod interrupt;
 pub mod kill;
 pub mod list;
 pub mod new;
 pub mod options;
+pub mod out;
+pub mod poll;
 pub mod request;
-pub mod run;
+pub mod stack;
 pub mod status;
+pub mod submit;
 pub mod vars;
+pub mod wait;
 
-pub use request::{ReplyFormat, Request, TypedRequest};
+pub use request::{Parsed, ReplyFormat, Request};
+
+/// A unit variant as the word it is on the wire.
+#[must_use]
+pub fn word<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}

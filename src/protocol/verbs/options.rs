@@ -1,8 +1,13 @@
 //! Options and arguments of a frame's header.
 
+use std::time::Duration;
+
 use crate::frame::take_word;
-use crate::names::SessionName;
-use crate::{ErrorReply, Frame};
+use crate::names::{CellId, SessionName};
+use crate::{ErrorCode, ErrorReply, Frame};
+
+/// Longest time span that an option can have: ten years.
+const MAX_SPAN: Duration = Duration::from_secs(3652 * 24 * 3600);
 
 /// The header of a frame, split into options (`--json`, `--key=value`) and
 /// arguments.
@@ -42,6 +47,27 @@ impl<'a> Header<'a> {
         self.options
             .retain(|(key, value)| *key != name || value.is_some());
         self.options.len() != before
+    }
+
+    /// Takes an option with a value out; the last one counts.
+    ///
+    /// # Errors
+    /// A word about the form, if the option came without a value.
+    pub fn take_value(&mut self, name: &str) -> Result<Option<&'a str>, ErrorReply> {
+        let mut found = None;
+        let mut bare = false;
+        self.options.retain(|(key, value)| {
+            if *key == name {
+                bare |= value.is_none();
+                found = value.or(found);
+            }
+            *key != name
+        });
+        if bare {
+            let message = format!("`--{name}` needs a value: `--{name}=…`");
+            return Err(ErrorReply::new(ErrorCode::Usage, message));
+        }
+        Ok(found)
     }
 
     /// Refuses what nobody took.
@@ -86,15 +112,39 @@ pub fn existing_session(name: &str) -> Result<SessionName, ErrorReply> {
     })
 }
 
+/// A time span in seconds, `--name=1.5`.
+///
+/// # Errors
+/// A word about the form.
+pub fn seconds(header: &mut Header<'_>, name: &str) -> Result<Option<Duration>, ErrorReply> {
+    let Some(value) = header.take_value(name)? else {
+        return Ok(None);
+    };
+    let span = value.parse::<f64>().ok();
+    let span = span.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    match span {
+        Some(span) if span <= MAX_SPAN => Ok(Some(span)),
+        _ => Err(ErrorReply::new(
+            ErrorCode::Usage,
+            format!("`--{name}` takes seconds from 0 to {}", MAX_SPAN.as_secs()),
+        )),
+    }
+}
+
+/// A cell's id.
+///
+/// # Errors
+/// [`ErrorCode::UnknownCell`]: what is no id names no cell.
+pub fn cell_id(text: &str) -> Result<CellId, ErrorReply> {
+    text.parse().map_err(|_| ErrorReply::unknown_cell(text))
+}
+
 /// Refuses an option that the verb does not have.
 #[must_use]
 pub fn unknown_option(key: &str) -> ErrorReply {
     let shown: String = key.chars().take(40).filter(|c| !c.is_control()).collect();
-    ErrorReply::new(
-        crate::ErrorCode::Usage,
-        format!("unknown option `--{shown}`"),
-    )
-    .with_hint("send `help` for the verbs and their options")
+    ErrorReply::new(ErrorCode::Usage, format!("unknown option `--{shown}`"))
+        .with_hint("send `help` for the verbs and their options")
 }
 
 /// The words of a header that stand before the code of `run`, `fire`, `fork`:
@@ -106,7 +156,7 @@ pub fn unknown_option(key: &str) -> ErrorReply {
 /// The usage line if there is no name.
 pub fn before_code<'a>(frame: &Frame<'a>) -> Result<(&'a str, Header<'a>, &'a str), ErrorReply> {
     let (name, mut rest) = take_word(frame.header)
-        .ok_or_else(|| ErrorReply::new(crate::ErrorCode::Usage, "need session name"))?;
+        .ok_or_else(|| ErrorReply::new(ErrorCode::Usage, "need session name"))?;
     let mut options = Header::default();
     // Without a body everything after the name is code: that is how frames of
     // 0.4 keep their meaning. A line that ends right after its options is an

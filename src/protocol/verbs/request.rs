@@ -1,7 +1,9 @@
 //! Every request a client can make, decoded once.
 
 use super::options::{Header, existing_session};
-use super::{complete, interrupt, kill, new, run, status, vars};
+use super::{
+    cells, complete, events, interrupt, kill, new, out, poll, stack, status, submit, vars, wait,
+};
 use crate::names::SessionName;
 use crate::outcome::CellKind;
 use crate::{ErrorCode, ErrorReply, Frame};
@@ -15,13 +17,15 @@ pub enum ReplyFormat {
     Json,
 }
 
-/// A request and how it wants to be answered.
+/// A frame, decoded once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TypedRequest {
-    /// What is asked.
-    pub request: Request,
-    /// How to answer.
+pub struct Parsed {
+    /// How to answer; known even when the request is refused.
     pub format: ReplyFormat,
+    /// `--tag=T`: the answers carry it and come when they are ready.
+    pub tag: Option<String>,
+    /// What is asked.
+    pub request: Result<Request, ErrorReply>,
 }
 
 /// What a client asks.
@@ -37,8 +41,22 @@ pub enum Request {
     Stop,
     /// Create a session.
     New(new::NewRequest),
-    /// Run a cell and wait for it.
-    Run(run::RunRequest),
+    /// Submit a cell.
+    Submit(submit::SubmitRequest),
+    /// A cell as it is now.
+    Poll(poll::PollRequest),
+    /// Answer when cells have ended.
+    Wait(wait::WaitRequest),
+    /// A cell's output.
+    Out(out::OutRequest),
+    /// The cells of a session.
+    Cells(cells::CellsRequest),
+    /// Where the threads of a session are.
+    Stack(stack::StackRequest),
+    /// Follow what happens.
+    Events(events::EventsRequest),
+    /// Stop waiting for the request of this tag.
+    Cancel(String),
     /// End one session, or all.
     Kill(kill::KillRequest),
     /// Health of one session.
@@ -52,35 +70,58 @@ pub enum Request {
 }
 
 /// Verbs that later versions carry out; until then they are refused by name.
-const NOT_AVAILABLE: [&str; 7] = [
-    "fire",
-    "fork",
-    "poll",
-    "attach",
-    "resize",
-    "connect",
-    "disconnect",
-];
+const NOT_AVAILABLE: [&str; 5] = ["fork", "attach", "resize", "connect", "disconnect"];
 
-impl TypedRequest {
-    /// Decodes a frame. The format is known even when the request is refused,
-    /// so that the refusal has the form the client asked for.
-    pub fn parse(frame: &Frame<'_>) -> (ReplyFormat, Result<Request, ErrorReply>) {
-        if frame.verb == "run" {
-            return run::parse(frame, CellKind::Run);
+/// Takes `--tag=T` out.
+pub(super) fn take_tag<'a>(header: &mut Header<'a>) -> Result<Option<&'a str>, ErrorReply> {
+    let tag = header.take_value("tag")?;
+    if tag.is_some_and(|tag| tag.is_empty() || tag.len() > submit::MAX_LABEL) {
+        return Err(ErrorReply::new(
+            ErrorCode::Usage,
+            format!("`--tag` takes 1 to {} bytes", submit::MAX_LABEL),
+        ));
+    }
+    Ok(tag)
+}
+
+impl Parsed {
+    /// Decodes a frame.
+    #[must_use]
+    pub fn of(frame: &Frame<'_>) -> Self {
+        let kind = match frame.verb {
+            "run" => Some(CellKind::Run),
+            "fire" => Some(CellKind::Fire),
+            _ => None,
+        };
+        let (format, tag, request) = match (kind, frame.verb) {
+            (Some(kind), _) => submit::parse(frame, kind),
+            // The text to complete is not ours to interpret: options count
+            // there only before it.
+            (None, "complete") => complete::parse(frame),
+            (None, _) => Self::with_options(frame),
+        };
+        Self {
+            format,
+            tag: tag.map(str::to_owned),
+            request,
         }
+    }
+
+    fn with_options<'a>(
+        frame: &Frame<'a>,
+    ) -> (ReplyFormat, Option<&'a str>, Result<Request, ErrorReply>) {
         let mut header = Header::of(frame);
-        // The text to complete is not ours to interpret, so `--json` counts
-        // there only before it.
-        if frame.verb == "complete" {
-            return complete::parse(frame);
-        }
-        let format = if header.take_flag("json") {
+        let json = header.take_flag("json");
+        let tag = match take_tag(&mut header) {
+            Ok(tag) => tag,
+            Err(error) => return (ReplyFormat::Json, None, Err(error)),
+        };
+        let format = if json || tag.is_some() {
             ReplyFormat::Json
         } else {
             ReplyFormat::Plain
         };
-        (format, Self::parse_verb(frame, header))
+        (format, tag, Self::parse_verb(frame, header))
     }
 
     fn parse_verb(frame: &Frame<'_>, mut header: Header<'_>) -> Result<Request, ErrorReply> {
@@ -94,7 +135,25 @@ impl TypedRequest {
             "stop" => bare(&header, Request::Stop, "pyctl stop"),
             "new" => new::parse(frame, header).map(Request::New),
             "kill" => kill::parse(&mut header).map(Request::Kill),
-            "int" => interrupt::parse(&header).map(Request::Interrupt),
+            "int" => interrupt::parse(&mut header).map(Request::Interrupt),
+            "poll" => poll::parse(&header).map(Request::Poll),
+            "wait" => wait::parse(&mut header).map(Request::Wait),
+            "out" => out::parse(&mut header).map(Request::Out),
+            "events" => events::parse(&mut header).map(Request::Events),
+            "cells" => {
+                let session = one_session(&header, "cells <name>")?;
+                Ok(Request::Cells(cells::CellsRequest { session }))
+            }
+            "stack" => {
+                let session = one_session(&header, "stack <name>")?;
+                Ok(Request::Stack(stack::StackRequest { session }))
+            }
+            "cancel" => {
+                header.finish(1, "cancel <tag>")?;
+                let tag = header.arguments.first();
+                tag.map(|tag| Request::Cancel((*tag).to_owned()))
+                    .ok_or_else(|| ErrorReply::usage("cancel <tag>"))
+            }
             "status" => {
                 let session = one_session(&header, "status <name>")?;
                 Ok(Request::Status(status::StatusRequest { session }))
@@ -134,12 +193,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(text: &str) -> (ReplyFormat, Result<Request, ErrorReply>) {
-        TypedRequest::parse(&Frame::parse(text).expect("a verb"))
+        let parsed = Parsed::of(&Frame::parse(text).expect("a verb"));
+        (parsed.format, parsed.request)
     }
 
     fn source(text: &str) -> String {
         match parse(text).1 {
-            Ok(Request::Run(run)) => run.source,
+            Ok(Request::Submit(submitted)) => submitted.source,
             other => panic!("{text:?}: {other:?}"),
         }
     }
@@ -190,15 +250,15 @@ mod tests {
         #[test]
         fn no_text_panics(text in "(?s).*") {
             if let Some(frame) = Frame::parse(&text) {
-                let _ = TypedRequest::parse(&frame);
+                let _ = Parsed::of(&frame);
             }
         }
 
         #[test]
-        fn no_header_panics(verb in "run|new|kill|ls|vars|complete|int|status|info|help", rest in "(?s)[ -~\n]*") {
+        fn no_header_panics(verb in "run|fire|new|kill|ls|vars|complete|int|status|info|help|poll|wait|out|cells|stack|events|cancel", rest in "(?s)[ -~\n]*") {
             let text = format!("{verb} {rest}");
             if let Some(frame) = Frame::parse(&text) {
-                let _ = TypedRequest::parse(&frame);
+                let _ = Parsed::of(&frame);
             }
         }
     }

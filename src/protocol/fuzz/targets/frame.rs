@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use pythond_protocol::Frame;
-use pythond_protocol::verbs::{Request, TypedRequest};
+use pythond_protocol::verbs::{Parsed, Request};
 
 fuzz_target!(|text: &str| {
     let Some(frame) = Frame::parse(text) else {
@@ -18,9 +18,10 @@ fuzz_target!(|text: &str| {
             "a body is what follows the first newline, unchanged"
         );
     }
-    let (_, request) = TypedRequest::parse(&frame);
+    let Parsed { request, tag, .. } = Parsed::of(&frame);
+    assert!(tag.is_none_or(|tag| !tag.is_empty()));
     match request {
-        Ok(Request::Run(run)) => assert!(run.source.len() <= text.len()),
+        Ok(Request::Submit(submit)) => assert!(submit.source.len() <= text.len()),
         Ok(_) => {}
         Err(error) => {
             let plain = error.to_plain();

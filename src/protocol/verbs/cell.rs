@@ -1,60 +1,14 @@
-//! `run NAME [--json]`, newline, code: run a cell and wait for it.
+//! A cell as clients see it: the structured answer to `run` and `poll`, one
+//! line of `cells`.
 
 use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 
-use super::options::{before_code, existing_session};
-use super::{ReplyFormat, Request};
-use crate::error::ErrorReply;
+use crate::ErrorCode;
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::{CellKind, CellStatus, ExceptionInfo};
-use crate::{ErrorCode, Frame};
 
-/// A cell to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunRequest {
-    /// Where.
-    pub session: SessionName,
-    /// Python source, exactly as sent.
-    pub source: String,
-}
-
-pub(super) fn parse(
-    frame: &Frame<'_>,
-    kind: CellKind,
-) -> (ReplyFormat, Result<Request, ErrorReply>) {
-    let (name, mut options, inline) = match before_code(frame) {
-        Ok(parts) => parts,
-        Err(error) => return (ReplyFormat::Plain, Err(error)),
-    };
-    let had_options = !options.options.is_empty();
-    let format = if options.take_flag("json") {
-        ReplyFormat::Json
-    } else {
-        ReplyFormat::Plain
-    };
-    let source = match (inline, frame.body) {
-        ("", None) if had_options => String::new(),
-        ("", None) => {
-            let verb = frame.verb;
-            let error = ErrorReply::new(ErrorCode::Usage, format!("{verb} requires code"));
-            return (format, Err(error));
-        }
-        ("", Some(body)) => body.to_owned(),
-        (inline, None) => inline.to_owned(),
-        // Clients of 0.4 send all but the last word of a command line in the
-        // header.
-        (inline, Some(body)) => format!("{inline} {body}"),
-    };
-    debug_assert_eq!(kind, CellKind::Run);
-    let request = options
-        .finish(0, "run <name> <code>")
-        .and_then(|()| existing_session(name))
-        .map(|session| Request::Run(RunRequest { session, source }));
-    (format, request)
-}
-
-/// The structured answer to `run`.
+/// The structured answer to `run` and `poll`: a cell as it is now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CellReply {
     /// The session's name.
@@ -68,7 +22,7 @@ pub struct CellReply {
     pub cell_id: Option<CellId>,
     /// Kind of cell.
     pub kind: CellKind,
-    /// How it ended.
+    /// Where it is in its life.
     pub status: CellStatus,
     /// True exactly if `status` is `done`.
     pub ok: bool,
@@ -101,6 +55,68 @@ pub struct CellReply {
     /// Not recorded in the session's files, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_recorded: Option<String>,
+    /// Place in the queue, 1 for the next, while it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_position: Option<u64>,
+    /// It was interrupted and has not ended yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupt_pending: bool,
+    /// Its `--timeout` interrupted it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    /// It was submitted earlier under the same `--id`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
+    /// Its output was sent as events before; `stdout` and `stderr` are empty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub streamed: bool,
+}
+
+/// One cell in a listing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CellSummary {
+    /// The cell.
+    pub cell_id: CellId,
+    /// Kind of cell.
+    pub kind: CellKind,
+    /// Who submitted it: what `--author` said, else `unix:UID`.
+    pub author: String,
+    /// Where it is in its life.
+    pub status: CellStatus,
+    /// Place in its queue, 1 for the next, while it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_position: Option<u64>,
+    /// When it was accepted: RFC 3339, UTC, microseconds.
+    pub accepted_at: String,
+    /// When it started; none while it waits.
+    pub started_at: Option<String>,
+    /// How long it has run, in milliseconds.
+    pub duration_ms: f64,
+    /// Bytes of output so far, of both streams.
+    pub output_bytes: u64,
+    /// Bytes at the beginning of the output that are not kept any more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub truncated: u64,
+    /// It was interrupted and has not ended yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupt_pending: bool,
+    /// Its `--timeout` interrupted it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    /// The client's `--id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The first line of its source, at most [`PREVIEW`] characters.
+    pub code: String,
+}
+
+/// Characters of a cell's source in a listing.
+pub const PREVIEW: usize = 80;
+
+/// For `skip_serializing_if`.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+pub(crate) fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The exception that ended a cell; `code` and `hint` are set if it was not

@@ -1,0 +1,183 @@
+//! `run NAME` and `fire NAME`, newline, code: submit a cell.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::options::{Header, before_code, existing_session, seconds};
+use super::{ReplyFormat, Request};
+use crate::error::ErrorReply;
+use crate::names::{CellId, SessionId, SessionName};
+use crate::outcome::{CellKind, CellStatus};
+use crate::{ErrorCode, Frame};
+
+/// Longest `--id` and `--author`, in bytes.
+pub const MAX_LABEL: usize = 128;
+
+/// A cell to submit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubmitRequest {
+    /// Where.
+    pub session: SessionName,
+    /// `run` or `fire`.
+    pub kind: CellKind,
+    /// Python source, exactly as sent.
+    pub source: String,
+    /// How.
+    pub options: SubmitOptions,
+}
+
+/// The options of `run` and `fire`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SubmitOptions {
+    /// `--stream`: output as events while it runs; the reply comes last.
+    pub stream: bool,
+    /// `--detach`: answer with the id at once.
+    pub detach: bool,
+    /// `--wait=S`: answer after this time at the latest; the cell goes on.
+    pub wait: Option<Duration>,
+    /// `--timeout=S`: interrupt the cell when it has run for this long.
+    pub timeout: Option<Duration>,
+    /// `--busy=fail`: refuse rather than queue.
+    pub busy_fails: bool,
+    /// `--cancel-on-disconnect`: interrupt the cell if the client goes away.
+    pub cancel_on_disconnect: bool,
+    /// `--queue` (`fire`): start after the `fire` cells before it.
+    pub queue: bool,
+    /// `--id=K`: the client's key; the same key is the same cell.
+    pub key: Option<String>,
+    /// `--author=A`: who is said to have submitted it.
+    pub author: Option<String>,
+}
+
+impl SubmitOptions {
+    fn take(header: &mut Header<'_>, kind: CellKind) -> Result<Self, ErrorReply> {
+        let label = |header: &mut Header<'_>, name: &str| -> Result<Option<String>, ErrorReply> {
+            let Some(value) = header.take_value(name)? else {
+                return Ok(None);
+            };
+            if value.is_empty() || value.len() > MAX_LABEL || value.contains(char::is_control) {
+                return Err(ErrorReply::new(
+                    ErrorCode::Usage,
+                    format!("`--{name}` takes 1 to {MAX_LABEL} bytes without control characters"),
+                ));
+            }
+            Ok(Some(value.to_owned()))
+        };
+        let mut options = Self {
+            timeout: seconds(header, "timeout")?,
+            key: label(header, "id")?,
+            author: label(header, "author")?,
+            ..Self::default()
+        };
+        if kind == CellKind::Fire {
+            options.queue = header.take_flag("queue");
+            return Ok(options);
+        }
+        options.stream = header.take_flag("stream");
+        options.detach = header.take_flag("detach");
+        options.wait = seconds(header, "wait")?;
+        options.cancel_on_disconnect = header.take_flag("cancel-on-disconnect");
+        options.busy_fails = match header.take_value("busy")? {
+            None | Some("queue") => false,
+            Some("fail") => true,
+            Some(_) => {
+                return Err(ErrorReply::new(
+                    ErrorCode::Usage,
+                    "`--busy` takes `fail` or `queue`",
+                ));
+            }
+        };
+        Ok(options)
+    }
+
+    /// Only one JSON object can answer these.
+    fn need_json(&self) -> bool {
+        self.stream || self.detach || self.wait.is_some()
+    }
+}
+
+/// Takes `run` or `fire` apart. The tag is known even if the rest is refused.
+pub(super) fn parse<'a>(
+    frame: &Frame<'a>,
+    kind: CellKind,
+) -> (ReplyFormat, Option<&'a str>, Result<Request, ErrorReply>) {
+    let (name, mut header, inline) = match before_code(frame) {
+        Ok(parts) => parts,
+        Err(error) => return (ReplyFormat::Plain, None, Err(error)),
+    };
+    let had_options = !header.options.is_empty();
+    let mut format = if header.take_flag("json") {
+        ReplyFormat::Json
+    } else {
+        ReplyFormat::Plain
+    };
+    let tag = match super::request::take_tag(&mut header) {
+        Ok(tag) => tag,
+        Err(error) => return (ReplyFormat::Json, None, Err(error)),
+    };
+    if tag.is_some() {
+        format = ReplyFormat::Json;
+    }
+    let options = match SubmitOptions::take(&mut header, kind) {
+        Ok(options) => options,
+        Err(error) => return (format, tag, Err(error)),
+    };
+    if options.need_json() {
+        format = ReplyFormat::Json;
+    }
+    let source = match (inline, frame.body) {
+        ("", None) if had_options => String::new(),
+        ("", None) => {
+            let verb = frame.verb;
+            let error = ErrorReply::new(ErrorCode::Usage, format!("{verb} requires code"));
+            return (format, tag, Err(error));
+        }
+        ("", Some(body)) => body.to_owned(),
+        (inline, None) => inline.to_owned(),
+        // Clients of 0.4 send all but the last word of a command line in the
+        // header.
+        (inline, Some(body)) => format!("{inline} {body}"),
+    };
+    let usage = match kind {
+        CellKind::Fire => "fire <name> <code>",
+        _ => "run <name> <code>",
+    };
+    let request = header
+        .finish(0, usage)
+        .and_then(|()| existing_session(name))
+        .map(|session| {
+            Request::Submit(SubmitRequest {
+                session,
+                kind,
+                source,
+                options,
+            })
+        });
+    (format, tag, request)
+}
+
+/// The structured answer to `fire`. The plain wire has
+/// `{"cell_id": …, "status": "fired"}`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FireReply {
+    /// Always true.
+    pub ok: bool,
+    /// The session's name.
+    pub session: SessionName,
+    /// Tells sessions of one name apart.
+    pub session_id: SessionId,
+    /// Which state of the session.
+    #[serde(rename = "gen")]
+    pub generation: u64,
+    /// The cell.
+    pub cell_id: CellId,
+    /// Kind of cell.
+    pub kind: CellKind,
+    /// `running`, or `queued` under `--queue`; an `--id` that was used before
+    /// has the state of its cell.
+    pub status: CellStatus,
+    /// It was submitted earlier under the same `--id`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
+}
