@@ -19,12 +19,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::error::chain;
+use crate::events::EventLog;
 use crate::exits::{Exits, HostExit};
 use crate::handlers::{Context, GRACE};
 use crate::hosts::Hosts;
 use crate::listener::{BACKLOG, Listener};
 use crate::log::Log;
 use crate::registry::Registry;
+use crate::session::EndReason;
 use crate::zygotes::{HostProgram, Zygotes};
 
 /// Name of the lock in the runtime directory.
@@ -182,6 +184,12 @@ fn context(
     open_files: Option<Rlimit>,
 ) -> Arc<Context> {
     let tracker = TaskTracker::new();
+    let mut boot = [0; 4];
+    // Without randomness the pid still tells one daemon from the next.
+    let boot = match getrandom::fill(&mut boot) {
+        Ok(()) => u32::from_ne_bytes(boot),
+        Err(_) => std::process::id(),
+    };
     let zygotes = Zygotes::new(
         Arc::clone(&dir),
         HostProgram {
@@ -199,6 +207,7 @@ fn context(
             exits,
             zygotes,
             log,
+            events: EventLog::new(boot),
             tracker,
         },
         variables: config.variables.clone(),
@@ -311,15 +320,14 @@ async fn stop(
     context.registry.close();
     drop(listener);
     let orderly = async {
-        let ends = context
-            .registry
-            .all()
-            .into_iter()
-            .map(|session| async move {
-                session
-                    .end("the daemon stopped", GRACE, &context.hurry)
-                    .await
-            });
+        let ends =
+            context
+                .registry
+                .all()
+                .into_iter()
+                .map(|session| async move {
+                    session.end(EndReason::Stopped, GRACE, &context.hurry).await
+                });
         futures_util::future::join_all(ends).await;
         // Sessions that were being made when the stop came.
         while context.registry.has_reservations() && !context.hurry.is_cancelled() {
@@ -332,7 +340,7 @@ async fn stop(
             .filter(|session| !session.is_dead());
         let late = late.map(|session| async move {
             session
-                .end("the daemon stopped", Duration::ZERO, &context.hurry)
+                .end(EndReason::Stopped, Duration::ZERO, &context.hurry)
                 .await
         });
         futures_util::future::join_all(late).await;

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::environment::Environment;
 use crate::error::{SpawnError, chain};
+use crate::events::EventLog;
 use crate::exits::Exits;
 use crate::host_process::{self, Lanes};
 use crate::lane_io::ConnectError;
@@ -26,6 +27,7 @@ pub(crate) struct Hosts {
     pub(crate) exits: Arc<Exits>,
     pub(crate) zygotes: Zygotes,
     pub(crate) log: Log,
+    pub(crate) events: Arc<EventLog>,
     pub(crate) tracker: TaskTracker,
 }
 
@@ -96,6 +98,7 @@ impl Hosts {
             link,
             Arc::clone(&self.dir),
             self.log.clone(),
+            Arc::clone(&self.events),
             &self.tracker,
         )))
     }

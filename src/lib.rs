@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod detach;
 mod environment;
 mod error;
+mod events;
 mod exits;
 mod handlers;
 mod host_process;

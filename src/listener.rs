@@ -113,7 +113,7 @@ impl Listener {
         tracker.spawn(async move {
             let _permit = permit;
             access.event("connect", &Fields::default());
-            connection(stream, context, &mut access, max_message).await;
+            connection(stream, context, &mut access, max_message, peer.author()).await;
             access.event("disconnect", &Fields::default());
         });
     }
@@ -124,6 +124,7 @@ async fn connection(
     context: Arc<Context>,
     access: &mut AccessLog,
     max_message: usize,
+    author: String,
 ) {
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER)
@@ -136,7 +137,7 @@ async fn connection(
         () = context.stop.cancelled() => return,
     };
     let detail = match shaken {
-        Ok(Ok(socket)) => return router::serve(socket, context, access).await,
+        Ok(Ok(socket)) => return router::serve(socket, context, access, author).await,
         Ok(Err(error)) => error.to_string(),
         Err(_) => "deadline".to_owned(),
     };

@@ -18,6 +18,11 @@ impl Peer {
         peer_credentials(stream).map(Self)
     }
 
+    /// Who submits this peer's cells, unless it says another name.
+    pub(crate) fn author(self) -> String {
+        format!("unix:{}", self.0.uid)
+    }
+
     /// The process belongs to the user that the daemon runs as.
     pub(crate) fn is_me(self) -> bool {
         self.0.uid == rustix::process::geteuid().as_raw()

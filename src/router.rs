@@ -2,21 +2,27 @@
 //! neither processes nor Python.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
-use pythond_protocol::Frame;
-use pythond_protocol::verbs::TypedRequest;
+use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
+use pythond_protocol::{ErrorCode, ErrorReply, Frame};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
+use tokio_util::sync::CancellationToken;
 
 use crate::access_log::{AccessLog, Fields};
-use crate::handlers::{self, Context, Reply};
+use crate::handlers::{self, Caller, Context, Reply};
 
 /// How long a client may take to answer our close.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(250);
@@ -26,6 +32,11 @@ const MAX_DISCARD: usize = 1 << 30;
 const DISCARD_QUIET: Duration = Duration::from_millis(200);
 /// How much of it is read at once, in bytes.
 const DISCARD_PIECE: usize = 64 << 10;
+
+/// Requests of one connection that are carried out at once.
+const MAX_IN_FLIGHT: usize = 1024;
+/// Events that wait for their connection.
+const EVENTS_AHEAD: usize = 4;
 
 type Socket = WebSocketStream<UnixStream>;
 type Incoming = Option<Result<Message, WsError>>;
@@ -40,14 +51,26 @@ enum End {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(mut socket: Socket, context: Arc<Context>, access: &mut AccessLog) {
+pub(crate) async fn serve(
+    mut socket: Socket,
+    context: Arc<Context>,
+    access: &mut AccessLog,
+    author: String,
+) {
+    let (events_in, events) = mpsc::channel(EVENTS_AHEAD);
     let mut connection = Connection {
         socket: &mut socket,
         context,
         access,
+        author,
         ahead: None,
+        running: FuturesUnordered::new(),
+        in_order: false,
+        events_in,
+        events,
     };
     let end = connection.serve().await;
+    drop(connection);
     if let End::Close(code, reason) = end {
         let frame = CloseFrame {
             code,
@@ -64,44 +87,98 @@ pub(crate) async fn serve(mut socket: Socket, context: Arc<Context>, access: &mu
     }
 }
 
+/// A request that is being carried out.
+struct Done {
+    /// What came of it; none for a fault of ours.
+    reply: Option<Reply>,
+    /// The answer with the tag of the request.
+    text: String,
+    asked: Asked,
+}
+
+/// What the log and the connection remember of a request.
+#[derive(Clone, Debug)]
+struct Asked {
+    verb: String,
+    session: String,
+    tag: Option<String>,
+    stops: bool,
+}
+
 struct Connection<'a> {
     socket: &'a mut Socket,
     context: Arc<Context>,
     access: &'a mut AccessLog,
-    /// What came while a request was being carried out.
-    ahead: Option<Incoming>,
+    author: String,
+    /// A request without a tag that came while another was being carried out.
+    ahead: Option<Message>,
+    /// Requests that are being carried out.
+    running: FuturesUnordered<Running>,
+    /// One of them has no tag: the next one without waits for it.
+    in_order: bool,
+    events_in: mpsc::Sender<String>,
+    /// Events of all requests, each request's in order.
+    events: mpsc::Receiver<String>,
 }
 
 impl Connection<'_> {
     async fn serve(&mut self) -> End {
         let stop = self.context.stop.clone();
         loop {
-            let incoming = match self.ahead.take() {
-                Some(incoming) => incoming,
-                None => tokio::select! {
-                    biased;
-                    incoming = self.socket.next() => incoming,
-                    () = stop.cancelled() => return End::Close(CloseCode::Away, "daemon stopping"),
-                },
-            };
-            let end = match incoming {
-                Some(Ok(Message::Text(text))) => self.message(&text).await,
-                Some(Ok(Message::Binary(_))) => self.binary().await,
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => None,
-                // The close is answered by the library while the stream ends.
-                Some(Ok(Message::Close(_))) => None,
-                Some(Err(WsError::Capacity(error))) => self.too_big(&error.to_string()).await,
-                Some(Err(WsError::Protocol(_))) => {
-                    Some(End::Close(CloseCode::Protocol, "protocol error"))
+            if !self.in_order
+                && let Some(message) = self.ahead.take()
+            {
+                if let Some(end) = self.incoming(Some(Ok(message))).await {
+                    return end;
                 }
-                Some(Err(WsError::Utf8(_))) => {
-                    Some(End::Close(CloseCode::Invalid, "text that is not UTF-8"))
+                continue;
+            }
+            let full = self.ahead.is_some() || self.running.len() >= MAX_IN_FLIGHT;
+            let idle = self.running.is_empty();
+            let end = tokio::select! {
+                biased;
+                Some(event) = self.events.recv() => self.send(event).await,
+                Some(done) = self.running.next(), if !idle => self.done(done).await,
+                incoming = self.socket.next(), if !full => self.incoming(incoming).await,
+                () = stop.cancelled(), if idle => {
+                    Some(End::Close(CloseCode::Away, "daemon stopping"))
                 }
-                Some(Err(_)) | None => Some(End::Gone),
             };
             if let Some(end) = end {
                 return end;
             }
+        }
+    }
+
+    async fn send(&mut self, text: String) -> Option<End> {
+        match self.socket.send(Message::text(text)).await {
+            Ok(()) => None,
+            Err(_) => Some(End::Gone),
+        }
+    }
+
+    async fn incoming(&mut self, incoming: Incoming) -> Option<End> {
+        match incoming {
+            Some(Ok(Message::Text(text))) => self.message(text).await,
+            Some(Ok(Message::Binary(_))) => self.binary().await,
+            Some(Ok(Message::Ping(_))) => {
+                // Reading queued the pong; only this sends it.
+                let _ = self.socket.flush().await;
+                None
+            }
+            Some(Ok(Message::Pong(_) | Message::Frame(_))) => None,
+            // The close is answered by the library while the stream ends. What
+            // is being carried out has nobody to answer any more.
+            Some(Ok(Message::Close(_))) if self.running.is_empty() => None,
+            Some(Ok(Message::Close(_))) => Some(End::Gone),
+            Some(Err(WsError::Capacity(error))) => self.too_big(&error.to_string()).await,
+            Some(Err(WsError::Protocol(_))) => {
+                Some(End::Close(CloseCode::Protocol, "protocol error"))
+            }
+            Some(Err(WsError::Utf8(_))) => {
+                Some(End::Close(CloseCode::Invalid, "text that is not UTF-8"))
+            }
+            Some(Err(_)) | None => Some(End::Gone),
         }
     }
 
@@ -148,97 +225,205 @@ impl Connection<'_> {
         let _ = self.socket.send(Message::text(text)).await;
     }
 
-    async fn message(&mut self, text: &str) -> Option<End> {
-        let frame = Frame::parse(text)?;
-        let verb = frame.verb;
+    async fn message(&mut self, text: Utf8Bytes) -> Option<End> {
+        let frame = Frame::parse(&text)?;
+        let parsed = Parsed::of(&frame);
+        if parsed.tag.is_none() && self.in_order {
+            self.ahead = Some(Message::Text(text));
+            return None;
+        }
         // Options are no names.
         let mut words = frame.header.split_whitespace();
         let session = words.find(|word| !word.starts_with("--")).unwrap_or("");
-        let fields = Fields {
-            command: Some(verb),
-            session: Some(session),
-            ..Fields::default()
+        let asked = Asked {
+            verb: frame.verb.to_owned(),
+            session: session.to_owned(),
+            tag: parsed.tag.clone(),
+            stops: matches!(parsed.request, Ok(Request::Stop)),
         };
+        let body_bytes = Some(frame.body_bytes());
         self.access.event(
             "command",
             &Fields {
-                body_bytes: Some(frame.body_bytes()),
-                ..fields
+                body_bytes,
+                ..asked.fields()
             },
         );
-        let (format, request) = TypedRequest::parse(&frame);
-        let stops = matches!(request, Ok(pythond_protocol::verbs::Request::Stop));
-        let reply = match request {
-            Ok(request) => self.carry_out(request, format).await,
-            Err(error) => Some(Reply::refused(format, &error)),
+        let Parsed {
+            format,
+            tag,
+            request,
+        } = parsed;
+        self.in_order |= tag.is_none();
+        let caller = Caller {
+            author: self.author.clone(),
+            tag,
+            outgoing: self.events_in.clone(),
         };
+        match request {
+            Ok(Request::Cancel(tag)) => {
+                let cancelled = self.cancel(&tag);
+                let text = format!("{{\"ok\":true,\"cancelled\":{cancelled}}}");
+                let reply = Reply { text, ok: true };
+                self.done(Done::new(&caller, Some(reply), asked)).await
+            }
+            Ok(request) => {
+                let context = Arc::clone(&self.context);
+                self.running.push(Running::new(carry_out(
+                    context, caller, request, format, asked,
+                )));
+                None
+            }
+            Err(error) => {
+                let reply = Reply::refused(format, &error);
+                self.done(Done::new(&caller, Some(reply), asked)).await
+            }
+        }
+    }
+
+    /// Gives up what the request of a tag waits for; its cell goes on. Returns
+    /// whether there was one.
+    fn cancel(&mut self, tag: &str) -> bool {
+        let mut found = false;
+        for running in self.running.iter() {
+            if running.tag.as_deref() == Some(tag) {
+                running.cancel.cancel();
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// Answers a request that was carried out.
+    async fn done(&mut self, done: Done) -> Option<End> {
+        // Its last events may still wait here.
+        while let Ok(event) = self.events.try_recv() {
+            if let Some(end) = self.send(event).await {
+                return Some(end);
+            }
+        }
+        let Done { reply, text, asked } = done;
+        if asked.tag.is_none() {
+            self.in_order = false;
+        }
         let Some(reply) = reply else {
             let fields = Fields {
                 status: Some("internal-error"),
-                ..fields
+                ..asked.fields()
             };
             self.access.event("result", &fields);
             self.refuse("ERR internal error").await;
             return Some(End::Close(CloseCode::Error, "internal error"));
         };
         let status = if reply.ok { "ok" } else { "error" };
-        self.access.event(
-            "result",
-            &Fields {
-                status: Some(status),
-                ..fields
-            },
-        );
-        if let Err(error) = self.socket.send(Message::text(reply.text)).await {
+        let fields = Fields {
+            status: Some(status),
+            ..asked.fields()
+        };
+        self.access.event("result", &fields);
+        let sent = self.socket.send(Message::text(text)).await;
+        if asked.stops {
+            self.context.stop.cancel();
+        }
+        if let Err(error) = sent {
             let detail = error.to_string();
             let fields = Fields {
                 status: Some("send-failed"),
                 detail: Some(&detail),
-                ..fields
+                ..asked.fields()
             };
             self.access.event("result", &fields);
-            if stops {
-                self.context.stop.cancel();
-            }
             return Some(End::Gone);
         }
-        if stops {
-            self.context.stop.cancel();
-            return Some(End::Close(CloseCode::Away, "daemon stopping"));
-        }
-        None
+        asked
+            .stops
+            .then_some(End::Close(CloseCode::Away, "daemon stopping"))
     }
+}
 
-    /// Carries a request out while the socket is read on: pings are answered,
-    /// and a client that goes away frees its connection, not its cell. None
-    /// for a fault of ours.
-    async fn carry_out(
-        &mut self,
-        request: pythond_protocol::verbs::Request,
-        format: pythond_protocol::verbs::ReplyFormat,
-    ) -> Option<Reply> {
-        let handled = AssertUnwindSafe(handlers::handle(&self.context, request, format));
-        let mut handled = std::pin::pin!(handled.catch_unwind());
-        loop {
-            if self.ahead.is_some() {
-                return handled.await.ok();
-            }
-            tokio::select! {
-                biased;
-                reply = &mut handled => return reply.ok(),
-                incoming = self.socket.next() => match incoming {
-                    Some(Ok(Message::Ping(_))) => {
-                        // Reading queued the pong; only this sends it.
-                        let _ = self.socket.flush().await;
-                    }
-                    Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
-                    Some(Ok(Message::Close(_))) | Some(Err(_)) | None => {
-                        self.ahead = Some(None);
-                        return Some(Reply::nobody_waits());
-                    }
-                    other => self.ahead = Some(other),
-                },
-            }
+impl Asked {
+    fn fields(&self) -> Fields<'_> {
+        Fields {
+            command: Some(&self.verb),
+            session: Some(&self.session),
+            ..Fields::default()
         }
     }
+}
+
+impl Done {
+    fn new(caller: &Caller, reply: Option<Reply>, asked: Asked) -> Self {
+        let mut reply = reply;
+        let text = reply
+            .as_mut()
+            .map(|reply| caller.tagged(std::mem::take(&mut reply.text)));
+        Self {
+            text: text.unwrap_or_default(),
+            reply,
+            asked,
+        }
+    }
+}
+
+/// A request in the works, which can be given up.
+struct Running {
+    tag: Option<String>,
+    cancel: CancellationToken,
+    work: BoxFuture<'static, Done>,
+}
+
+impl Running {
+    fn new(
+        make: impl FnOnce(CancellationToken) -> (Option<String>, BoxFuture<'static, Done>),
+    ) -> Self {
+        let cancel = CancellationToken::new();
+        let (tag, work) = make(cancel.clone());
+        Self { tag, cancel, work }
+    }
+}
+
+impl Future for Running {
+    type Output = Done;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Done> {
+        self.work.as_mut().poll(context)
+    }
+}
+
+/// Carries a request out while its connection is read on.
+fn carry_out(
+    context: Arc<Context>,
+    caller: Caller,
+    request: Request,
+    format: ReplyFormat,
+    asked: Asked,
+) -> impl FnOnce(CancellationToken) -> (Option<String>, BoxFuture<'static, Done>) {
+    let tag = asked.tag.clone();
+    move |cancel| {
+        let work = async move {
+            let reply = {
+                let handled = handlers::handle(&context, &caller, request, format);
+                let mut handled = std::pin::pin!(AssertUnwindSafe(handled).catch_unwind());
+                if caller.tag.is_none() {
+                    handled.await.ok()
+                } else {
+                    tokio::select! {
+                        biased;
+                        reply = &mut handled => reply.ok(),
+                        () = cancel.cancelled() => Some(cancelled(format)),
+                    }
+                }
+            };
+            Done::new(&caller, reply, asked)
+        };
+        (tag, work.boxed())
+    }
+}
+
+fn cancelled(format: ReplyFormat) -> Reply {
+    let error = ErrorReply::new(
+        ErrorCode::Cancelled,
+        "cancelled; what was submitted goes on",
+    );
+    Reply::refused(format, &error)
 }

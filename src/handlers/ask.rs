@@ -1,9 +1,8 @@
-//! `vars`, `complete`, `int`: one question to the host, one answer.
+//! `vars`, `complete`: one question to the host, one answer.
 
 use pythond_protocol::lane::HostEvent;
 use pythond_protocol::verbs::ReplyFormat;
 use pythond_protocol::verbs::complete::{CompleteReply, CompleteRequest};
-use pythond_protocol::verbs::interrupt::{InterruptReply, InterruptRequest};
 use pythond_protocol::verbs::vars::{VarsReply, VarsRequest};
 use pythond_protocol::{ErrorCode, ErrorReply};
 use serde_json::json;
@@ -12,7 +11,7 @@ use super::{Context, Reply};
 use crate::session::Question;
 
 /// The host answered something else: a fault of its words, not of the client.
-fn unexpected() -> ErrorReply {
+pub(super) fn unexpected() -> ErrorReply {
     ErrorReply::new(
         ErrorCode::Internal,
         "the session host gave an answer to another question",
@@ -58,31 +57,5 @@ pub(super) async fn complete(
             session: request.session,
             matches,
         }),
-    })
-}
-
-pub(super) async fn interrupt(
-    context: &Context,
-    request: &InterruptRequest,
-    format: ReplyFormat,
-) -> Result<Reply, ErrorReply> {
-    let name = &request.session;
-    let session = context
-        .registry
-        .get(name)
-        .map_err(|error| error.with_plain(format!("no session '{name}'")))?;
-    let answer = session.ask(Question::Interrupt(None)).await?;
-    let HostEvent::Interrupted { cells, .. } = answer else {
-        return Err(unexpected());
-    };
-    Ok(match (format, cells.len()) {
-        (ReplyFormat::Json, _) => Reply::json(&InterruptReply {
-            ok: true,
-            session: name.clone(),
-            interrupted: cells,
-        }),
-        (ReplyFormat::Plain, 0) => Reply::ok(format!("OK no running cells in {name}")),
-        (ReplyFormat::Plain, 1) => Reply::ok(format!("OK int {name}: 1 cell")),
-        (ReplyFormat::Plain, count) => Reply::ok(format!("OK int {name}: {count} cells")),
     })
 }

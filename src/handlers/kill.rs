@@ -7,7 +7,7 @@ use pythond_protocol::verbs::kill::{KillReply, KillRequest};
 use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
 
 use super::{Context, GRACE, Reply};
-use crate::session::SessionHandle;
+use crate::session::{EndReason, SessionHandle};
 
 pub(super) async fn handle(
     context: &Arc<Context>,
@@ -73,7 +73,7 @@ async fn end(context: &Arc<Context>, session: SessionHandle) -> bool {
     let context = Arc::clone(context);
     let tracker = context.hosts.tracker.clone();
     let work = tracker.spawn(async move {
-        let gone = session.end("ended by `kill`", GRACE, &context.hurry).await;
+        let gone = session.end(EndReason::Killed, GRACE, &context.hurry).await;
         if gone {
             context.registry.forget(&session);
         }

@@ -2,12 +2,24 @@
 //! their own.
 
 mod ask;
+mod caller;
+mod cell_reply;
+mod cells;
+mod follow_events;
 mod info;
+mod interrupt;
 mod kill;
 mod list;
 mod new;
-mod run;
+mod out;
+mod output;
+mod poll;
+mod stack;
 mod status;
+mod submit;
+mod wait;
+
+pub(crate) use caller::Caller;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -86,14 +98,6 @@ impl Reply {
         Self::ok(String::from_utf8(text).expect("JSON is UTF-8"))
     }
 
-    /// For a client that went away; it goes into the access log only.
-    pub(crate) fn nobody_waits() -> Self {
-        Self {
-            text: String::new(),
-            ok: false,
-        }
-    }
-
     /// A refusal in the form that was asked for.
     pub(crate) fn refused(format: ReplyFormat, error: &ErrorReply) -> Self {
         let text = match format {
@@ -145,19 +149,32 @@ fn help(format: ReplyFormat) -> Reply {
 }
 
 /// Carries a request out.
-pub(crate) async fn handle(context: &Arc<Context>, request: Request, format: ReplyFormat) -> Reply {
+pub(crate) async fn handle(
+    context: &Arc<Context>,
+    caller: &Caller,
+    request: Request,
+    format: ReplyFormat,
+) -> Reply {
     let answered = match request {
         Request::Help => Ok(help(format)),
         Request::List => Ok(list::handle(context, format)),
         Request::Info => Ok(info::handle(context)),
         Request::Stop => Ok(stop(format)),
         Request::New(request) => new::handle(context, request, format).await,
-        Request::Run(request) => run::handle(context, request, format).await,
+        Request::Submit(request) => submit::handle(context, caller, request, format).await,
+        Request::Poll(request) => poll::handle(context, request, format).await,
+        Request::Wait(request) => wait::handle(context, request, format).await,
+        Request::Out(request) => out::handle(context, caller, request, format).await,
+        Request::Cells(request) => cells::handle(context, request, format).await,
+        Request::Stack(request) => stack::handle(context, request, format).await,
+        Request::Events(request) => follow_events::handle(context, caller, request).await,
+        // The connection does it.
+        Request::Cancel(_) => Err(ErrorReply::usage("cancel <tag>")),
         Request::Kill(request) => kill::handle(context, request, format).await,
         Request::Status(request) => status::handle(context, &request, format).await,
         Request::Vars(request) => ask::vars(context, &request, format).await,
         Request::Complete(request) => ask::complete(context, request, format).await,
-        Request::Interrupt(request) => ask::interrupt(context, &request, format).await,
+        Request::Interrupt(request) => interrupt::handle(context, request, format).await,
     };
     answered.unwrap_or_else(|error| Reply::refused(format, &error))
 }
@@ -190,17 +207,26 @@ Commands:
   run <name> <code>
   run <name>
 <multi-line code body>
+  fire <name> <code>
+  poll <name> [<cell_id>]
+  wait <name> [<cell_id> ...]
+  out <name> <cell_id> [--since=<offset>] [--follow] [--stderr]
+  cells <name>
+  stack <name>
+  events [<name>] [--since=<cursor>]
   status <name>
   vars <name>
   complete <name> <text>
-  int <name>
+  int <name> [<cell_id> ...] [--kill]
+  cancel <tag>
   kill <name>
   kill --all
   stop
 
 Notes:
   pysh/pyctl prefixes are accepted but not required.
-  --json asks for one JSON object as the answer; on run it needs a body.
+  --json asks for one JSON object as the answer; on run and fire options need
+  a body. --tag=T lets answers come out of order; they carry the tag.
   WebSocket is message-framed, not a terminal stream.
   Empty frames are ignored; no prompt is emitted.
 "

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use pythond_protocol::lane::SessionSpec;
 use pythond_protocol::verbs::ReplyFormat;
+use pythond_protocol::verbs::events::Event;
 use pythond_protocol::verbs::new::{NewOptions, NewReply, NewRequest};
 use pythond_protocol::{ErrorCode, ErrorReply, SessionId};
 
 use super::{Context, GRACE, Reply};
 use crate::environment::{self, Environment, EnvironmentError};
 use crate::error::SpawnError;
-use crate::session::SessionHandle;
+use crate::session::{EndReason, SessionHandle};
 
 pub(super) async fn handle(
     context: &Arc<Context>,
@@ -50,7 +51,7 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
         // An environment that cannot be used must not cost the old session.
         context.hosts.zygotes.get(&environment).await?;
         let gone = previous
-            .end("replaced by `new --replace`", GRACE, &context.hurry)
+            .end(EndReason::Replaced, GRACE, &context.hurry)
             .await;
         if !gone {
             return Err(ErrorReply::new(
@@ -82,6 +83,12 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
     let handle = context.hosts.create(&environment, spec).await?;
     let reply = reply(&handle, replaced.is_some());
     reservation.fill(handle);
+    context.hosts.events.publish(Event::SessionCreated {
+        session: reply.session.clone(),
+        session_id: reply.session_id.clone(),
+        generation: reply.generation,
+        pid: reply.pid,
+    });
     Ok(reply)
 }
 

@@ -19,7 +19,8 @@ pub(super) async fn handle(
         Ok(HostEvent::Status { status, .. }) => status,
         // A dead session has a status too; one that does not answer has not.
         Ok(_) => HostStatus::default(),
-        Err(_) if session.is_dead() => HostStatus::default(),
+        // Nor has one that is stopped a running cell to tell.
+        Err(_) if session.is_dead() || session.process().is_stopped() => HostStatus::default(),
         Err(error) => return Err(error),
     };
     let reply = merge(context, &session, status, session.death());

@@ -38,6 +38,11 @@ pub(crate) fn set_main_thread() {
     MAIN.get_or_init(ThreadId::current);
 }
 
+/// `threading.get_ident()` of the main thread.
+pub(crate) fn main_ident() -> u64 {
+    MAIN.get().map_or(0, |main| main.ident())
+}
+
 /// A cell begins. Called on the main thread.
 pub(crate) fn begin(cell: u64) {
     RUNNING.store(cell + 1, SeqCst);

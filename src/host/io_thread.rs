@@ -5,22 +5,20 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pythond_protocol::lane::{
-    Hello, HostCommand, HostEvent, INLINE_OUTPUT, Lane, Message, OUTPUT_CHUNK,
-};
-use pythond_protocol::{CellId, ErrorCode, ErrorReply};
+use pythond_protocol::lane::{Hello, HostCommand, HostEvent, Lane, Message};
+use pythond_protocol::outcome::CellKind;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use crate::control::Control;
 use crate::files::session_directory;
 use crate::handoff;
 use crate::lane_socket::{LaneLost, LaneSocket};
-use crate::shared::{Found, Shared};
-use crate::{interrupt, output, service, sys};
+use crate::shared::Shared;
+use crate::{interrupt, outputs, sys};
 
 /// How often an interrupt is repeated until the main thread has seen it.
 const REPEAT_INTERRUPT: Duration = Duration::from_millis(20);
@@ -28,8 +26,8 @@ const REPEAT_INTERRUPT: Duration = Duration::from_millis(20);
 const WRITE_RECORDS: Duration = Duration::from_millis(20);
 /// Connections that have not said what they are.
 const MOST_STRANGERS: usize = 8;
-/// Service threads that may wait for the interpreter at once.
-const MOST_SERVICES: usize = 8;
+/// How often it is looked whether readers came near enough.
+const HOLD_BACK: Duration = Duration::from_millis(5);
 
 /// Everything the thread owns.
 #[derive(Debug)]
@@ -43,7 +41,9 @@ struct IoThread {
     cells: Option<LaneSocket>,
     /// Connections before their first message.
     strangers: Vec<Option<LaneSocket>>,
-    repeating: bool,
+    requests: Control,
+    /// What child processes write waits in its pipe until readers came near.
+    holding_back: bool,
     /// The lock of the session's directory, taken before the first welcome.
     /// Held until the process ends: such a lock belongs to the descriptor
     /// table that took it, so no cell and no process that a cell forks can let
@@ -81,7 +81,8 @@ pub(crate) fn start(
                     control: None,
                     cells: None,
                     strangers: Vec::new(),
-                    repeating: false,
+                    requests: Control::new(shared),
+                    holding_back: false,
                     lock: None,
                 };
                 loop {
@@ -113,17 +114,15 @@ enum Watched {
 impl IoThread {
     fn turn(&mut self) {
         let (mut set, names) = self.poll_set();
-        let timeout = if self.repeating {
-            Some(REPEAT_INTERRUPT)
-        } else if self.shared.recorder.watched() {
-            Some(WRITE_RECORDS)
-        } else {
-            None
-        };
+        let timeout = self.timeout();
         // Interrupted, timed out or ready: what there is to do shows below.
         let _ = sys::wait_with_signal(&mut set, timeout, sys::wake_signal());
-        if self.repeating {
-            self.repeating = interrupt::repeat();
+        self.shared.io_is_awake();
+        if self.holding_back {
+            self.holding_back = self.shared.outputs.is_main_too_fast(HOLD_BACK);
+        }
+        if self.requests.repeating {
+            self.requests.repeating = interrupt::repeat();
         }
         if self.shared.recorder.watched() {
             self.shared.recorder.tick();
@@ -136,9 +135,25 @@ impl IoThread {
         }
         self.strangers.retain(Option::is_some);
         if self.shared.shutting_down() {
-            self.repeating |= self.interrupt_running();
+            self.requests.interrupt_main();
             handoff::nudge(&self.handoff);
         }
+    }
+
+    /// How long there is nothing to do unless something comes.
+    fn timeout(&self) -> Option<Duration> {
+        let regular = [
+            (self.requests.repeating, REPEAT_INTERRUPT),
+            (self.shared.recorder.watched(), WRITE_RECORDS),
+            (self.holding_back, HOLD_BACK),
+        ];
+        let due = self.requests.next_deadline();
+        let until = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let regular = regular
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, span)| span);
+        regular.chain(until).min()
     }
 
     fn poll_set(&self) -> (Vec<libc::pollfd>, Vec<Watched>) {
@@ -153,16 +168,11 @@ impl IoThread {
             names.push(name);
         };
         let capture = &self.shared.capture;
-        add(
-            capture.stdout_read.as_raw_fd(),
-            libc::POLLIN,
-            Watched::Output,
-        );
-        add(
-            capture.stderr_read.as_raw_fd(),
-            libc::POLLIN,
-            Watched::Output,
-        );
+        if !self.holding_back {
+            for pipe in [&capture.stdout_read, &capture.stderr_read] {
+                add(pipe.as_raw_fd(), libc::POLLIN, Watched::Output);
+            }
+        }
         // Whoever connects earlier waits until it is known which session this is.
         if self.shared.directory().is_some() {
             add(self.listener.as_raw_fd(), libc::POLLIN, Watched::Listener);
@@ -193,7 +203,7 @@ impl IoThread {
 
     fn serve(&mut self, what: Watched, events: i16) {
         match what {
-            Watched::Output => self.shared.drain(),
+            Watched::Output => self.holding_back = self.shared.drain(),
             Watched::Listener => self.accept(),
             Watched::Control => {
                 if let Err(_lost) = self.serve_control(events) {
@@ -241,6 +251,7 @@ impl IoThread {
                 if self.lock.is_none() {
                     self.lock = lock_directory(self.shared);
                 }
+                self.requests.forget();
                 lane.send(&HostEvent::Welcome(Box::new(self.shared.welcome())), b"")?;
                 self.control = Some(lane);
             }
@@ -274,7 +285,9 @@ impl IoThread {
             let Some(message) = control.next::<HostCommand>()? else {
                 return Ok(());
             };
-            if let Some((event, body)) = self.obey(message) {
+            let handoff = &self.handoff;
+            let answer = self.requests.obey(message, || handoff::nudge(handoff));
+            if let Some((event, body)) = answer {
                 self.answer(&event, &body)?;
             }
         }
@@ -288,7 +301,9 @@ impl IoThread {
     }
 
     fn send_outbox(&mut self) {
-        for (event, body) in self.shared.take_outbox() {
+        let mut outgoing = self.requests.turn();
+        outgoing.extend(self.shared.take_outbox());
+        for (event, body) in outgoing {
             if self.answer(&event, &body).is_err() {
                 self.control = None;
             }
@@ -301,135 +316,27 @@ impl IoThread {
             return Ok(());
         };
         cells.receive()?;
+        let mut messages = Vec::new();
         while let Some(message) = cells.next::<HostCommand>()? {
-            if let HostCommand::Run { request, changed } = message.header {
-                self.shared
-                    .enqueue(request, changed, into_source(message.body));
+            messages.push(message);
+        }
+        for Message { header, body } in messages {
+            if let HostCommand::Run { request, how } = header {
+                let handoff = &self.handoff;
+                let nudge = || handoff::nudge(handoff);
+                let keyed = how.key.is_some();
+                let answer = self
+                    .requests
+                    .submit(request, CellKind::Run, how, body, nudge);
+                // Without a key the daemon knows what becomes of it.
+                if let Some((event, body)) = answer
+                    && (keyed || !matches!(event, HostEvent::Accepted { .. }))
+                {
+                    self.shared.send(event, body);
+                }
             }
         }
         Ok(())
-    }
-
-    fn obey(&mut self, message: Message<HostCommand>) -> Option<(HostEvent, Vec<u8>)> {
-        let event = match message.header {
-            HostCommand::Run { request, changed } => {
-                let cell = self
-                    .shared
-                    .enqueue(request, changed, into_source(message.body));
-                handoff::nudge(&self.handoff);
-                HostEvent::Accepted { request, cell }
-            }
-            HostCommand::Status { request } => HostEvent::Status {
-                request,
-                status: self.shared.status(),
-            },
-            HostCommand::Vars { request } => {
-                return self.start_service(request, service::Question::Vars);
-            }
-            HostCommand::Complete { request, text } => {
-                return self.start_service(request, service::Question::Complete(text));
-            }
-            HostCommand::ReadOutput {
-                request,
-                cell,
-                offset,
-                most,
-            } => {
-                let most = (most as usize).min(OUTPUT_CHUNK);
-                match self.shared.outputs.read(cell.as_u64(), offset, most) {
-                    Some((body, next)) => {
-                        return Some((
-                            HostEvent::OutputChunk {
-                                request,
-                                offset,
-                                next,
-                            },
-                            body,
-                        ));
-                    }
-                    None => unknown_cell(request, cell),
-                }
-            }
-            HostCommand::Await { request, cell } => match self.shared.find(cell, request) {
-                Found::Ended(end) => {
-                    let (body, _) = self
-                        .shared
-                        .outputs
-                        .read(cell.as_u64(), 0, INLINE_OUTPUT)
-                        .unwrap_or_default();
-                    let body = if body.len() as u64 > end.log_end {
-                        Vec::new()
-                    } else {
-                        body
-                    };
-                    return Some((HostEvent::Finished(end), body));
-                }
-                Found::Later => return None,
-                Found::Unknown => unknown_cell(request, cell),
-            },
-            HostCommand::Interrupt { request, cell } => HostEvent::Interrupted {
-                request,
-                cells: self.interrupt(cell),
-            },
-            HostCommand::Shutdown => {
-                self.shared.shut_down();
-                return None;
-            }
-        };
-        Some((event, Vec::new()))
-    }
-
-    fn interrupt(&mut self, cell: Option<CellId>) -> Vec<CellId> {
-        let target = cell.or_else(|| self.shared.running());
-        let Some(target) = target else {
-            return Vec::new();
-        };
-        if interrupt::aim_at(target.as_u64()) {
-            self.repeating = true;
-            return vec![target];
-        }
-        if cell.is_some() && !self.shared.has_ended(target) {
-            interrupt::aim_at_start(target.as_u64());
-            self.repeating = true;
-            return vec![target];
-        }
-        Vec::new()
-    }
-
-    fn interrupt_running(&self) -> bool {
-        self.shared
-            .running()
-            .is_some_and(|cell| interrupt::aim_at(cell.as_u64()))
-    }
-
-    fn start_service(
-        &self,
-        request: u64,
-        question: service::Question,
-    ) -> Option<(HostEvent, Vec<u8>)> {
-        static RUNNING: AtomicUsize = AtomicUsize::new(0);
-        let shared = self.shared;
-        let refused = |message: &str| {
-            let error = ErrorReply::new(ErrorCode::Busy, message)
-                .with_hint("ask again, or interrupt the cell with `pysh int`");
-            Some((HostEvent::Refused { request, error }, Vec::new()))
-        };
-        if RUNNING.fetch_add(1, SeqCst) >= MOST_SERVICES {
-            RUNNING.fetch_sub(1, SeqCst);
-            return refused("the interpreter is busy and too many questions wait for it");
-        }
-        let started = std::thread::Builder::new()
-            .name("pythond-service".to_owned())
-            .spawn(move || {
-                let event = service::answer(request, question);
-                RUNNING.fetch_sub(1, SeqCst);
-                shared.send(event, Vec::new());
-            });
-        if started.is_err() {
-            RUNNING.fetch_sub(1, SeqCst);
-            return refused("no thread can be started in this session");
-        }
-        None
     }
 }
 
@@ -440,22 +347,10 @@ fn lock_directory(shared: &Shared) -> Option<File> {
     let directory = session_directory(Path::new(shared.directory()?)).ok()?;
     let file = directory.read_write_file("lock").ok()?;
     match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => output::remove_left_behind(&directory),
+        Ok(()) => outputs::remove_left_behind(&directory),
         Err(Errno::AGAIN | Errno::ACCESS) => shared.set_name_in_use(),
         // A file system without locks: nothing can be said.
         Err(_) => {}
     }
     Some(file)
-}
-
-fn unknown_cell(request: u64, cell: CellId) -> HostEvent {
-    let error = ErrorReply::new(ErrorCode::NoSession, format!("unknown cell `{cell}`"));
-    HostEvent::Refused { request, error }
-}
-
-/// Sources come from WebSocket text messages, so they are UTF-8; whatever else
-/// a broken daemon sends is made so.
-pub(crate) fn into_source(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

@@ -6,20 +6,31 @@
 #![deny(unsafe_code)]
 
 mod assignment;
+mod blocked_call;
 mod cell;
+mod cell_log;
+mod cells;
+mod changes;
+mod children;
+mod control;
+mod ends;
 mod files;
+mod fire;
 mod handoff;
 mod helpers;
 mod interrupt;
 mod io_thread;
 mod journal;
 mod lane_socket;
-mod output;
+mod namespace;
+mod outputs;
 mod parked;
 mod recorder;
 mod service;
 mod session;
 mod shared;
+mod spawner;
+mod stack;
 mod start;
 mod streams;
 mod sys;

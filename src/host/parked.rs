@@ -7,8 +7,8 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pythond_private_fs::PrivateDir;
 
-use crate::cell::Namespace;
 use crate::journal::Journal;
+use crate::namespace::Namespace;
 use crate::shared::{Capture, Shared};
 use crate::{handoff, helpers, interrupt, io_thread, streams, sys};
 
@@ -70,6 +70,8 @@ impl Ready {
             .session
             .bind(py)
             .call_method0("be_another_process")?;
+        // Before the I/O thread gets a descriptor table of its own.
+        shared.spawner.start()?;
         io_thread::start(shared, listener, theirs)?;
         Ok(Self {
             shared,
@@ -85,6 +87,13 @@ fn install_hooks(py: Python<'_>, shared: &Shared) -> PyResult<()> {
     let descriptor = shared.capture.stderr_write.as_raw_fd();
     py.import("faulthandler")?
         .call_method1("enable", (descriptor,))?;
+    // Where the threads are can be read from a copy of the process.
+    let all = pyo3::types::PyDict::new(py);
+    all.set_item("file", descriptor)?;
+    all.set_item("all_threads", true)?;
+    py.import("faulthandler")?
+        .call_method("register", (sys::dump_signal(),), Some(&all))?;
+    sys::remember_dump_action();
     let session = helpers::get(py).session.bind(py);
     let handler = pyo3::wrap_pyfunction!(interrupt::on_interrupt, session)?;
     let tell = pyo3::wrap_pyfunction!(interrupt::set_foreign, session)?;

@@ -1,12 +1,17 @@
 //! Questions that need Python and must not wait behind a cell: answered by a
 //! short-lived thread as soon as the interpreter lock is free.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use pyo3::prelude::*;
 use pythond_protocol::lane::HostEvent;
 use pythond_protocol::verbs::complete::MAX_MATCHES;
 use pythond_protocol::verbs::vars::Variable;
 use pythond_protocol::{ErrorCode, ErrorReply};
 
+use crate::shared::Shared;
+use crate::spawner::Job;
 use crate::{helpers, session};
 
 /// What is asked.
@@ -18,8 +23,37 @@ pub(crate) enum Question {
     Complete(String),
 }
 
+/// One question, to be answered on a thread of its own.
+pub(crate) struct Ask {
+    pub(crate) shared: &'static Shared,
+    pub(crate) request: u64,
+    pub(crate) question: Question,
+    /// Whoever sets it answers.
+    pub(crate) answered: Arc<AtomicBool>,
+}
+
+impl Job for Ask {
+    fn run(self: Box<Self>) {
+        let event = answer(self.request, self.question);
+        if !self.answered.swap(true, SeqCst) {
+            self.shared.send(event, Vec::new());
+        }
+    }
+
+    fn give_up(self: Box<Self>, why: &std::io::Error) {
+        if !self.answered.swap(true, SeqCst) {
+            let message = format!("no thread can be started in this session: {why}");
+            let event = HostEvent::Refused {
+                request: self.request,
+                error: ErrorReply::new(ErrorCode::Busy, message),
+            };
+            self.shared.send(event, Vec::new());
+        }
+    }
+}
+
 /// Answers one question.
-pub(crate) fn answer(request: u64, question: Question) -> HostEvent {
+fn answer(request: u64, question: Question) -> HostEvent {
     Python::attach(|py| {
         let answered = match question {
             Question::Vars => variables(py).map(|vars| HostEvent::Vars { request, vars }),

@@ -9,21 +9,22 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 use pythond_protocol::CellId;
-use pythond_protocol::lane::{
-    Decoder, FinishedCell, HostCommand, HostEvent, HostedSession, INLINE_OUTPUT, LaneError,
-};
+use pythond_protocol::lane::{CellSpec, Decoder, HostCommand, HostEvent, HostedSession, LaneError};
+use pythond_protocol::outcome::{CellKind, CellStatus};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use crate::assignment::Assignment;
-use crate::cell::{self, Ended, Namespace};
+use crate::cell;
+use crate::cells::{Acceptance, Found, QueuedCell};
 use crate::files::session_directory;
 use crate::handoff::{self, Handed};
 use crate::lane_socket::receive_into;
+use crate::namespace::Namespace;
 use crate::parked::{self, Ready};
-use crate::shared::{QueuedCell, Shared};
-use crate::{helpers, io_thread, sys};
+use crate::shared::Shared;
+use crate::{control, ends, helpers, sys};
 
 /// How long the main thread waits for another cell before it writes records.
 const IDLE_BEFORE_WRITING: Duration = Duration::from_micros(300);
@@ -104,6 +105,7 @@ impl Session {
             cold_reason,
             created_at: jiff::Timestamp::now().to_string(),
             unfinished: Vec::new(),
+            unfinished_beside: Vec::new(),
             next_cell: CellId::from_parts(0, 0),
             not_recorded: None,
             zygote_pid,
@@ -133,6 +135,11 @@ impl Session {
                 return None;
             }
             if let Some(cell) = self.shared.next_queued() {
+                let event = HostEvent::Started {
+                    cell: cell.id,
+                    kind: CellKind::Run,
+                };
+                self.shared.send(event, Vec::new());
                 return Some(cell);
             }
             if let Some(cell) = self.decode() {
@@ -266,21 +273,58 @@ impl Session {
     }
 
     fn decode(&mut self) -> Option<QueuedCell> {
-        let lane = self.lane.as_mut()?;
-        match lane.decoder.next_message::<HostCommand>() {
-            Ok(Some(message)) => match message.header {
-                HostCommand::Run { request, changed } => {
-                    let source = io_thread::into_source(message.body);
-                    Some(self.shared.accept(request, changed, source))
+        loop {
+            let lane = self.lane.as_mut()?;
+            let message = match lane.decoder.next_message::<HostCommand>() {
+                Ok(Some(message)) => message,
+                Ok(None) => return None,
+                Err(LaneError::WrongTag | LaneError::BadLength | LaneError::BadHeader(_)) => {
+                    // Closing it makes the daemon open a clean one.
+                    let _ = rustix::net::shutdown(&lane.socket, rustix::net::Shutdown::Both);
+                    self.lane = None;
+                    return None;
                 }
-                // Nothing else belongs here; the control lane has the rest.
-                _ => None,
-            },
-            Ok(None) => None,
-            Err(LaneError::WrongTag | LaneError::BadLength | LaneError::BadHeader(_)) => {
-                // Closing it makes the daemon open a clean one.
-                let _ = rustix::net::shutdown(&lane.socket, rustix::net::Shutdown::Both);
-                self.lane = None;
+            };
+            // Nothing else belongs here; the control lane has the rest.
+            if let HostCommand::Run { request, how } = message.header
+                && let Some(cell) = self.accept(request, &how, message.body)
+            {
+                return Some(cell);
+            }
+        }
+    }
+
+    /// Takes a cell from the lane; none if it is not to be run.
+    fn accept(&self, request: u64, how: &CellSpec, body: Vec<u8>) -> Option<QueuedCell> {
+        let shared = self.shared;
+        let source = control::into_source(body);
+        let accepted = |cell, existing, status| HostEvent::Accepted {
+            request,
+            cell,
+            existing,
+            status,
+        };
+        match shared.accept(request, CellKind::Run, how, &source) {
+            Acceptance::New(id) => {
+                if how.key.is_some() {
+                    shared.send(accepted(id, false, CellStatus::Running), Vec::new());
+                }
+                Some(QueuedCell {
+                    id,
+                    changed: how.changed,
+                    source,
+                })
+            }
+            Acceptance::Existing(id, status) => {
+                shared.send(accepted(id, true, status), Vec::new());
+                if let Found::Ended(end) = shared.find(id, request) {
+                    let (event, body) = shared.finished_message(end);
+                    shared.send(event, body);
+                }
+                None
+            }
+            Acceptance::Refused(error) => {
+                shared.send(HostEvent::Refused { request, error }, Vec::new());
                 None
             }
         }
@@ -289,36 +333,17 @@ impl Session {
     fn run_cell(&mut self, py: Python<'_>, cell: QueuedCell) {
         self.restore_descriptors();
         self.see_to_records();
-        let Ended {
-            mut finished,
-            public_names,
-        } = self.namespace.run(py, self.shared, &cell);
-        let waiting = self.shared.ended(&mut finished, public_names);
-        let id = finished.cell.as_u64();
-        let body = if finished.log_end == 0 {
-            Vec::new()
-        } else {
-            self.shared
-                .outputs
-                .read(id, 0, INLINE_OUTPUT)
-                .unwrap_or_default()
-                .0
-        };
-        let event = HostEvent::Finished(Box::new(finished));
+        let mut finished = self.namespace.run(py, self.shared, &cell);
+        let waiting = self.shared.ended(&mut finished);
+        let (event, body) = self.shared.finished_message(Box::new(finished));
         self.deliver(py, &event, &body);
         let HostEvent::Finished(finished) = event else {
             return;
         };
-        for request in waiting {
-            let copy = FinishedCell {
-                request: Some(request),
-                ..(*finished).clone()
-            };
-            self.shared
-                .send(HostEvent::Finished(Box::new(copy)), body.clone());
-        }
-        let record = cell::record_of(py, self.shared, cell, &finished);
-        self.shared.outputs.end(id);
+        ends::tell_others(self.shared, &finished, waiting, &body);
+        let record = cell::record_of(py, self.shared, cell.source, &finished);
+        self.shared.outputs.end_main(finished.cell.as_u64());
+        ends::settle(self.shared, &finished);
         if self.shared.recorder.push(record) {
             py.detach(|| self.shared.recorder.flush());
         }

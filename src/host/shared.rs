@@ -2,27 +2,31 @@
 //!
 //! Every lock here is held briefly and never while waiting for Python.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{
-    FinishedCell, HostEvent, HostInfo, HostStatus, HostedSession, LINK_VERSION,
+    CellRecord, CellSpec, FinishedCell, HostEvent, HostInfo, HostStatus, HostedSession,
+    INLINE_OUTPUT, LINK_VERSION,
 };
+use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::output_log::Stream;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::cells::{Acceptance, Cells, Found, Moment, QueuedCell};
 use crate::journal::{Event, Journal};
-use crate::output::Outputs;
+use crate::outputs::{Outputs, Written};
 use crate::recorder::Recorder;
+use crate::spawner::Spawner;
 use crate::sys::{ThreadId, handle_by_nothing, wake_signal};
 
 static SHARED: OnceLock<Shared> = OnceLock::new();
 
-/// Finished cells whose end can still be asked for.
-const KEPT_ENDS: usize = 1000;
+/// How long a writer waits before it looks again whether its readers came near.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A session host's state outside Python.
 #[derive(Debug)]
@@ -32,11 +36,23 @@ pub(crate) struct Shared {
     pub(crate) outputs: Outputs,
     pub(crate) recorder: Recorder,
     pub(crate) capture: Capture,
+    /// Starts the threads that run Python beside the main thread.
+    pub(crate) spawner: Spawner,
     journal: Option<Arc<Journal>>,
     hosted: OnceLock<HostedSession>,
     state: Mutex<State>,
+    /// Public names in the namespace when they were last counted.
+    vars: AtomicU64,
+    /// Number of the last cell, for the file names that tracebacks show.
+    file_number: AtomicU64,
     queued: Condvar,
     outbox: Mutex<Vec<(HostEvent, Vec<u8>)>>,
+    /// The I/O thread was woken and has not looked yet.
+    woken: AtomicBool,
+    /// Output came or a cell ended that somebody waits for.
+    news: AtomicBool,
+    /// The I/O thread wants to know when a cell ends.
+    watch_ends: AtomicBool,
     /// The I/O thread reads the cell lane because the main thread cannot.
     io_reads_cells: AtomicBool,
     shutting_down: AtomicBool,
@@ -56,38 +72,17 @@ pub(crate) struct Capture {
     pub(crate) stderr_write: OwnedFd,
 }
 
-/// A cell that waits for its turn.
-#[derive(Debug)]
-pub(crate) struct QueuedCell {
-    pub(crate) id: CellId,
-    /// The daemon's number for it; none once that daemon is gone.
-    pub(crate) request: Option<u64>,
-    pub(crate) changed: bool,
-    pub(crate) source: String,
-}
-
 #[derive(Debug)]
 struct State {
-    salt: u16,
-    counter: u32,
-    queue: VecDeque<QueuedCell>,
-    running: Option<(CellId, Option<u64>)>,
-    vars: u64,
-    finished: VecDeque<FinishedCell>,
-    /// Who asked for the end of which cell.
-    waiting: Vec<(CellId, u64)>,
+    cells: Cells,
+    /// The cell of the main thread.
+    main: Option<CellId>,
+    /// When cells are to be interrupted by their time-outs.
+    deadlines: Vec<(Instant, CellId)>,
 }
 
-/// What came of asking for a cell's end.
-#[derive(Debug)]
-pub(crate) enum Found {
-    /// It has ended.
-    Ended(Box<FinishedCell>),
-    /// It has not; the asker will be told.
-    Later,
-    /// No such cell is known.
-    Unknown,
-}
+/// A message for the control lane.
+pub(crate) type Outgoing = (HostEvent, Vec<u8>);
 
 impl Shared {
     /// Sets up the one session of this process, before it is known which.
@@ -104,14 +99,16 @@ impl Shared {
             journal,
             hosted: OnceLock::new(),
             state: Mutex::new(State {
-                salt,
-                counter: 0,
-                queue: VecDeque::new(),
-                running: None,
-                vars: 0,
-                finished: VecDeque::new(),
-                waiting: Vec::new(),
+                cells: Cells::new(salt),
+                main: None,
+                deadlines: Vec::new(),
             }),
+            spawner: Spawner::default(),
+            vars: AtomicU64::new(0),
+            file_number: AtomicU64::new(0),
+            woken: AtomicBool::new(false),
+            news: AtomicBool::new(false),
+            watch_ends: AtomicBool::new(false),
             queued: Condvar::new(),
             outbox: Mutex::default(),
             io_reads_cells: AtomicBool::new(false),
@@ -136,24 +133,15 @@ impl Shared {
     /// an earlier connection waited for are to be asked for again.
     pub(crate) fn welcome(&self) -> HostInfo {
         let mut state = self.state();
-        state.waiting.clear();
-        if let Some((_, request)) = &mut state.running {
-            *request = None;
-        }
-        for cell in &mut state.queue {
-            cell.request = None;
-        }
+        state.cells.forget_requests();
         self.outbox
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
         let mut session = self.hosted.get().cloned();
         if let Some(session) = &mut session {
-            let running = state.running.iter().map(|(cell, _)| *cell);
-            session.unfinished = running
-                .chain(state.queue.iter().map(|cell| cell.id))
-                .collect();
-            session.next_cell = state.next_id();
+            (session.unfinished, session.unfinished_beside) = state.cells.unfinished();
+            session.next_cell = state.cells.next_id();
             session.not_recorded = self.recorder.trouble();
         }
         HostInfo {
@@ -165,46 +153,59 @@ impl Shared {
         }
     }
 
-    /// Accepts a cell that is run at once.
-    pub(crate) fn accept(&self, request: u64, changed: bool, source: String) -> QueuedCell {
-        let id = self.state().take_id();
-        self.note(Event::Accepted, id);
-        QueuedCell {
-            id,
-            request: Some(request),
-            changed,
-            source,
+    /// Takes a cell, or finds the one that has its key. A new one is to be run
+    /// or enqueued by the caller.
+    pub(crate) fn accept(
+        &self,
+        request: u64,
+        kind: CellKind,
+        how: &CellSpec,
+        source: &str,
+    ) -> Acceptance {
+        let mut state = self.state();
+        let accepted = state
+            .cells
+            .accept(request, kind, how, source, Moment::now());
+        if let Acceptance::New(id) = &accepted {
+            self.outputs.open(id.as_u64());
+            self.note(Event::Accepted, *id);
         }
+        accepted
     }
 
-    /// Accepts a cell that waits for its turn.
-    pub(crate) fn enqueue(&self, request: u64, changed: bool, source: String) -> CellId {
-        let mut state = self.state();
-        let id = state.take_id();
-        state.queue.push_back(QueuedCell {
-            id,
-            request: Some(request),
-            changed,
-            source,
-        });
-        drop(state);
+    /// Lets a cell wait for the main thread.
+    pub(crate) fn enqueue(&self, cell: QueuedCell) {
+        self.state().cells.enqueue(cell);
         self.queued.notify_one();
-        id
     }
 
     /// The next waiting cell.
     pub(crate) fn next_queued(&self) -> Option<QueuedCell> {
-        let cell = self.state().queue.pop_front();
-        if let Some(cell) = &cell {
-            self.note(Event::Accepted, cell.id);
-        }
-        cell
+        self.state().cells.next_queued()
+    }
+
+    /// Lets a `fire` cell wait for those before it; returns those whose turn it
+    /// is.
+    pub(crate) fn enqueue_beside(&self, cell: QueuedCell) -> Vec<QueuedCell> {
+        let mut state = self.state();
+        state.cells.enqueue_beside(cell);
+        state.cells.due_beside()
+    }
+
+    /// The `fire` cells whose turn it is now.
+    pub(crate) fn due_beside(&self) -> Vec<QueuedCell> {
+        self.state().cells.due_beside()
+    }
+
+    /// Takes a waiting cell back.
+    pub(crate) fn dequeue(&self, cell: CellId) -> Option<QueuedCell> {
+        self.state().cells.dequeue(cell)
     }
 
     /// Waits for a cell or the end, without descriptors.
-    pub(crate) fn wait_for_queue(&self, longest: Option<std::time::Duration>) {
+    pub(crate) fn wait_for_queue(&self, longest: Option<Duration>) {
         let state = self.state();
-        if state.queue.is_empty() && !self.shutting_down() {
+        if state.cells.queue_is_empty() && !self.shutting_down() {
             // A spurious wake-up only makes the caller look again.
             match longest {
                 Some(longest) => drop(self.queued.wait_timeout(state, longest)),
@@ -213,36 +214,41 @@ impl Shared {
         }
     }
 
+    /// A number for the file name of the next cell.
+    pub(crate) fn next_file_number(&self) -> u64 {
+        self.file_number.fetch_add(1, SeqCst) + 1
+    }
+
     /// A cell starts to run.
-    pub(crate) fn started(&self, cell: &QueuedCell, time_us: i64) {
-        self.state().running = Some((cell.id, cell.request));
-        if let Some(journal) = &self.journal {
-            journal.record(Event::Started, cell.id, time_us);
+    pub(crate) fn started(&self, id: CellId, kind: CellKind, now: Moment) {
+        let mut state = self.state();
+        let deadline = state.cells.started(id, now);
+        if kind != CellKind::Fire {
+            state.main = Some(id);
+            if let Some(journal) = &self.journal {
+                journal.record(Event::Started, id, now.us);
+            }
+        }
+        if let Some(deadline) = deadline {
+            state.deadlines.push((deadline, id));
+            drop(state);
+            self.wake_io();
         }
     }
 
-    /// A cell has ended. Returns the requests that wait for it.
-    pub(crate) fn ended(&self, end: &mut FinishedCell, vars: u64) -> Vec<u64> {
+    /// A cell has ended. Returns the requests that wait for it, beside the one
+    /// that submitted it.
+    pub(crate) fn ended(&self, end: &mut FinishedCell) -> Vec<u64> {
         let mut state = self.state();
-        if let Some((_, request)) = state.running.take_if(|(cell, _)| *cell == end.cell) {
-            end.request = request;
+        let main = state.main == Some(end.cell);
+        if main {
+            state.main = None;
         }
-        state.vars = vars;
-        end.next_cell = state.next_id();
-        let mut waiting = Vec::new();
-        state.waiting.retain(|(cell, request)| {
-            let other = *cell != end.cell;
-            if !other {
-                waiting.push(*request);
-            }
-            other
-        });
-        state.finished.push_back(end.clone());
-        if state.finished.len() > KEPT_ENDS {
-            state.finished.pop_front();
-        }
-        drop(state);
-        if let Some(journal) = &self.journal {
+        state.deadlines.retain(|(_, cell)| *cell != end.cell);
+        let waiting = state.cells.ended(end);
+        if let Some(journal) = &self.journal
+            && main
+        {
             let ended_us = end
                 .started_us
                 .saturating_add(i64::try_from(end.duration_ns / 1000).unwrap_or(i64::MAX));
@@ -251,51 +257,141 @@ impl Shared {
         waiting
     }
 
-    /// Looks for the end of a cell.
+    /// The session's files and budgets take note that a cell has ended and was
+    /// told.
+    pub(crate) fn retire(&self, end: &FinishedCell) {
+        let text = end.exception.as_ref().map_or(0, |exception| {
+            exception.kind.len() + exception.message.len() + exception.traceback.len()
+        });
+        let gone = self.outputs.retire(end.cell.as_u64(), text);
+        if !gone.is_empty() {
+            let gone = gone.into_iter().filter_map(CellId::from_u64);
+            self.state().cells.forget(gone);
+        }
+        if self.watch_ends.load(SeqCst) {
+            self.tell_news();
+        }
+    }
+
+    /// Looks for the end of a cell; who asks is told later if it is not there.
     pub(crate) fn find(&self, cell: CellId, request: u64) -> Found {
-        let mut state = self.state();
-        if let Some(end) = state.finished.iter().rev().find(|end| end.cell == cell) {
-            let mut end = end.clone();
-            end.request = Some(request);
-            end.next_cell = state.next_id();
-            return Found::Ended(Box::new(end));
+        self.state().cells.find(cell, request)
+    }
+
+    /// The message that tells a cell's end, with the beginning of its output.
+    pub(crate) fn finished_message(&self, end: Box<FinishedCell>) -> Outgoing {
+        let body = if end.output_bytes == 0 {
+            Vec::new()
+        } else {
+            self.inline_output(end.cell)
+        };
+        (HostEvent::Finished(end), body)
+    }
+
+    /// As much of the beginning of a cell's output as travels with its end.
+    /// Nothing if that beginning is not kept.
+    pub(crate) fn inline_output(&self, cell: CellId) -> Vec<u8> {
+        let piece = self.outputs.read(cell.as_u64(), None, 0, INLINE_OUTPUT);
+        match piece {
+            Some(piece) if piece.missing == 0 => piece.records,
+            _ => Vec::new(),
         }
-        let known = state
-            .running
-            .as_ref()
-            .is_some_and(|(running, _)| *running == cell)
-            || state.queue.iter().any(|queued| queued.id == cell);
-        if known {
-            state.waiting.push((cell, request));
-            return Found::Later;
-        }
-        Found::Unknown
+    }
+
+    /// What kind of cell it is and where it is in its life.
+    pub(crate) fn state_of(&self, cell: CellId) -> Option<(CellKind, CellStatus)> {
+        self.state().cells.state_of(cell)
     }
 
     /// True if this cell has ended.
     pub(crate) fn has_ended(&self, cell: CellId) -> bool {
-        self.state()
-            .finished
-            .iter()
-            .rev()
-            .any(|end| end.cell == cell)
+        self.state().cells.end_of(cell).is_some()
+    }
+
+    /// What is known of a cell, and its end if it has ended. None means the
+    /// newest that runs beside the main thread.
+    pub(crate) fn look(&self, cell: Option<CellId>) -> Option<(CellRecord, Option<FinishedCell>)> {
+        let state = self.state();
+        let id = cell.or_else(|| state.cells.newest_beside())?;
+        let mut record = state.cells.record(id, Moment::now())?;
+        let end = state.cells.end_of(id).cloned();
+        drop(state);
+        self.count_output(&mut record);
+        Some((record, end))
+    }
+
+    /// What is known of all cells, by age, and how many are not remembered.
+    pub(crate) fn look_at_all(&self) -> (Vec<CellRecord>, u64) {
+        let state = self.state();
+        let mut records = state.cells.all(Moment::now());
+        let forgotten = state.cells.forgotten();
+        drop(state);
+        for record in &mut records {
+            self.count_output(record);
+        }
+        (records, forgotten)
+    }
+
+    fn count_output(&self, record: &mut CellRecord) {
+        let extent = self.outputs.extent(record.cell.as_u64());
+        (record.output_bytes, record.truncated) = (extent.bytes, extent.truncated);
+    }
+
+    /// A cell was told to stop.
+    pub(crate) fn note_interrupt(&self, cell: CellId, by_timeout: bool) {
+        self.state().cells.interrupted(cell, by_timeout);
+    }
+
+    /// When the next cell's time is up.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        let state = self.state();
+        state.deadlines.iter().map(|(deadline, _)| *deadline).min()
+    }
+
+    /// The cells whose time is up.
+    pub(crate) fn take_timed_out(&self, now: Instant) -> Vec<CellId> {
+        let mut state = self.state();
+        let mut due = Vec::new();
+        state.deadlines.retain(|(deadline, cell)| {
+            let later = *deadline > now;
+            if !later {
+                due.push(*cell);
+            }
+            later
+        });
+        due
     }
 
     /// What was published last.
     pub(crate) fn status(&self) -> HostStatus {
         let state = self.state();
         HostStatus {
-            running: state.running.iter().map(|(cell, _)| *cell).collect(),
-            queued: state.queue.iter().map(|cell| cell.id).collect(),
-            vars: state.vars,
-            cells: u64::from(state.counter),
+            running: state.cells.running(),
+            queued: state.cells.queued(),
+            vars: self.vars.load(SeqCst),
+            cells: state.cells.count(),
             not_recorded: self.recorder.trouble(),
         }
     }
 
+    /// Public names in the namespace.
+    pub(crate) fn set_vars(&self, count: u64) {
+        self.vars.store(count, SeqCst);
+    }
+
+    /// The id that the next cell of the main thread will get.
+    pub(crate) fn next_main(&self) -> CellId {
+        self.state().cells.next_id()
+    }
+
     /// The cell that runs on the main thread.
-    pub(crate) fn running(&self) -> Option<CellId> {
-        self.state().running.as_ref().map(|(cell, _)| *cell)
+    pub(crate) fn running_main(&self) -> Option<CellId> {
+        self.state().main
+    }
+
+    /// All cells that run.
+    pub(crate) fn running(&self) -> Vec<CellId> {
+        self.state().cells.running()
     }
 
     fn note(&self, event: Event, cell: CellId) {
@@ -304,13 +400,28 @@ impl Shared {
         }
     }
 
-    /// Adds Python-level output.
-    pub(crate) fn append(&self, cell: u64, stream: Stream, data: &[u8]) {
-        self.outputs.append(cell, stream, data);
+    /// Adds Python-level output. True if a reader is so far behind that the
+    /// writer has to wait for it.
+    pub(crate) fn append(&self, cell: u64, stream: Stream, data: &[u8]) -> bool {
+        let written = self.outputs.append(cell, stream, data);
+        self.tell_written(written);
+        written.too_fast
     }
 
-    /// Takes in what was written to descriptors 1 and 2 so far.
-    pub(crate) fn drain(&self) {
+    fn tell_written(&self, written: Written) {
+        if written.awaited {
+            self.tell_news();
+        }
+    }
+
+    /// Waits a little for the readers of a cell. True if that was not enough.
+    pub(crate) fn wait_for_readers(&self, cell: u64) -> bool {
+        self.outputs.wait_for_readers(cell, LOOK_AGAIN)
+    }
+
+    /// Takes in what was written to descriptors 1 and 2 so far. True if a reader
+    /// is so far behind that the rest has to wait.
+    pub(crate) fn drain(&self) -> bool {
         let (out, err) = (&self.capture.stdout_read, &self.capture.stderr_read);
         let mut ready = [
             PollFd::new(out, PollFlags::IN),
@@ -321,9 +432,9 @@ impl Shared {
             tv_nsec: 0,
         };
         if matches!(poll(&mut ready, Some(&now)), Ok(0) | Err(_)) {
-            return;
+            return false;
         }
-        self.outputs.drain(|stream, buffer| {
+        let written = self.outputs.drain(|stream, buffer| {
             let descriptor = match stream {
                 Stream::Stdout => out.as_fd(),
                 Stream::Stderr => err.as_fd(),
@@ -331,6 +442,24 @@ impl Shared {
             // Empty, closed by a cell, or broken: nothing to take in.
             rustix::io::read(descriptor, buffer).unwrap_or(0)
         });
+        self.tell_written(written);
+        written.too_fast
+    }
+
+    /// Something came that a reader or an asker waits for.
+    pub(crate) fn tell_news(&self) {
+        self.news.store(true, SeqCst);
+        self.wake_io();
+    }
+
+    /// Takes the sign that [`Self::tell_news`] left.
+    pub(crate) fn take_news(&self) -> bool {
+        self.news.swap(false, SeqCst)
+    }
+
+    /// Whether the I/O thread wants to know when a cell ends.
+    pub(crate) fn watch_ends(&self, watch: bool) {
+        self.watch_ends.store(watch, SeqCst);
     }
 
     /// Hands the I/O thread something for the control lane.
@@ -359,9 +488,18 @@ impl Shared {
         self.io_thread_id.load(SeqCst)
     }
 
+    /// The I/O thread looks around now: whoever has something from now on has
+    /// to wake it again.
+    pub(crate) fn io_is_awake(&self) {
+        self.woken.store(false, SeqCst);
+    }
+
     /// Makes the I/O thread look around. By signal: a cell may have closed
     /// every descriptor of the main thread.
     pub(crate) fn wake_io(&self) {
+        if self.woken.swap(true, SeqCst) {
+            return;
+        }
         if let Some(thread) = self.io_thread.get() {
             // A cell may have put every signal back to its default action,
             // which for this one is the end of the process.
@@ -409,17 +547,5 @@ impl Shared {
         self.shutting_down.store(true, SeqCst);
         let _state = self.state();
         self.queued.notify_all();
-    }
-}
-
-impl State {
-    fn next_id(&self) -> CellId {
-        CellId::from_parts(self.salt, self.counter.wrapping_add(1))
-    }
-
-    fn take_id(&mut self) -> CellId {
-        let id = self.next_id();
-        self.counter = self.counter.wrapping_add(1);
-        id
     }
 }

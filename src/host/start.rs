@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pythond_private_fs::PrivateDir;
 use serde::Deserialize;
 
-use crate::cell::Namespace;
+use crate::namespace::Namespace;
 use crate::parked::{Parked, Ready};
 use crate::{assignment, helpers, session, streams, sys, zygote};
 

@@ -20,14 +20,35 @@ use crate::shared::Shared;
 static FORKED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// The cell whose synchronous code runs on this thread; 0 elsewhere. Only
-    /// ever set on the main thread.
-    static MAIN_CELL: Cell<u64> = const { Cell::new(0) };
+    /// The cell whose synchronous code runs on this thread; 0 on threads that
+    /// are not a cell's own.
+    static THREAD_CELL: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Sets whose synchronous code the main thread runs; 0 while it awaits.
-pub(crate) fn set_main_cell(cell: u64) {
-    MAIN_CELL.set(cell);
+/// Sets whose synchronous code this thread runs; 0 while it awaits.
+pub(crate) fn set_thread_cell(cell: u64) {
+    THREAD_CELL.set(cell);
+}
+
+/// Longest piece that is added at once, so that readers can follow a long write.
+const PIECE: usize = 4 << 20;
+
+/// Adds output of a cell, no faster than those who read it live can follow.
+pub(crate) fn append(
+    py: Python<'_>,
+    shared: &Shared,
+    cell: u64,
+    stream: Stream,
+    bytes: &[u8],
+) -> PyResult<()> {
+    for piece in bytes.chunks(PIECE) {
+        let mut ahead = shared.append(cell, stream, piece);
+        while ahead {
+            ahead = py.detach(|| shared.wait_for_readers(cell));
+            py.check_signals()?;
+        }
+    }
+    Ok(())
 }
 
 /// True in a process that session code forked.
@@ -43,7 +64,7 @@ pub(crate) fn set_forked(value: bool) {
 
 /// The cell that the calling thread or task belongs to; 0 for none.
 fn current_cell(py: Python<'_>) -> u64 {
-    match MAIN_CELL.get() {
+    match THREAD_CELL.get() {
         0 => helpers::get(py)
             .cell_variable
             .call_method0(py, pyo3::intern!(py, "get"))
@@ -90,7 +111,7 @@ impl Sink {
             Some(shared) if !forked() => {
                 let cell = current_cell(py);
                 shared.drain();
-                shared.append(cell, self.stream, bytes);
+                append(py, shared, cell, self.stream, bytes)?;
             }
             _ => write_descriptor(py, self.stream, bytes),
         }

@@ -19,8 +19,8 @@ use pythond_protocol::verbs::new::PythonInfo;
 use rustix::net::SocketFlags;
 use rustix::process::Signal;
 
-use crate::cell::Namespace;
 use crate::lane_socket::{LaneLost, LaneSocket};
+use crate::namespace::Namespace;
 use crate::start::{self, Launch};
 use crate::{helpers, sys};
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
-    FinishedCell, HostCommand, HostEvent, HostInfo, HostedSession, Lane, Message, OUTPUT_CHUNK,
+    FinishedCell, HostCommand, HostEvent, HostInfo, HostedSession, Lane, Message,
 };
-use pythond_protocol::outcome::CellStatus;
+use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::{ErrorCode, ErrorReply, SessionId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -18,9 +18,12 @@ use tokio_util::task::TaskTracker;
 
 use super::death;
 use super::handle::{
-    LastOutput, Question, RunAnswer, SessionHandle, SessionMessage, SessionShared, View,
+    Accepted, Answer, EndReason, LastOutput, Question, RunAnswer, SessionHandle, SessionMessage,
+    SessionShared, Submit, View, Waiter,
 };
 use super::state::{Cell, CellBoard, Demand, MAX_QUEUED_BYTES, Phase, Refusal, Resume, permit};
+use super::watch::Watch;
+use crate::events::EventLog;
 use crate::exits::HostExit;
 use crate::host_process::{self, HostProcess, Lanes};
 use crate::log::Log;
@@ -34,8 +37,7 @@ const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Durati
 /// Questions without an answer that are remembered before they are looked over.
 const MANY_QUESTIONS: usize = 64;
 
-type RunReply = oneshot::Sender<RunAnswer>;
-type AskReply = oneshot::Sender<Result<HostEvent, ErrorReply>>;
+type AskReply = oneshot::Sender<Result<Answer, ErrorReply>>;
 type Recovery = Pin<Box<dyn Future<Output = Option<(Lanes, HostedSession)>> + Send>>;
 
 /// A host with both lanes open.
@@ -50,13 +52,6 @@ pub(crate) struct Connected {
     pub(crate) exit: oneshot::Receiver<HostExit>,
     /// Its process id.
     pub(crate) pid: i32,
-}
-
-/// A cell that ended and whose output is not all here yet.
-struct OutputRead {
-    reply: RunReply,
-    finished: Box<FinishedCell>,
-    log: Vec<u8>,
 }
 
 /// The lanes, or the attempt to get new ones.
@@ -79,12 +74,13 @@ struct Session {
     socket: String,
     log: Log,
     phase: Phase,
-    told: Option<&'static str>,
+    told: Option<EndReason>,
     /// What is said once it is clear that the host lives on.
     why_broken: String,
     link: Link,
-    board: CellBoard<RunReply>,
-    reads: HashMap<u64, OutputRead>,
+    board: CellBoard<Waiter>,
+    /// What is told to those who follow events.
+    watch: Watch,
     asks: HashMap<u64, (Question, AskReply)>,
     /// Cells that were asked for over new lanes: refused means never arrived.
     resending: HashSet<u64>,
@@ -95,6 +91,7 @@ pub(crate) fn start(
     connected: Connected,
     dir: Arc<PrivateDir>,
     log: Log,
+    events: Arc<EventLog>,
     tracker: &TaskTracker,
 ) -> SessionHandle {
     let Connected {
@@ -111,11 +108,12 @@ pub(crate) fn start(
         .iter()
         .map(|cell| (board.inherit(*cell), *cell))
         .collect();
+    let watch = Watch::new(events, &hosted);
     let shared = Arc::new(SessionShared {
         hosted,
         process: HostProcess::of(pid),
         view: Mutex::new(View {
-            running: !inherited.is_empty(),
+            running: watch.something_runs(),
             death: None,
         }),
         dead: CancellationToken::new(),
@@ -134,7 +132,7 @@ pub(crate) fn start(
         why_broken: String::new(),
         link: Link::Up(Box::new(lanes)),
         board,
-        reads: HashMap::new(),
+        watch,
         asks: HashMap::new(),
         resending: HashSet::new(),
     };
@@ -185,22 +183,18 @@ impl Session {
 
     fn message(&mut self, message: SessionMessage) {
         match message {
-            SessionMessage::Run {
-                source,
-                changed,
-                reply,
-            } => match permit(self.phase, Demand::Run) {
-                Ok(_) => self.run_cell(source, changed, reply),
-                Err(refusal) => answer(reply, RunAnswer::Refused(self.refusal(refusal))),
+            SessionMessage::Submit { submit, waiter } => match permit(self.phase, Demand::Run) {
+                Ok(_) => self.submit(submit, waiter),
+                Err(refusal) => answer(waiter, RunAnswer::Refused(self.refusal(refusal))),
             },
             SessionMessage::Ask { question, reply } => match permit(self.phase, Demand::Ask) {
                 Ok(_) => self.question(question, reply),
                 Err(refusal) => drop(reply.send(Err(self.refusal(refusal)))),
             },
-            SessionMessage::End { cause } => {
+            SessionMessage::End { reason } => {
                 if let Ok(phase) = permit(self.phase, Demand::End) {
                     self.phase = phase;
-                    self.told.get_or_insert(cause);
+                    self.told.get_or_insert(reason);
                     self.control(&HostCommand::Shutdown, b"");
                 }
             }
@@ -226,13 +220,23 @@ impl Session {
         }
     }
 
-    fn run_cell(&mut self, source: String, changed: bool, reply: RunReply) {
-        match self.board.add(source, changed, reply) {
-            Ok((request, _)) => {
-                self.publish_running();
-                self.send_cell(request);
-            }
-            Err(reply) => {
+    fn submit(&mut self, submit: Submit, waiter: Waiter) {
+        let Submit {
+            kind,
+            source,
+            how,
+            busy_fails,
+        } = submit;
+        if busy_fails && !self.board.is_idle() {
+            let name = &self.shared.hosted.spec.session;
+            let error = ErrorReply::new(ErrorCode::Busy, format!("session `{name}` is busy"))
+                .with_hint("send it without `--busy=fail` to let it wait for its turn");
+            answer(waiter, RunAnswer::Refused(error));
+            return;
+        }
+        match self.board.add(source, kind, how, waiter) {
+            Ok((request, _)) => self.send_cell(request),
+            Err(waiter) => {
                 let error = ErrorReply::new(
                     ErrorCode::Limit,
                     format!(
@@ -241,7 +245,7 @@ impl Session {
                     ),
                 )
                 .with_hint("wait for cells to finish, then send it again");
-                answer(reply, RunAnswer::Refused(error));
+                answer(waiter, RunAnswer::Refused(error));
             }
         }
     }
@@ -259,18 +263,60 @@ impl Session {
             Lane::Cell => &mut lanes.cell,
             Lane::Control => &mut lanes.control,
         };
-        let command = HostCommand::Run {
-            request,
-            changed: cell.changed,
+        let how = cell.how.clone();
+        let command = match cell.kind {
+            CellKind::Run => HostCommand::Run { request, how },
+            _ => HostCommand::Fire { request, how },
         };
         let sent = lane.send(&command, cell.source.as_bytes());
+        // On the cell lane it runs at once, under the id that is next.
+        let runs = cell.id.filter(|_| cell.lane == Lane::Cell);
         self.board.mark_sent(request);
+        if let Some(cell) = runs
+            && sent.is_ok()
+        {
+            self.watch.started(cell, CellKind::Run);
+            self.publish_running();
+            let accepted = Accepted {
+                cell,
+                existing: false,
+                status: CellStatus::Running,
+            };
+            self.tell_accepted(request, accepted);
+        }
         if let Err(error) = sent {
             let error = ErrorReply::new(ErrorCode::Limit, error.to_string());
             if let Some(cell) = self.board.remove(request) {
                 answer(cell.waiter, RunAnswer::Refused(error));
             }
         }
+    }
+
+    /// Tells the submitter the id of its cell.
+    fn tell_accepted(&mut self, request: u64, accepted: Accepted) {
+        let Some(cell) = self.board.accepted(request, accepted.cell) else {
+            return;
+        };
+        let waiter = cell.waiter.accepted.take();
+        let beside = cell.kind != CellKind::Run;
+        if beside {
+            // Its end is asked for by whoever wants to know it.
+            self.board.remove(request);
+        }
+        if let Some(waiter) = waiter {
+            let _ = waiter.send(accepted);
+        }
+    }
+
+    fn accepted(&mut self, request: u64, accepted: Accepted) {
+        let kind = self.board.get(request).map(|cell| cell.kind);
+        if !accepted.existing
+            && let Some(kind) = kind
+        {
+            self.watch.accepted(accepted.cell, kind, accepted.status);
+            self.publish_running();
+        }
+        self.tell_accepted(request, accepted);
     }
 
     fn control(&mut self, command: &HostCommand, body: &[u8]) {
@@ -283,7 +329,9 @@ impl Session {
     fn question(&mut self, question: Question, reply: AskReply) {
         let question = match question {
             // A cell that is on its way to the host is meant as well.
-            Question::Interrupt(None) => Question::Interrupt(self.board.current()),
+            Question::Interrupt(cells) if cells.is_empty() => {
+                Question::Interrupt(self.watch.running(self.board.current()))
+            }
             question => question,
         };
         if self.asks.len() >= MANY_QUESTIONS {
@@ -296,103 +344,85 @@ impl Session {
     }
 
     fn host_event(&mut self, message: Message<HostEvent>) {
-        match message.header {
-            HostEvent::Finished(finished) => self.finished(finished, message.body),
-            HostEvent::Accepted { request, cell } => self.board.accepted(request, cell),
-            HostEvent::OutputChunk {
-                request,
-                offset,
-                next,
-            } => {
-                self.output(request, offset, next, &message.body);
+        let Message { header, body } = message;
+        let request = match &header {
+            HostEvent::Welcome(_) | HostEvent::CellLaneReady => return,
+            HostEvent::Finished(_) => {
+                let HostEvent::Finished(finished) = header else {
+                    return;
+                };
+                return self.finished(finished, body);
             }
-            HostEvent::Refused { request, error } => self.refused(request, error),
+            HostEvent::Accepted {
+                request,
+                cell,
+                existing,
+                status,
+            } => {
+                let accepted = Accepted {
+                    cell: *cell,
+                    existing: *existing,
+                    status: *status,
+                };
+                return self.accepted(*request, accepted);
+            }
+            HostEvent::Started { cell, kind } => {
+                self.watch.started(*cell, *kind);
+                return self.publish_running();
+            }
+            HostEvent::Refused { request, error } => {
+                return self.refused(*request, error.clone());
+            }
             HostEvent::Status { request, .. }
             | HostEvent::Vars { request, .. }
             | HostEvent::Completions { request, .. }
-            | HostEvent::Interrupted { request, .. } => {
-                if let Some((_, reply)) = self.asks.remove(&request) {
-                    // Whoever stopped waiting does not need it.
-                    let _ = reply.send(Ok(message.header));
-                }
-            }
-            HostEvent::Welcome(_) | HostEvent::CellLaneReady => {}
+            | HostEvent::Cells { request, .. }
+            | HostEvent::Cell { request, .. }
+            | HostEvent::OutputChunk { request, .. }
+            | HostEvent::Interrupted { request, .. }
+            | HostEvent::Stack { request, .. }
+            | HostEvent::ChildrenKilled { request, .. } => *request,
+        };
+        if let Some((_, reply)) = self.asks.remove(&request) {
+            // Whoever stopped waiting does not need it.
+            let _ = reply.send(Ok((header, body)));
         }
     }
 
     fn finished(&mut self, finished: Box<FinishedCell>, log: Vec<u8>) {
         let found = self.board.finished(&finished);
-        if let Some((request, _)) = &found {
-            self.resending.remove(request);
-        }
+        self.watch.finished(&finished);
         self.publish_running();
-        let Some((request, cell)) = found else { return };
-        let read = OutputRead {
-            reply: cell.waiter,
-            finished,
-            log,
-        };
-        self.read_on(request, read);
+        if let Some((request, cell)) = found {
+            self.resending.remove(&request);
+            self.answer_finished(cell.waiter, finished, log);
+        } else if let Some((_, reply)) = finished
+            .request
+            .and_then(|request| self.asks.remove(&request))
+        {
+            let _ = reply.send(Ok((HostEvent::Finished(finished), log)));
+        }
     }
 
-    /// Answers when all output is here, else asks for the next piece.
-    fn read_on(&mut self, request: u64, read: OutputRead) {
-        let have = read.log.len() as u64;
-        if have >= read.finished.log_end || read.reply.is_closed() {
-            if self.phase == Phase::Ending && read.finished.status == CellStatus::Interrupted {
-                // Nobody asked to interrupt it: the session was ended.
-                let cell = Some(read.finished.cell);
-                let tombstone = death::tombstone(None, self.told, cell);
-                let error = death::died(&self.shared.hosted.spec.session, &tombstone);
-                let output = LastOutput {
-                    log: read.log,
-                    lost: read.finished.truncated,
-                };
-                answer(read.reply, RunAnswer::Died(cell, error, output));
-                return;
-            }
-            answer(read.reply, RunAnswer::Finished(read.finished, read.log));
+    fn answer_finished(&self, waiter: Waiter, finished: Box<FinishedCell>, log: Vec<u8>) {
+        if self.phase == Phase::Ending && finished.status == CellStatus::Interrupted {
+            // Nobody asked to interrupt it: the session was ended.
+            let cell = Some(finished.cell);
+            let tombstone = death::tombstone(None, self.told, cell);
+            let error = death::died(&self.shared.hosted.spec.session, &tombstone);
+            let output = LastOutput {
+                log,
+                lost: finished.truncated,
+            };
+            answer(waiter, RunAnswer::Died(cell, error, output));
             return;
         }
-        let most = u32::try_from(OUTPUT_CHUNK).expect("a chunk's size fits 32 bits");
-        let cell = read.finished.cell;
-        self.reads.insert(request, read);
-        self.control(
-            &HostCommand::ReadOutput {
-                request,
-                cell,
-                offset: have,
-                most,
-            },
-            b"",
-        );
-    }
-
-    fn output(&mut self, request: u64, offset: u64, next: u64, body: &[u8]) {
-        let Some(mut read) = self.reads.remove(&request) else {
-            return;
-        };
-        let expected = offset == read.log.len() as u64 && next == offset + body.len() as u64;
-        if !expected || body.is_empty() {
-            // What the host no longer has is said, never passed over.
-            self.answer_cut(read);
-            return;
-        }
-        read.log.extend_from_slice(body);
-        self.read_on(request, read);
-    }
-
-    fn answer_cut(&self, mut read: OutputRead) {
-        let missing = read.finished.log_end.saturating_sub(read.log.len() as u64);
-        read.finished.truncated += missing;
-        answer(read.reply, RunAnswer::Finished(read.finished, read.log));
+        answer(waiter, RunAnswer::Finished(finished, log));
     }
 
     fn refused(&mut self, request: u64, error: ErrorReply) {
         if let Some((_, reply)) = self.asks.remove(&request) {
             let _ = reply.send(Err(error));
-        } else if let Some(read) = self.reads.remove(&request) {
-            self.answer_cut(read);
         } else if self.resending.remove(&request) && self.board.send_again(request).is_some() {
             self.send_cell(request);
         } else if let Some(cell) = self.board.remove(request) {
@@ -439,22 +469,10 @@ impl Session {
                 }
             }
         }
-        let most = u32::try_from(OUTPUT_CHUNK).expect("a chunk's size fits 32 bits");
-        let reads: Vec<_> = self
-            .reads
-            .iter()
-            .map(|(request, read)| (*request, read.finished.cell, read.log.len() as u64))
-            .collect();
-        for (request, cell, offset) in reads {
-            self.control(
-                &HostCommand::ReadOutput {
-                    request,
-                    cell,
-                    offset,
-                    most,
-                },
-                b"",
-            );
+        for cell in self.watch.resume(hosted) {
+            // Its end was told while nobody listened.
+            let request = self.board.next_request();
+            self.control(&HostCommand::Await { request, cell }, b"");
         }
         // Questions change nothing in a host, and an interrupt that arrives twice
         // is one: those on their way when the lanes broke are asked again.
@@ -472,7 +490,7 @@ impl Session {
     }
 
     fn publish_running(&self) {
-        let running = !self.board.is_idle();
+        let running = self.watch.something_runs();
         let mut view = self
             .shared
             .view
@@ -505,6 +523,7 @@ impl Session {
             lost: exit.log_lost,
         });
         let error = death::died(&self.shared.hosted.spec.session, &tombstone);
+        self.watch.closed(self.told, &tombstone);
         {
             let mut view = self
                 .shared
@@ -522,9 +541,6 @@ impl Session {
             let output = output.unwrap_or_default();
             answer(waiter, RunAnswer::Died(id, error.clone(), output));
         }
-        for (_, read) in std::mem::take(&mut self.reads) {
-            self.answer_cut(read);
-        }
         for (_, (_, reply)) in self.asks.drain() {
             let _ = reply.send(Err(error.clone()));
         }
@@ -532,8 +548,8 @@ impl Session {
 }
 
 /// A waiting client that went away changes nothing.
-fn answer(reply: RunReply, answer: RunAnswer) {
-    drop(reply.send(answer));
+fn answer(waiter: Waiter, answer: RunAnswer) {
+    drop(waiter.end.send(answer));
 }
 
 async fn wait(

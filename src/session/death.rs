@@ -8,14 +8,14 @@ use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use pythond_protocol::verbs::status::Tombstone;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionName};
 
-use super::handle::SessionHandle;
+use super::handle::{EndReason, SessionHandle};
 use crate::exits::HostExit;
 use crate::host_process::HostProcess;
 
 /// What is left of a session. `told` is set if we ended it ourselves.
 pub(super) fn tombstone(
     exit: Option<&HostExit>,
-    told: Option<&'static str>,
+    told: Option<EndReason>,
     running: Option<CellId>,
 ) -> Tombstone {
     let died_at = jiff::Timestamp::now().to_string();
@@ -23,7 +23,7 @@ pub(super) fn tombstone(
         Some(exit) => (exit.end.clone(), exit.last_stderr.clone(), exit.cell),
         None => (ProcessEnd::Unknown, String::new(), None),
     };
-    let cause = told.map_or_else(|| end.describe(), str::to_owned);
+    let cause = told.map_or_else(|| end.describe(), |reason| reason.cause().to_owned());
     Tombstone {
         end,
         cause,
@@ -57,6 +57,7 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         cold_reason: None,
         created_at: unknown(),
         unfinished: Vec::new(),
+        unfinished_beside: Vec::new(),
         next_cell: CellId::from_parts(0, 0),
         not_recorded: None,
         zygote_pid: 0,
@@ -116,7 +117,7 @@ mod tests {
                 .starts_with("ERR session 'work' died: killed by SIGSEGV")
         );
         assert_eq!(
-            tombstone(None, Some("ended by `kill`"), None).cause,
+            tombstone(None, Some(EndReason::Killed), None).cause,
             "ended by `kill`"
         );
     }

@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pythond_protocol::lane::{FinishedCell, HostCommand, HostEvent, HostedSession};
+use pythond_protocol::lane::{CellSpec, FinishedCell, HostCommand, HostEvent, HostedSession};
+use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::output_log::Stream;
 use pythond_protocol::verbs::list::{SessionState, SessionSummary};
 use pythond_protocol::verbs::status::Tombstone;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionName};
@@ -14,15 +16,17 @@ use tokio_util::sync::CancellationToken;
 use super::death;
 use crate::host_process::HostProcess;
 
+/// After how long it is looked whether a host that does not answer is stopped.
+const STOPPED_PATIENCE: Duration = Duration::from_millis(250);
 /// How long a host may take to answer on its control lane.
 const ASK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the task may take to notice that its host is gone.
 const NOTICE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// How a run ended, for whoever waits for it.
+/// How a cell ended, for whoever submitted it.
 #[derive(Debug)]
 pub(crate) enum RunAnswer {
-    /// The cell ended; the log is its output.
+    /// The cell ended; the log is the beginning of its output.
     Finished(Box<FinishedCell>, Vec<u8>),
     /// The session died first; what it had written until then.
     Died(Option<CellId>, ErrorReply, LastOutput),
@@ -41,19 +45,92 @@ pub(crate) struct LastOutput {
     pub(crate) lost: u64,
 }
 
+/// A cell that the host has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Accepted {
+    pub(crate) cell: CellId,
+    /// It was submitted earlier under the same key.
+    pub(crate) existing: bool,
+    pub(crate) status: CellStatus,
+}
+
+/// A cell to submit.
+#[derive(Debug)]
+pub(crate) struct Submit {
+    pub(crate) kind: CellKind,
+    pub(crate) source: String,
+    pub(crate) how: CellSpec,
+    /// Refuse it rather than let it wait.
+    pub(crate) busy_fails: bool,
+}
+
+/// A cell that was submitted. Dropping it changes nothing about the cell.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    /// Its id; closed if there will be none, and then the end says why.
+    pub(crate) accepted: oneshot::Receiver<Accepted>,
+    /// Its end.
+    pub(crate) end: oneshot::Receiver<RunAnswer>,
+}
+
+/// Who waits for a cell.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) accepted: Option<oneshot::Sender<Accepted>>,
+    pub(super) end: oneshot::Sender<RunAnswer>,
+}
+
+/// Why a session is ended by us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndReason {
+    /// `kill`.
+    Killed,
+    /// `int --kill`.
+    Interrupted,
+    /// `new --replace`.
+    Replaced,
+    /// The daemon stops.
+    Stopped,
+}
+
+impl EndReason {
+    /// In words.
+    pub(crate) fn cause(self) -> &'static str {
+        match self {
+            Self::Killed => "ended by `kill`",
+            Self::Interrupted => "ended by `int --kill`",
+            Self::Replaced => "replaced by `new --replace`",
+            Self::Stopped => "the daemon stopped",
+        }
+    }
+
+    /// In the word of an event.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Killed | Self::Interrupted => "killed",
+            Self::Replaced => "replaced",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// An answer of the host, with its body.
+pub(crate) type Answer = (HostEvent, Vec<u8>);
+
 /// What the session's task is told.
 pub(super) enum SessionMessage {
-    Run {
-        source: String,
-        changed: bool,
-        reply: oneshot::Sender<RunAnswer>,
+    Submit {
+        submit: Submit,
+        waiter: Waiter,
     },
     Ask {
         question: Question,
-        reply: oneshot::Sender<Result<HostEvent, ErrorReply>>,
+        reply: oneshot::Sender<Result<Answer, ErrorReply>>,
     },
-    /// Ask the host to end; the text is the cause that is told.
-    End { cause: &'static str },
+    /// Ask the host to end.
+    End {
+        reason: EndReason,
+    },
 }
 
 /// A question that the host answers on its control lane.
@@ -62,7 +139,25 @@ pub(crate) enum Question {
     Status,
     Vars,
     Complete(String),
-    Interrupt(Option<CellId>),
+    Cells,
+    Look(Option<CellId>),
+    Await(CellId),
+    Read(OutputRange),
+    /// Empty means every running cell.
+    Interrupt(Vec<CellId>),
+    Stack,
+    KillChildren(CellId),
+}
+
+/// Which output is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutputRange {
+    pub(crate) cell: CellId,
+    pub(crate) stream: Option<Stream>,
+    pub(crate) offset: u64,
+    pub(crate) most: u32,
+    /// Wait until there is something, or the cell has ended.
+    pub(crate) follow: bool,
 }
 
 impl Question {
@@ -71,7 +166,26 @@ impl Question {
             Self::Status => HostCommand::Status { request },
             Self::Vars => HostCommand::Vars { request },
             Self::Complete(text) => HostCommand::Complete { request, text },
-            Self::Interrupt(cell) => HostCommand::Interrupt { request, cell },
+            Self::Cells => HostCommand::Cells { request },
+            Self::Look(cell) => HostCommand::Look { request, cell },
+            Self::Await(cell) => HostCommand::Await { request, cell },
+            Self::Read(OutputRange {
+                cell,
+                stream,
+                offset,
+                most,
+                follow,
+            }) => HostCommand::ReadOutput {
+                request,
+                cell,
+                stream,
+                offset,
+                most,
+                follow,
+            },
+            Self::Interrupt(cells) => HostCommand::Interrupt { request, cells },
+            Self::Stack => HostCommand::Stack { request },
+            Self::KillChildren(cell) => HostCommand::KillChildren { request, cell },
         }
     }
 }
@@ -157,6 +271,7 @@ impl SessionHandle {
     pub(crate) fn state(&self) -> SessionState {
         match self.view() {
             View { death: Some(_), .. } => SessionState::Dead,
+            _ if self.process().is_stopped() => SessionState::Stopped,
             View { running: true, .. } => SessionState::Running,
             View { running: false, .. } => SessionState::Idle,
         }
@@ -188,39 +303,66 @@ impl SessionHandle {
         }
     }
 
-    /// Runs a cell and waits for its end. Going away changes nothing.
-    pub(crate) async fn run(&self, source: String, changed: bool) -> RunAnswer {
-        let (reply, answer) = oneshot::channel();
-        let message = SessionMessage::Run {
-            source,
-            changed,
-            reply,
+    /// Submits a cell.
+    ///
+    /// # Errors
+    /// If the session's task is gone.
+    pub(crate) async fn submit(&self, submit: Submit) -> Result<Submission, ErrorReply> {
+        let (accepted_in, accepted) = oneshot::channel();
+        let (end_in, end) = oneshot::channel();
+        let waiter = Waiter {
+            accepted: Some(accepted_in),
+            end: end_in,
         };
-        if self.inbox.send(message).await.is_err() {
-            return RunAnswer::Refused(self.gone());
-        }
-        answer
-            .await
+        let message = SessionMessage::Submit { submit, waiter };
+        self.inbox.send(message).await.map_err(|_| self.gone())?;
+        Ok(Submission { accepted, end })
+    }
+
+    /// What became of a submitted cell.
+    pub(crate) async fn end_of(&self, end: &mut oneshot::Receiver<RunAnswer>) -> RunAnswer {
+        end.await
             .unwrap_or_else(|_| RunAnswer::Died(None, self.gone(), LastOutput::default()))
     }
 
-    /// Asks the host something on its control lane.
+    /// Asks the host something that it answers at once.
     ///
     /// # Errors
     /// [`ErrorCode::SessionDied`], [`ErrorCode::SessionUnreachable`], or what
     /// the host says.
     pub(crate) async fn ask(&self, question: Question) -> Result<HostEvent, ErrorReply> {
+        Ok(self.ask_with_body(question).await?.0)
+    }
+
+    /// The same with the bytes that come with the answer.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(crate) async fn ask_with_body(&self, question: Question) -> Result<Answer, ErrorReply> {
+        let mut asked = std::pin::pin!(self.ask_and_wait(question));
+        // A stopped process is named soon; a slow one may be only slow.
+        for patience in [STOPPED_PATIENCE, ASK_DEADLINE] {
+            if let Ok(answer) = tokio::time::timeout(patience, &mut asked).await {
+                return answer;
+            }
+            if self.process().is_stopped() {
+                break;
+            }
+        }
+        Err(self.unreachable())
+    }
+
+    /// Asks the host something that it answers when it has happened.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(crate) async fn ask_and_wait(&self, question: Question) -> Result<Answer, ErrorReply> {
         let (reply, answer) = oneshot::channel();
-        let asked = async {
-            self.inbox
-                .send(SessionMessage::Ask { question, reply })
-                .await
-                .map_err(|_| self.gone())?;
-            answer.await.unwrap_or_else(|_| Err(self.gone()))
-        };
-        tokio::time::timeout(ASK_DEADLINE, asked)
+        self.inbox
+            .send(SessionMessage::Ask { question, reply })
             .await
-            .unwrap_or_else(|_| Err(self.unreachable()))
+            .map_err(|_| self.gone())?;
+        answer.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
     fn unreachable(&self) -> ErrorReply {
@@ -242,7 +384,7 @@ impl SessionHandle {
     /// Ends the session: asks, waits, forces. True if it is gone.
     pub(crate) async fn end(
         &self,
-        cause: &'static str,
+        reason: EndReason,
         grace: Duration,
         hurry: &CancellationToken,
     ) -> bool {
@@ -251,7 +393,7 @@ impl SessionHandle {
         }
         // A task that is gone has a host that is gone, or one that only the
         // signals below can reach.
-        let _ = self.inbox.try_send(SessionMessage::End { cause });
+        let _ = self.inbox.try_send(SessionMessage::End { reason });
         let gone = self.process().end(grace, hurry).await;
         if gone {
             let _ = tokio::time::timeout(NOTICE_DEADLINE, self.shared.dead.cancelled()).await;

@@ -4,7 +4,11 @@ mod actor;
 mod death;
 mod handle;
 pub(crate) mod state;
+mod watch;
 
 pub(crate) use actor::{Connected, start};
 pub(crate) use death::bury;
-pub(crate) use handle::{LastOutput, Question, RunAnswer, SessionHandle};
+pub(crate) use handle::{
+    Accepted, EndReason, LastOutput, OutputRange, Question, RunAnswer, SessionHandle, Submission,
+    Submit,
+};

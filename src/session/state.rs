@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use pythond_protocol::CellId;
-use pythond_protocol::lane::{FinishedCell, Lane};
+use pythond_protocol::lane::{CellSpec, FinishedCell, Lane};
+use pythond_protocol::outcome::CellKind;
 
 /// Most bytes of source that wait in one session.
 pub(crate) const MAX_QUEUED_BYTES: usize = 64 << 20;
@@ -63,8 +64,10 @@ pub(crate) struct Cell<W> {
     pub(crate) sent: bool,
     /// Kept until the host certainly has it.
     pub(crate) source: String,
-    /// Whether changed names are to be worked out.
-    pub(crate) changed: bool,
+    /// `run`, or one that does not take the main thread.
+    pub(crate) kind: CellKind,
+    /// How it is to be run.
+    pub(crate) how: CellSpec,
     /// Who waits.
     pub(crate) waiter: W,
 }
@@ -137,14 +140,17 @@ impl<W> CellBoard<W> {
     pub(crate) fn add(
         &mut self,
         source: String,
-        changed: bool,
+        kind: CellKind,
+        how: CellSpec,
         waiter: W,
     ) -> Result<(u64, Lane), W> {
         if !self.cells.is_empty() && self.queued_bytes + source.len() > MAX_QUEUED_BYTES {
             return Err(waiter);
         }
-        let (id, lane) = if self.is_idle() {
-            (Some(self.next_cell), Lane::Cell)
+        let (id, lane) = if kind == CellKind::Run && self.is_idle() {
+            // A key may belong to an earlier cell: then the host names it.
+            let id = how.key.is_none().then_some(self.next_cell);
+            (id, Lane::Cell)
         } else {
             (None, Lane::Control)
         };
@@ -157,7 +163,8 @@ impl<W> CellBoard<W> {
                 lane,
                 sent: false,
                 source,
-                changed,
+                kind,
+                how,
                 waiter,
             },
         );
@@ -176,11 +183,11 @@ impl<W> CellBoard<W> {
         }
     }
 
-    /// The host has it in its queue.
-    pub(crate) fn accepted(&mut self, request: u64, id: CellId) {
-        if let Some(cell) = self.cells.get_mut(&request) {
-            cell.id = Some(id);
-        }
+    /// The host has it, under this id.
+    pub(crate) fn accepted(&mut self, request: u64, id: CellId) -> Option<&mut Cell<W>> {
+        let cell = self.cells.get_mut(&request)?;
+        cell.id = Some(id);
+        Some(cell)
     }
 
     /// It ended; gives back the cell if somebody waits for it.
@@ -211,11 +218,14 @@ impl<W> CellBoard<W> {
 
     /// The host says it never saw this cell: it goes again, by this lane.
     pub(crate) fn send_again(&mut self, request: u64) -> Option<Lane> {
-        let alone = self.cells.len() == 1 && self.inherited.is_empty();
+        let others = self.cells.iter();
+        let mut others =
+            others.filter(|(number, cell)| **number != request && cell.kind == CellKind::Run);
+        let alone = others.next().is_none() && self.inherited.is_empty();
         let next_cell = self.next_cell;
         let cell = self.cells.get_mut(&request)?;
-        (cell.id, cell.lane) = if alone {
-            (Some(next_cell), Lane::Cell)
+        (cell.id, cell.lane) = if alone && cell.kind == CellKind::Run {
+            (cell.how.key.is_none().then_some(next_cell), Lane::Cell)
         } else {
             (None, Lane::Control)
         };
@@ -243,15 +253,17 @@ impl<W> CellBoard<W> {
         own.chain(inherited).collect()
     }
 
-    /// No cell is known that is not finished.
+    /// No cell is known that has or wants the main thread.
     pub(crate) fn is_idle(&self) -> bool {
-        self.cells.is_empty() && self.inherited.is_empty()
+        let main = |cell: &Cell<W>| cell.kind == CellKind::Run;
+        self.inherited.is_empty() && !self.cells.values().any(main)
     }
 
-    /// The cell that runs now, as far as is known here: the oldest one.
+    /// The cell that runs on the main thread, as far as is known.
     pub(crate) fn current(&self) -> Option<CellId> {
-        let own = self.cells.values().filter_map(|cell| cell.id);
-        own.chain(self.inherited.values().copied()).min()
+        let inherited = self.inherited.values().next().copied();
+        let main = |cell: &&Cell<W>| cell.kind == CellKind::Run;
+        inherited.or_else(|| self.cells.values().find(main).and_then(|cell| cell.id))
     }
 
     /// Takes all cells away, oldest first.
@@ -265,7 +277,11 @@ impl<W> CellBoard<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pythond_protocol::outcome::{CellKind, CellStatus};
+    use pythond_protocol::outcome::CellStatus;
+
+    fn add<W>(board: &mut CellBoard<W>, source: &str, waiter: W) -> Result<(u64, Lane), W> {
+        board.add(source.into(), CellKind::Run, CellSpec::default(), waiter)
+    }
 
     fn id(counter: u32) -> CellId {
         CellId::from_parts(9, counter)
@@ -281,9 +297,9 @@ mod tests {
             result: None,
             started_us: 0,
             duration_ns: 0,
-            log_end: 0,
             output_bytes: 0,
             truncated: 0,
+            timed_out: false,
             changed: Vec::new(),
             next_cell,
             not_recorded: None,
@@ -308,14 +324,14 @@ mod tests {
     #[test]
     fn only_a_cell_that_meets_no_other_takes_the_cell_lane() {
         let mut board = CellBoard::new(id(0));
-        assert_eq!(board.add("a".into(), false, 'a'), Ok((1, Lane::Cell)));
-        assert_eq!(board.add("b".into(), false, 'b'), Ok((2, Lane::Control)));
+        assert_eq!(add(&mut board, "a", 'a'), Ok((1, Lane::Cell)));
+        assert_eq!(add(&mut board, "b", 'b'), Ok((2, Lane::Control)));
         assert_eq!(board.current(), Some(id(0)));
         board.accepted(2, id(1));
         let (_, cell) = board.finished(&finished(Some(1), id(0), id(2))).unwrap();
         assert_eq!(cell.waiter, 'a');
         assert_eq!(board.current(), Some(id(1)));
-        assert_eq!(board.add("c".into(), false, 'c'), Ok((3, Lane::Control)));
+        assert_eq!(add(&mut board, "c", 'c'), Ok((3, Lane::Control)));
         // Without our number it is known by its id.
         let (_, cell) = board.finished(&finished(None, id(1), id(2))).unwrap();
         assert_eq!(cell.waiter, 'b');
@@ -323,22 +339,45 @@ mod tests {
     }
 
     #[test]
+    fn cells_beside_the_main_thread_never_take_its_lane() {
+        let mut board = CellBoard::new(id(0));
+        let fire = |board: &mut CellBoard<()>| {
+            board.add("a".into(), CellKind::Fire, CellSpec::default(), ())
+        };
+        assert_eq!(fire(&mut board), Ok((1, Lane::Control)));
+        assert!(board.is_idle());
+        assert_eq!(add(&mut board, "b", ()), Ok((2, Lane::Cell)));
+        assert_eq!(board.current(), Some(id(0)));
+    }
+
+    #[test]
+    fn the_id_of_a_cell_with_a_key_is_the_hosts_to_say() {
+        let mut board = CellBoard::new(id(0));
+        let how = CellSpec {
+            key: Some("k".to_owned()),
+            ..CellSpec::default()
+        };
+        board.add("a".into(), CellKind::Run, how, ()).unwrap();
+        assert_eq!(board.get(1).unwrap().id, None);
+    }
+
+    #[test]
     fn inherited_cells_keep_the_cell_lane_free() {
         let mut board = CellBoard::new(id(5));
         board.inherit(id(4));
-        assert_eq!(board.add("a".into(), false, ()), Ok((2, Lane::Control)));
+        assert_eq!(add(&mut board, "a", ()), Ok((2, Lane::Control)));
         board.remove(2);
         board.finished(&finished(None, id(4), id(6)));
         assert!(board.is_idle());
-        assert_eq!(board.add("a".into(), false, ()), Ok((3, Lane::Cell)));
+        assert_eq!(add(&mut board, "a", ()), Ok((3, Lane::Cell)));
     }
 
     #[test]
     fn a_cell_without_an_id_is_lost_with_its_lane_and_never_sent_twice() {
         let mut board = CellBoard::new(id(0));
-        board.add("a".into(), false, ()).unwrap();
-        board.add("b".into(), false, ()).unwrap();
-        board.add("c".into(), false, ()).unwrap();
+        add(&mut board, "a", ()).unwrap();
+        add(&mut board, "b", ()).unwrap();
+        add(&mut board, "c", ()).unwrap();
         board.mark_sent(1);
         board.mark_sent(2);
         assert_eq!(
@@ -361,9 +400,9 @@ mod tests {
     fn waiting_bytes_are_limited_and_given_back() {
         let mut board = CellBoard::new(id(0));
         let big = "x".repeat(MAX_QUEUED_BYTES);
-        assert!(board.add(big.clone(), false, ()).is_ok());
-        assert!(board.add("y".into(), false, ()).is_err());
+        assert!(add(&mut board, &big, ()).is_ok());
+        assert!(add(&mut board, "y", ()).is_err());
         board.remove(1);
-        assert!(board.add(big, false, ()).is_ok());
+        assert!(add(&mut board, &big, ()).is_ok());
     }
 }

@@ -1,5 +1,6 @@
 """An exception as people read it, when every hook of the user may raise."""
 
+import errno
 import sys
 import traceback
 
@@ -107,3 +108,22 @@ def explain_uncaught(error):
         sys.stderr.write(text)
     except BaseException:
         pass
+
+
+def as_interrupt(error):
+    """What an interrupt raises in a thread, where it cut a system call short.
+
+    Args: error (BaseException), what left the cell.
+    Returns: BaseException.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        if _is_cut(error.__context__):
+            error.__context__ = None
+        return error
+    if _is_cut(error):
+        return KeyboardInterrupt().with_traceback(error.__traceback__)
+    return error
+
+
+def _is_cut(error):
+    return isinstance(error, OSError) and error.errno == errno.ECANCELED

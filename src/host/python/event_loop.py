@@ -142,3 +142,63 @@ def serve(descriptors, longest):
                 timer.cancel()
             for descriptor in watched:
                 _loop.remove_reader(descriptor)
+
+
+def run_beside(codes, namespace, begun):
+    """Run a cell that awaits on a thread of its own, in a loop of its own; tasks
+    that are left when it ends are cancelled.
+
+    Args: codes, namespace as for `run`; begun (callable) is given the loop and
+        the cell's task before anything runs.
+    Returns, raises: as `run`.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        task = loop.create_task(_cell(codes, namespace))
+        begun(loop, task)
+        try:
+            return loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            if getattr(task, "_pythond_interrupted", False):
+                raise KeyboardInterrupt from None
+            raise
+    finally:
+        _close(loop)
+
+
+def _close(loop):
+    """End what is left in a loop, as `asyncio.run` does."""
+    try:
+        rest = asyncio.all_tasks(loop)
+        for task in rest:
+            task.cancel()
+        if rest:
+            loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    except RuntimeError:
+        # The loop was left in the middle of a turn and cannot run again.
+        pass
+    finally:
+        asyncio.set_event_loop(None)
+        try:
+            loop.close()
+        except RuntimeError:
+            pass
+
+
+def cancel_beside(loop, task):
+    """Interrupt the cell of `run_beside`. Called from another thread."""
+
+    def cancel():
+        try:
+            task._pythond_interrupted = True
+        except AttributeError:
+            pass
+        task.cancel()
+
+    try:
+        loop.call_soon_threadsafe(cancel)
+    except RuntimeError:
+        # It has closed its loop: it is about to end.
+        pass

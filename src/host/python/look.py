@@ -1,6 +1,8 @@
 """Look into a namespace without changing it: names, sizes, completions."""
 
+import linecache
 import sys
+import threading
 
 # `import rlcompleter` would import readline, which may write to a terminal
 # that is not there.
@@ -76,3 +78,38 @@ def completions(namespace, text, most):
             break
         found.append(_plain(match))
     return found
+
+
+# How file names of cells and of these helpers begin.
+_CELL = "<cell "
+_OURS = "<pythond>"
+_MOST_THREADS = 100
+_MOST_FRAMES = 100
+
+
+def stacks():
+    """Where every thread is, the innermost frame last.
+
+    Returns: list of (thread name, ident, list of (file, line, function, source line)).
+    """
+    names = {thread.ident: thread.name for thread in list(threading._active.values())}
+    own = threading.get_ident()
+    rows = []
+    for ident, frame in list(sys._current_frames().items())[:_MOST_THREADS]:
+        if ident == own:
+            continue
+        frames = []
+        while frame is not None and len(frames) < _MOST_FRAMES:
+            code = frame.f_code
+            if not code.co_filename.startswith(_OURS):
+                frames.append((code.co_filename, frame.f_lineno or 0, code.co_name))
+            frame = frame.f_back
+        frames.reverse()
+        first = [at for at, (file, _, _) in enumerate(frames) if file.startswith(_CELL)]
+        frames = frames[first[0] :] if first else frames
+        shown = [
+            (_plain(file), line, _plain(name), _plain(linecache.getline(file, line).strip()))
+            for file, line, name in frames
+        ]
+        rows.append((_plain(names.get(ident) or ""), ident, shown))
+    return rows

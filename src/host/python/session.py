@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import types
 import warnings
@@ -249,3 +250,15 @@ def watch_interrupt_handler(ours, set_foreign):
 def run_exit_handlers():
     """What `atexit` has, as when a program ends."""
     atexit._run_exitfuncs()
+
+
+_Thread = threading.Thread
+
+
+def start_thread(name, function):
+    """Start a thread that does not keep the process from ending.
+
+    Args: name (str); function (callable without arguments).
+    Raises: RuntimeError if there can be no more threads.
+    """
+    _Thread(target=function, name=name, daemon=True).start()

@@ -1,0 +1,87 @@
+//! Who asks, and how events reach them before the reply.
+
+use pythond_protocol::CellId;
+use pythond_protocol::output_log::{self, Stream};
+use pythond_protocol::verbs::cell::Text;
+use pythond_protocol::verbs::out::StreamEvent;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::output::Chunk;
+
+/// One request's asker.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    /// Who submits its cells, unless it says another name.
+    pub(crate) author: String,
+    /// What its answers carry.
+    pub(crate) tag: Option<String>,
+    /// Texts for its connection, which takes them as fast as they are read.
+    pub(crate) outgoing: mpsc::Sender<String>,
+}
+
+impl Caller {
+    /// Sends an event; waits until the connection takes it.
+    pub(super) async fn event(&self, event: &impl Serialize) {
+        let text = serde_json::to_string(event).expect("events have text keys only");
+        // One who went away needs no events.
+        let _ = self.outgoing.send(self.tagged(text)).await;
+    }
+
+    /// Sends a piece of output, of one stream or both.
+    pub(super) async fn output(&self, cell_id: CellId, only: Option<Stream>, chunk: &Chunk) {
+        if chunk.missing > 0 {
+            let event = StreamEvent::Gap {
+                cell_id,
+                offset: chunk.offset - chunk.missing,
+                missing: chunk.missing,
+            };
+            self.event(&event).await;
+        }
+        let mut offset = chunk.offset;
+        for (stream, data) in output_log::records(&chunk.records).flatten() {
+            if only.is_some_and(|only| only != stream) {
+                continue;
+            }
+            let event = StreamEvent::Output {
+                cell_id,
+                stream: stream as u8,
+                offset,
+                data: Text(data.to_vec()),
+            };
+            self.event(&event).await;
+            offset += data.len() as u64;
+        }
+    }
+
+    /// An answer with the asker's tag.
+    pub(crate) fn tagged(&self, text: String) -> String {
+        match (&self.tag, text.strip_prefix('{')) {
+            (Some(tag), Some(rest)) => {
+                let tag = serde_json::Value::from(tag.as_str());
+                let comma = if rest == "}" { "" } else { "," };
+                format!("{{\"tag\":{tag}{comma}{rest}")
+            }
+            _ => text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_put_first_and_escaped() {
+        let mut caller = Caller {
+            author: String::new(),
+            tag: Some("a\"b".to_owned()),
+            outgoing: mpsc::channel(1).0,
+        };
+        assert_eq!(caller.tagged("{}".to_owned()), r#"{"tag":"a\"b"}"#);
+        let object = r#"{"ok":true}"#.to_owned();
+        assert_eq!(caller.tagged(object.clone()), r#"{"tag":"a\"b","ok":true}"#);
+        caller.tag = None;
+        assert_eq!(caller.tagged(object.clone()), object);
+    }
+}

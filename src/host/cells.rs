@@ -1,0 +1,431 @@
+//! The cells of a session: which wait, which run, how those ended that are
+//! remembered, who asked for them. Pure state; the clock is handed in.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::{Duration, Instant};
+
+use pythond_protocol::lane::{CellRecord, CellSpec, FinishedCell};
+use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::verbs::cell::PREVIEW;
+use pythond_protocol::{CellId, ErrorCode, ErrorReply};
+
+/// Marks the numbers of cells that do not take turns on the main thread.
+const BESIDE: u32 = 1 << 31;
+/// Cells that may wait in one session.
+const MOST_QUEUED: usize = 10_000;
+
+/// A moment, for people and for measuring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// Microseconds since 1970, UTC.
+    pub(crate) us: i64,
+    pub(crate) instant: Instant,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self {
+            us: jiff::Timestamp::now().as_microsecond(),
+            instant: Instant::now(),
+        }
+    }
+}
+
+/// A cell that waits for its turn.
+#[derive(Debug)]
+pub(crate) struct QueuedCell {
+    pub(crate) id: CellId,
+    /// Work out which names changed.
+    pub(crate) changed: bool,
+    pub(crate) source: String,
+}
+
+/// What came of submitting a cell.
+#[derive(Debug)]
+pub(crate) enum Acceptance {
+    /// It is new.
+    New(CellId),
+    /// The key belongs to this one, which has the same code.
+    Existing(CellId, CellStatus),
+    /// It is not taken.
+    Refused(ErrorReply),
+}
+
+#[derive(Debug)]
+struct Record {
+    kind: CellKind,
+    author: String,
+    status: CellStatus,
+    accepted: Moment,
+    started: Option<Moment>,
+    timeout: Option<Duration>,
+    timed_out: bool,
+    interrupted: bool,
+    key: Option<String>,
+    digest: u64,
+    code: String,
+    /// The daemon's number for it; none once that daemon is gone.
+    request: Option<u64>,
+    end: Option<Box<FinishedCell>>,
+}
+
+/// What came of asking for a cell's end.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// It has ended.
+    Ended(Box<FinishedCell>),
+    /// It has not; the asker will be told.
+    Later,
+    /// No such cell is known.
+    Unknown,
+}
+
+/// All cells of a session.
+#[derive(Debug)]
+pub(crate) struct Cells {
+    salt: u16,
+    /// Cells of the main thread. They are numbered apart: the daemon must know
+    /// the id of one that it sends to an idle session.
+    counter: u32,
+    /// All others; their numbers have the upper bit set.
+    beside_counter: u32,
+    hasher: RandomState,
+    records: BTreeMap<CellId, Record>,
+    keys: HashMap<String, CellId>,
+    /// Those that wait for the main thread.
+    queue: VecDeque<QueuedCell>,
+    /// Those that wait for the `fire` cells before them.
+    beside: VecDeque<QueuedCell>,
+    /// Who asked for the end of which cell.
+    waiting: Vec<(CellId, u64)>,
+    forgotten: u64,
+}
+
+impl Cells {
+    pub(crate) fn new(salt: u16) -> Self {
+        Self {
+            salt,
+            counter: 0,
+            beside_counter: 0,
+            hasher: RandomState::new(),
+            records: BTreeMap::new(),
+            keys: HashMap::new(),
+            queue: VecDeque::new(),
+            beside: VecDeque::new(),
+            waiting: Vec::new(),
+            forgotten: 0,
+        }
+    }
+
+    /// The id that the next cell of the main thread will get.
+    pub(crate) fn next_id(&self) -> CellId {
+        CellId::from_parts(self.salt, self.counter.wrapping_add(1))
+    }
+
+    fn take_id(&mut self, kind: CellKind) -> CellId {
+        if kind == CellKind::Run {
+            let id = self.next_id();
+            self.counter = self.counter.wrapping_add(1);
+            return id;
+        }
+        self.beside_counter = self.beside_counter.wrapping_add(1);
+        CellId::from_parts(self.salt, self.beside_counter | BESIDE)
+    }
+
+    /// Cells accepted so far.
+    pub(crate) fn count(&self) -> u64 {
+        u64::from(self.counter) + u64::from(self.beside_counter)
+    }
+
+    /// Finished cells that are not remembered any more.
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// An earlier daemon is gone: its numbers mean nothing.
+    pub(crate) fn forget_requests(&mut self) {
+        self.waiting.clear();
+        for record in self.records.values_mut() {
+            record.request = None;
+        }
+    }
+
+    /// Takes a cell, or finds the one that has its key.
+    pub(crate) fn accept(
+        &mut self,
+        request: u64,
+        kind: CellKind,
+        how: &CellSpec,
+        source: &str,
+        now: Moment,
+    ) -> Acceptance {
+        let mut digest = 0;
+        if let Some(key) = &how.key {
+            digest = self.hasher.hash_one((kind as u8, source));
+            if let Some(id) = self.keys.get(key)
+                && let Some(record) = self.records.get(id)
+            {
+                if record.digest == digest {
+                    return Acceptance::Existing(*id, record.status);
+                }
+                let error = ErrorReply::new(
+                    ErrorCode::IdReused,
+                    format!("the id `{key}` belongs to cell {id}, which has other code"),
+                );
+                return Acceptance::Refused(error.with_hint("choose a new id for new code"));
+            }
+        }
+        if self.queue.len() + self.beside.len() >= MOST_QUEUED {
+            let error = ErrorReply::new(
+                ErrorCode::Limit,
+                format!("{MOST_QUEUED} cells wait in this session already"),
+            );
+            return Acceptance::Refused(error.with_hint("wait for cells to finish"));
+        }
+        let id = self.take_id(kind);
+        if let Some(key) = &how.key {
+            self.keys.insert(key.clone(), id);
+        }
+        let record = Record {
+            kind,
+            author: how.author.clone(),
+            status: CellStatus::Queued,
+            accepted: now,
+            started: None,
+            timeout: how.timeout_ms.map(Duration::from_millis),
+            timed_out: false,
+            interrupted: false,
+            key: how.key.clone(),
+            digest,
+            code: preview(source),
+            request: Some(request),
+            end: None,
+        };
+        self.records.insert(id, record);
+        Acceptance::New(id)
+    }
+
+    /// Lets a cell wait for the main thread.
+    pub(crate) fn enqueue(&mut self, cell: QueuedCell) {
+        self.queue.push_back(cell);
+    }
+
+    /// The next cell for the main thread.
+    pub(crate) fn next_queued(&mut self) -> Option<QueuedCell> {
+        self.queue.pop_front()
+    }
+
+    /// No cell waits for the main thread.
+    pub(crate) fn queue_is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Lets a `fire` cell wait for those before it.
+    pub(crate) fn enqueue_beside(&mut self, cell: QueuedCell) {
+        self.beside.push_back(cell);
+    }
+
+    /// The `fire` cells whose turn it is.
+    pub(crate) fn due_beside(&mut self) -> Vec<QueuedCell> {
+        let mut due = Vec::new();
+        while let Some(first) = self.beside.front() {
+            let earlier = self
+                .records
+                .range(..first.id)
+                .any(|(_, record)| record.kind == CellKind::Fire && record.end.is_none());
+            if earlier {
+                break;
+            }
+            due.extend(self.beside.pop_front());
+        }
+        due
+    }
+
+    /// Takes a waiting cell back.
+    pub(crate) fn dequeue(&mut self, id: CellId) -> Option<QueuedCell> {
+        for queue in [&mut self.queue, &mut self.beside] {
+            if let Some(at) = queue.iter().position(|cell| cell.id == id) {
+                return queue.remove(at);
+            }
+        }
+        None
+    }
+
+    /// A cell runs. Returns when it is to be interrupted, if it has a time-out.
+    pub(crate) fn started(&mut self, id: CellId, now: Moment) -> Option<Instant> {
+        let record = self.records.get_mut(&id)?;
+        record.status = CellStatus::Running;
+        record.started = Some(now);
+        record
+            .timeout
+            .and_then(|span| now.instant.checked_add(span))
+    }
+
+    /// A cell was told to stop, by its time-out or by somebody.
+    pub(crate) fn interrupted(&mut self, id: CellId, by_timeout: bool) {
+        if let Some(record) = self.records.get_mut(&id)
+            && record.end.is_none()
+        {
+            record.interrupted = true;
+            record.timed_out |= by_timeout;
+        }
+    }
+
+    /// A cell has ended. Fills in what the table knows of it and returns the
+    /// requests that wait for it, beside the one that submitted it.
+    pub(crate) fn ended(&mut self, end: &mut FinishedCell) -> Vec<u64> {
+        end.next_cell = self.next_id();
+        if let Some(record) = self.records.get_mut(&end.cell) {
+            end.request = record.request.take();
+            end.timed_out = record.timed_out && end.status == CellStatus::Interrupted;
+            record.status = end.status;
+            record.end = Some(Box::new(end.clone()));
+        }
+        let mut waiting = Vec::new();
+        self.waiting.retain(|(cell, request)| {
+            let other = *cell != end.cell;
+            if !other {
+                waiting.push(*request);
+            }
+            other
+        });
+        waiting
+    }
+
+    /// Looks for the end of a cell; who asks is told later if it is not there.
+    pub(crate) fn find(&mut self, id: CellId, request: u64) -> Found {
+        let next_cell = self.next_id();
+        match self.records.get(&id) {
+            None => Found::Unknown,
+            Some(Record { end: Some(end), .. }) => Found::Ended(Box::new(FinishedCell {
+                request: Some(request),
+                next_cell,
+                ..(**end).clone()
+            })),
+            Some(_) => {
+                self.waiting.push((id, request));
+                Found::Later
+            }
+        }
+    }
+
+    /// How a cell ended, if it has.
+    pub(crate) fn end_of(&self, id: CellId) -> Option<&FinishedCell> {
+        self.records.get(&id)?.end.as_deref()
+    }
+
+    /// What kind of cell it is and where it is in its life.
+    pub(crate) fn state_of(&self, id: CellId) -> Option<(CellKind, CellStatus)> {
+        let record = self.records.get(&id)?;
+        Some((record.kind, record.status))
+    }
+
+    /// Forgets finished cells.
+    pub(crate) fn forget(&mut self, ids: impl IntoIterator<Item = CellId>) {
+        for id in ids {
+            if let Some(record) = self.records.remove(&id) {
+                self.forgotten += 1;
+                if let Some(key) = record.key {
+                    self.keys.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn with_status(&self, status: CellStatus) -> impl Iterator<Item = (&CellId, &Record)> {
+        let found = move |(_, record): &(&CellId, &Record)| record.status == status;
+        self.records.iter().filter(found)
+    }
+
+    /// Cells that run, by age.
+    pub(crate) fn running(&self) -> Vec<CellId> {
+        self.with_status(CellStatus::Running)
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Cells that wait: for the main thread, then for `fire` cells.
+    pub(crate) fn queued(&self) -> Vec<CellId> {
+        let queues = self.queue.iter().chain(&self.beside);
+        queues.map(|cell| cell.id).collect()
+    }
+
+    /// Cells that are not finished: those of the main thread in order, and all
+    /// others.
+    pub(crate) fn unfinished(&self) -> (Vec<CellId>, Vec<CellId>) {
+        let unfinished = self
+            .records
+            .iter()
+            .filter(|(_, record)| record.end.is_none());
+        let (main, beside): (Vec<_>, Vec<_>) = unfinished
+            .map(|(id, record)| (*id, record.kind))
+            .partition(|(_, kind)| matches!(kind, CellKind::Run | CellKind::Human));
+        let ids = |cells: Vec<(CellId, CellKind)>| cells.into_iter().map(|(id, _)| id).collect();
+        (ids(main), ids(beside))
+    }
+
+    /// The newest cell that runs beside the main thread.
+    pub(crate) fn newest_beside(&self) -> Option<CellId> {
+        let mut newest_first = self.records.iter().rev();
+        let found =
+            newest_first.find(|(_, record)| matches!(record.kind, CellKind::Fire | CellKind::Fork));
+        found.map(|(id, _)| *id)
+    }
+
+    /// What is known of one cell, its output apart.
+    pub(crate) fn record(&self, id: CellId, now: Moment) -> Option<CellRecord> {
+        let places = [&self.queue, &self.beside].into_iter();
+        let mut places = places.map(|queue| queue.iter().position(|cell| cell.id == id));
+        let place = places.find_map(|place| place);
+        self.described(id, place, now)
+    }
+
+    /// The same of all cells, by age.
+    pub(crate) fn all(&self, now: Moment) -> Vec<CellRecord> {
+        let queues = [&self.queue, &self.beside].into_iter();
+        let places: HashMap<CellId, usize> = queues
+            .flat_map(|queue| queue.iter().enumerate())
+            .map(|(place, cell)| (cell.id, place))
+            .collect();
+        let mut ids: Vec<_> = self.records.iter().collect();
+        ids.sort_by_key(|(_, record)| record.accepted.instant);
+        ids.into_iter()
+            .filter_map(|(id, _)| self.described(*id, places.get(id).copied(), now))
+            .collect()
+    }
+
+    fn described(&self, id: CellId, place: Option<usize>, now: Moment) -> Option<CellRecord> {
+        let record = self.records.get(&id)?;
+        let duration = match (&record.end, record.started) {
+            (Some(end), _) => end.duration_ns,
+            (None, Some(started)) => {
+                let span = now.instant.saturating_duration_since(started.instant);
+                u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+            }
+            (None, None) => 0,
+        };
+        Some(CellRecord {
+            cell: id,
+            kind: record.kind,
+            author: record.author.clone(),
+            status: record.status,
+            queue_position: place.and_then(|place| u64::try_from(place + 1).ok()),
+            accepted_us: record.accepted.us,
+            started_us: record.started.map(|started| started.us),
+            duration_ns: duration,
+            output_bytes: 0,
+            truncated: 0,
+            interrupt_pending: record.interrupted && record.end.is_none(),
+            timed_out: record.timed_out,
+            key: record.key.clone(),
+            code: record.code.clone(),
+        })
+    }
+}
+
+/// The first line that says something.
+fn preview(source: &str) -> String {
+    let line = source.lines().map(str::trim).find(|line| !line.is_empty());
+    line.unwrap_or_default().chars().take(PREVIEW).collect()
+}

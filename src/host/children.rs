@@ -1,0 +1,94 @@
+//! The child processes of a cell's thread, so that an interrupt reaches them as
+//! Ctrl-C at a terminal would, and those of other cells not.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+
+/// Most processes that one interrupt reaches.
+const MOST: usize = 1000;
+
+/// Children of the main thread that earlier cells left running.
+static LEFT_BEHIND: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// A cell of the main thread ended: what it leaves running is no other cell's.
+pub(crate) fn leave_behind() {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let none = matches!(
+        rustix::process::waitid(WaitId::All, options),
+        Err(Errno::CHILD)
+    );
+    let mut left = LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner);
+    left.clear();
+    if !none {
+        let main = rustix::process::getpid().as_raw_nonzero().get();
+        left.extend(children_of("self", main));
+    }
+}
+
+/// Children that a thread of a process started (proc(5)).
+fn children_of(process: &str, thread: i32) -> Vec<i32> {
+    let path = format!("/proc/{process}/task/{thread}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+/// The processes that belong to what runs on a thread: its children and theirs,
+/// as long as they stay in our process group.
+fn family(thread: i32) -> Vec<i32> {
+    let main = rustix::process::getpid();
+    let left = if thread == main.as_raw_nonzero().get() {
+        LEFT_BEHIND
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    } else {
+        BTreeSet::new()
+    };
+    let group = rustix::process::getpgrp();
+    let mut found = Vec::new();
+    let mut next: Vec<i32> = children_of("self", thread);
+    next.retain(|pid| !left.contains(pid));
+    while let Some(pid) = next.pop() {
+        let same_group = Pid::from_raw(pid)
+            .and_then(|pid| rustix::process::getpgid(Some(pid)).ok())
+            .is_some_and(|its| its == group);
+        if !same_group || found.len() >= MOST {
+            continue;
+        }
+        found.push(pid);
+        let process = pid.to_string();
+        let threads = std::fs::read_dir(format!("/proc/{process}/task"));
+        for thread in threads.into_iter().flatten().flatten() {
+            if let Some(thread) = thread.file_name().to_str().and_then(|id| id.parse().ok()) {
+                next.extend(children_of(&process, thread));
+            }
+        }
+    }
+    found
+}
+
+/// Sends a signal to the processes of a thread. Returns those it reached.
+pub(crate) fn signal(thread: i32, signal: Signal) -> Vec<i32> {
+    let mut reached = Vec::new();
+    for pid in family(thread) {
+        // The descriptor names the process for good; a look afterwards shows
+        // that the number was still its own.
+        let Some(known) = Pid::from_raw(pid) else {
+            continue;
+        };
+        let Ok(process) = rustix::process::pidfd_open(known, PidfdFlags::empty()) else {
+            continue;
+        };
+        if rustix::process::getpgid(Some(known)) == Ok(rustix::process::getpgrp())
+            && rustix::process::pidfd_send_signal(&process, signal).is_ok()
+        {
+            reached.push(pid);
+        }
+    }
+    reached
+}

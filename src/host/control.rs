@@ -1,0 +1,545 @@
+//! What the control lane asks for: answered at once, or as soon as what is
+//! waited for has happened. Never waits itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use pythond_protocol::lane::{CellSpec, HostCommand, HostEvent, Message, OUTPUT_CHUNK};
+use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::output_log::Stream;
+use pythond_protocol::verbs::interrupt::{InterruptOutcome, InterruptedCell};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply};
+use rustix::process::Signal;
+
+use crate::cells::{Acceptance, Found, QueuedCell};
+use crate::service::{Ask, Question};
+use crate::shared::{Outgoing, Shared};
+use crate::{cell, children, ends, fire, interrupt, stack};
+
+/// Questions that may wait for the interpreter at once.
+const MOST_QUESTIONS: usize = 8;
+/// How long a question waits for the interpreter's lock: long enough for every
+/// thread that runs Python to have had its turn.
+const LOCK_PATIENCE: Duration = Duration::from_millis(150);
+/// The same for each cell that runs, as they take turns.
+const PATIENCE_PER_CELL: Duration = Duration::from_millis(10);
+/// How long an interrupt may take until it is told as pending.
+const INTERRUPT_PATIENCE: Duration = Duration::from_millis(50);
+/// Readers that may wait for output at once.
+const MOST_FOLLOWERS: usize = 1024;
+
+/// A reader that waits for output.
+#[derive(Clone, Copy, Debug)]
+struct Follower {
+    request: u64,
+    cell: CellId,
+    stream: Option<Stream>,
+    offset: u64,
+    most: usize,
+}
+
+/// Cells that were told to stop, and who wants to know what came of it.
+#[derive(Debug)]
+struct Told {
+    request: u64,
+    cells: Vec<InterruptedCell>,
+    deadline: Instant,
+}
+
+/// A question that waits for the interpreter.
+#[derive(Debug)]
+struct Asked {
+    request: u64,
+    answered: Arc<AtomicBool>,
+    deadline: Instant,
+}
+
+/// What the I/O thread knows of the control lane's requests.
+#[derive(Debug)]
+pub(crate) struct Control {
+    shared: &'static Shared,
+    followers: Vec<Follower>,
+    told: Vec<Told>,
+    asked: Vec<Asked>,
+    /// An interrupt of the main thread has to be repeated until it is seen.
+    pub(crate) repeating: bool,
+}
+
+impl Control {
+    pub(crate) fn new(shared: &'static Shared) -> Self {
+        Self {
+            shared,
+            followers: Vec::new(),
+            told: Vec::new(),
+            asked: Vec::new(),
+            repeating: false,
+        }
+    }
+
+    /// The daemon that asked is gone.
+    pub(crate) fn forget(&mut self) {
+        self.followers.clear();
+        self.told.clear();
+        self.watch();
+    }
+
+    /// Carries a command out; what it answers at once. `nudge` wakes the main
+    /// thread.
+    pub(crate) fn obey(
+        &mut self,
+        message: Message<HostCommand>,
+        nudge: impl Fn(),
+    ) -> Option<Outgoing> {
+        let shared = self.shared;
+        let event = match message.header {
+            HostCommand::Run { request, how } => {
+                return self.submit(request, CellKind::Run, how, message.body, nudge);
+            }
+            HostCommand::Fire { request, how } => {
+                return self.submit(request, CellKind::Fire, how, message.body, nudge);
+            }
+            HostCommand::Status { request } => HostEvent::Status {
+                request,
+                status: shared.status(),
+            },
+            HostCommand::Vars { request } => return self.ask(request, Question::Vars),
+            HostCommand::Complete { request, text } => {
+                return self.ask(request, Question::Complete(text));
+            }
+            HostCommand::Cells { request } => {
+                let (cells, forgotten) = shared.look_at_all();
+                HostEvent::Cells {
+                    request,
+                    cells,
+                    forgotten,
+                }
+            }
+            HostCommand::Look { request, cell } => return Some(self.look(request, cell)),
+            HostCommand::ReadOutput {
+                request,
+                cell,
+                stream,
+                offset,
+                most,
+                follow,
+            } => {
+                let follower = Follower {
+                    request,
+                    cell,
+                    stream,
+                    offset,
+                    most: (most as usize).min(OUTPUT_CHUNK),
+                };
+                return self.read(follower, follow);
+            }
+            HostCommand::Await { request, cell } => match shared.find(cell, request) {
+                Found::Ended(end) => return Some(shared.finished_message(end)),
+                Found::Later => return None,
+                Found::Unknown => unknown_cell(request, cell),
+            },
+            HostCommand::Interrupt { request, cells } => return self.interrupt(request, cells),
+            HostCommand::Stack { request } => {
+                self.stack(request);
+                return None;
+            }
+            HostCommand::KillChildren { request, cell } => HostEvent::ChildrenKilled {
+                request,
+                pids: self
+                    .thread_of(cell)
+                    .map_or_else(Vec::new, |thread| children::signal(thread, Signal::KILL)),
+            },
+            HostCommand::Shutdown => {
+                shared.shut_down();
+                return None;
+            }
+        };
+        Some((event, Vec::new()))
+    }
+
+    /// Takes a cell; also used for those of the cell lane while the main thread
+    /// cannot read it.
+    pub(crate) fn submit(
+        &mut self,
+        request: u64,
+        kind: CellKind,
+        how: CellSpec,
+        body: Vec<u8>,
+        nudge: impl Fn(),
+    ) -> Option<Outgoing> {
+        let shared = self.shared;
+        let source = into_source(body);
+        let (cell, existing, status) = match shared.accept(request, kind, &how, &source) {
+            Acceptance::Refused(error) => {
+                return Some((HostEvent::Refused { request, error }, Vec::new()));
+            }
+            Acceptance::Existing(cell, status) => (cell, true, status),
+            Acceptance::New(id) => {
+                let cell = QueuedCell {
+                    id,
+                    changed: how.changed,
+                    source,
+                };
+                let mut status = CellStatus::Queued;
+                if kind == CellKind::Fire {
+                    let due = if how.queue {
+                        shared.enqueue_beside(cell)
+                    } else {
+                        vec![cell]
+                    };
+                    if due.iter().any(|due| due.id == id) {
+                        status = CellStatus::Running;
+                    }
+                    fire::start(shared, due);
+                } else {
+                    shared.enqueue(cell);
+                    nudge();
+                }
+                (id, false, status)
+            }
+        };
+        let accepted = HostEvent::Accepted {
+            request,
+            cell,
+            existing,
+            status,
+        };
+        // A `run` waits for the end of the cell that has its key.
+        if existing && kind == CellKind::Run {
+            shared.send(accepted, Vec::new());
+            return match shared.find(cell, request) {
+                Found::Ended(end) => {
+                    let (event, body) = shared.finished_message(end);
+                    shared.send(event, body);
+                    None
+                }
+                Found::Later | Found::Unknown => None,
+            };
+        }
+        Some((accepted, Vec::new()))
+    }
+
+    fn look(&self, request: u64, cell: Option<CellId>) -> Outgoing {
+        let Some((record, end)) = self.shared.look(cell) else {
+            let event = match cell {
+                Some(cell) => unknown_cell(request, cell),
+                None => HostEvent::Cell {
+                    request,
+                    record: None,
+                    end: None,
+                },
+            };
+            return (event, Vec::new());
+        };
+        let body = self.shared.inline_output(record.cell);
+        let event = HostEvent::Cell {
+            request,
+            record: Some(Box::new(record)),
+            end: end.map(Box::new),
+        };
+        (event, body)
+    }
+
+    fn read(&mut self, follower: Follower, follow: bool) -> Option<Outgoing> {
+        if !follow {
+            let Follower {
+                request,
+                cell,
+                stream,
+                offset,
+                most,
+            } = follower;
+            let ended = self.shared.has_ended(cell);
+            let outputs = &self.shared.outputs;
+            let Some(piece) = outputs.read(cell.as_u64(), stream, offset, most) else {
+                return Some((unknown_cell(request, cell), Vec::new()));
+            };
+            let ended = ended && piece.next >= piece.total;
+            let event = HostEvent::OutputChunk {
+                request,
+                offset: piece.offset,
+                next: piece.next,
+                missing: piece.missing,
+                ended,
+            };
+            return Some((event, piece.records));
+        }
+        if self.followers.len() >= MOST_FOLLOWERS {
+            let error = ErrorReply::new(
+                ErrorCode::Limit,
+                format!("{MOST_FOLLOWERS} readers wait for output of this session already"),
+            );
+            let request = follower.request;
+            return Some((HostEvent::Refused { request, error }, Vec::new()));
+        }
+        // In this order: an end that comes now is told.
+        self.shared.watch_ends(true);
+        let answer = self.follow(follower);
+        if answer.is_none() {
+            self.followers.push(follower);
+        }
+        self.watch();
+        answer
+    }
+
+    /// The answer to a reader, if there is something to say.
+    fn follow(&self, follower: Follower) -> Option<Outgoing> {
+        let Follower {
+            request,
+            cell,
+            stream,
+            offset,
+            most,
+        } = follower;
+        let ended = self.shared.has_ended(cell);
+        let outputs = &self.shared.outputs;
+        let Some(piece) = outputs.follow(cell.as_u64(), stream, offset, most) else {
+            return Some((unknown_cell(request, cell), Vec::new()));
+        };
+        let nothing = piece.records.is_empty() && piece.missing == 0;
+        if nothing && !ended {
+            return None;
+        }
+        let event = HostEvent::OutputChunk {
+            request,
+            offset: piece.offset,
+            next: piece.next,
+            missing: piece.missing,
+            ended: ended && piece.next >= piece.total,
+        };
+        Some((event, piece.records))
+    }
+
+    fn interrupt(&mut self, request: u64, cells: Vec<CellId>) -> Option<Outgoing> {
+        // One that the main thread has not read yet is known by its number.
+        let next = self.shared.next_main();
+        let unknown = |cell: &&CellId| **cell != next && self.shared.state_of(**cell).is_none();
+        if let Some(cell) = cells.iter().find(unknown) {
+            return Some((unknown_cell(request, *cell), Vec::new()));
+        }
+        let targets = if cells.is_empty() {
+            self.shared.running()
+        } else {
+            cells
+        };
+        // In this order: an end that comes now is told.
+        self.shared.watch_ends(true);
+        let cells: Vec<_> = targets
+            .into_iter()
+            .filter_map(|cell| self.tell(cell, false))
+            .collect();
+        self.told.push(Told {
+            request,
+            cells,
+            deadline: Instant::now() + INTERRUPT_PATIENCE,
+        });
+        self.watch();
+        self.tell_what_came().pop()
+    }
+
+    /// Tells one cell to stop. None if it has ended.
+    fn tell(&mut self, cell: CellId, by_timeout: bool) -> Option<InterruptedCell> {
+        let shared = self.shared;
+        // The one that is on its way: see `interrupt`.
+        let state = shared.state_of(cell);
+        let (kind, status) = state.unwrap_or((CellKind::Run, CellStatus::Running));
+        if !matches!(status, CellStatus::Queued | CellStatus::Running) {
+            return None;
+        }
+        let mut told = InterruptedCell {
+            cell_id: cell,
+            kind,
+            outcome: InterruptOutcome::Pending,
+            stack: None,
+        };
+        if shared.dequeue(cell).is_some() {
+            told.outcome = InterruptOutcome::Dequeued;
+            let status = CellStatus::Interrupted;
+            let message = "interrupted before it ran";
+            let end = cell::never_ran(shared, cell, kind, status, "KeyboardInterrupt", message);
+            ends::announce(shared, end);
+            return Some(told);
+        }
+        shared.note_interrupt(cell, by_timeout);
+        if kind == CellKind::Fire {
+            fire::interrupt(shared, cell);
+        } else {
+            if !interrupt::aim_at(cell.as_u64()) {
+                interrupt::aim_at_start(cell.as_u64());
+            }
+            self.repeating = true;
+        }
+        if let Some(thread) = self.thread_of(cell) {
+            children::signal(thread, Signal::INT);
+        }
+        Some(told)
+    }
+
+    /// The kernel's id of the thread that a cell runs on.
+    fn thread_of(&self, cell: CellId) -> Option<i32> {
+        if self.shared.running_main() == Some(cell) {
+            return Some(self.shared.pid);
+        }
+        fire::thread_of(cell).map(|thread| thread.id)
+    }
+
+    /// Interrupts whatever runs on the main thread.
+    pub(crate) fn interrupt_main(&mut self) {
+        let running = self.shared.running_main();
+        self.repeating |= running.is_some_and(|cell| interrupt::aim_at(cell.as_u64()));
+    }
+
+    fn stack(&self, request: u64) {
+        let shared = self.shared;
+        shared.spawner.hand(stack::Look {
+            shared,
+            then: move |found| {
+                let event = match found {
+                    Ok((method, threads)) => HostEvent::Stack {
+                        request,
+                        method,
+                        threads,
+                    },
+                    Err(why) => HostEvent::Refused {
+                        request,
+                        error: ErrorReply::new(ErrorCode::Busy, why),
+                    },
+                };
+                shared.send(event, Vec::new());
+            },
+        });
+    }
+
+    fn ask(&mut self, request: u64, question: Question) -> Option<Outgoing> {
+        self.asked.retain(|asked| !asked.answered.load(SeqCst));
+        if self.asked.len() >= MOST_QUESTIONS {
+            return Some((busy(request), Vec::new()));
+        }
+        let running = u32::try_from(self.shared.running().len()).unwrap_or(u32::MAX);
+        let patience = LOCK_PATIENCE + PATIENCE_PER_CELL.saturating_mul(running);
+        let answered = Arc::new(AtomicBool::new(false));
+        self.asked.push(Asked {
+            request,
+            answered: Arc::clone(&answered),
+            deadline: Instant::now() + patience,
+        });
+        self.shared.spawner.hand(Ask {
+            shared: self.shared,
+            request,
+            question,
+            answered,
+        });
+        None
+    }
+
+    /// Looks whether something is due or has come; returns what there is to say.
+    pub(crate) fn turn(&mut self) -> Vec<Outgoing> {
+        let mut outgoing = Vec::new();
+        if self.shared.take_news() {
+            let mut followers = std::mem::take(&mut self.followers);
+            followers.retain(|follower| match self.follow(*follower) {
+                Some(answer) => {
+                    outgoing.push(answer);
+                    false
+                }
+                None => true,
+            });
+            self.followers = followers;
+        }
+        let now = Instant::now();
+        for cell in self.shared.take_timed_out(now) {
+            self.tell(cell, true);
+        }
+        outgoing.extend(self.tell_what_came());
+        self.asked.retain(|asked| {
+            if asked.answered.load(SeqCst) {
+                return false;
+            }
+            let late = asked.deadline <= now && !asked.answered.swap(true, SeqCst);
+            if late {
+                outgoing.push((busy(asked.request), Vec::new()));
+            }
+            !late
+        });
+        self.watch();
+        outgoing
+    }
+
+    /// Answers interrupts whose cells have ended, and has those looked at whose
+    /// cells have not in time.
+    fn tell_what_came(&mut self) -> Vec<Outgoing> {
+        let (shared, now) = (self.shared, Instant::now());
+        let mut outgoing = Vec::new();
+        self.told.retain_mut(|told| {
+            mark_ended(shared, &mut told.cells);
+            let pending = |cell: &InterruptedCell| cell.outcome == InterruptOutcome::Pending;
+            let (request, mut cells) = (told.request, std::mem::take(&mut told.cells));
+            if !cells.iter().any(pending) {
+                outgoing.push((HostEvent::Interrupted { request, cells }, Vec::new()));
+                return false;
+            }
+            if told.deadline > now {
+                told.cells = cells;
+                return true;
+            }
+            shared.spawner.hand(stack::Look {
+                shared,
+                then: move |found| {
+                    mark_ended(shared, &mut cells);
+                    let stacks = found.map_or_else(|_| Vec::new(), |(_, stacks)| stacks);
+                    for cell in cells.iter_mut().filter(|cell| pending(cell)) {
+                        let its = stacks.iter().find(|it| it.cell_id == Some(cell.cell_id));
+                        cell.stack = its.cloned();
+                    }
+                    shared.send(HostEvent::Interrupted { request, cells }, Vec::new());
+                },
+            });
+            false
+        });
+        outgoing
+    }
+
+    /// When there is something to do at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let told = self.told.iter().map(|told| told.deadline);
+        let asked = self.asked.iter().map(|asked| asked.deadline);
+        told.chain(asked).chain(self.shared.next_timeout()).min()
+    }
+
+    fn watch(&self) {
+        let watch = !self.followers.is_empty() || !self.told.is_empty();
+        self.shared.watch_ends(watch);
+    }
+}
+
+fn mark_ended(shared: &Shared, cells: &mut [InterruptedCell]) {
+    for cell in cells {
+        if cell.outcome == InterruptOutcome::Pending && shared.has_ended(cell.cell_id) {
+            cell.outcome = InterruptOutcome::Ended;
+        }
+    }
+}
+
+fn busy(request: u64) -> HostEvent {
+    let error = ErrorReply::new(
+        ErrorCode::Busy,
+        "C code holds the interpreter: nothing can look into the namespace now",
+    );
+    let hint = "ask again, see `pysh stack`, or interrupt the cell with `pysh int`";
+    HostEvent::Refused {
+        request,
+        error: error.with_hint(hint),
+    }
+}
+
+fn unknown_cell(request: u64, cell: CellId) -> HostEvent {
+    let error = ErrorReply::unknown_cell(&cell.to_string());
+    HostEvent::Refused { request, error }
+}
+
+/// Sources come from WebSocket text messages, so they are UTF-8; whatever else
+/// a broken daemon sends is made so.
+pub(crate) fn into_source(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}

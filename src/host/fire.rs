@@ -1,0 +1,347 @@
+//! `fire` cells: each on a thread of its own, beside whatever else runs.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pythond_protocol::CellId;
+use pythond_protocol::lane::HostEvent;
+use pythond_protocol::outcome::{CellKind, CellStatus};
+
+use crate::cell::{self, Ending, FILE_PREFIX, Shown};
+use crate::cells::{Moment, QueuedCell};
+use crate::changes::count_public;
+use crate::helpers::{self, Helpers};
+use crate::shared::Shared;
+use crate::spawner::Job;
+use crate::{blocked_call, ends, session, streams, sys};
+
+/// How long a cell that awaits may take to be cancelled before it is
+/// interrupted where it is.
+const CANCEL_PATIENCE: Duration = Duration::from_millis(50);
+
+/// The `fire` cells that are not finished and do not wait for their turn.
+static LIVE: Mutex<BTreeMap<u64, Live>> = Mutex::new(BTreeMap::new());
+/// One of them ended.
+static ENDED: Condvar = Condvar::new();
+
+#[derive(Debug, Default)]
+struct Live {
+    /// Its thread, once it runs.
+    thread: Option<Thread>,
+    /// Its event loop and its task there, while it awaits.
+    awaits: Option<(Py<PyAny>, Py<PyAny>)>,
+    interrupted: bool,
+}
+
+/// A thread that runs a cell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Thread {
+    /// `threading.get_ident()`.
+    pub(crate) ident: u64,
+    /// The kernel's id.
+    pub(crate) id: i32,
+}
+
+fn live() -> MutexGuard<'static, BTreeMap<u64, Live>> {
+    // Every change under the lock is one step.
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The threads of the cells that run.
+pub(crate) fn threads() -> Vec<(CellId, Thread)> {
+    let live = live();
+    let found = live.iter().filter_map(|(cell, live)| {
+        let cell = CellId::from_u64(*cell)?;
+        live.thread.map(|thread| (cell, thread))
+    });
+    found.collect()
+}
+
+/// The thread of one cell, if it runs.
+pub(crate) fn thread_of(cell: CellId) -> Option<Thread> {
+    live().get(&cell.as_u64()).and_then(|live| live.thread)
+}
+
+/// Starts cells whose turn it is.
+pub(crate) fn start(shared: &'static Shared, cells: Vec<QueuedCell>) {
+    for cell in cells {
+        live().insert(cell.id.as_u64(), Live::default());
+        shared.spawner.hand(Start { shared, cell });
+    }
+}
+
+/// Starts the Python thread of a cell.
+struct Start {
+    shared: &'static Shared,
+    cell: QueuedCell,
+}
+
+impl Job for Start {
+    fn run(self: Box<Self>) {
+        let Self { shared, cell } = *self;
+        // Threads and child processes inherit the mask.
+        sys::unblock_all_signals();
+        let id = cell.id;
+        let entry = Entry {
+            shared,
+            cell: Mutex::new(Some(cell)),
+        };
+        Python::attach(|py| {
+            let started = Bound::new(py, entry).and_then(|entry| {
+                let started = helpers::get(py)
+                    .start_thread
+                    .bind(py)
+                    .call1((format!("cell-{id}"), &entry));
+                if started.is_err()
+                    && let Some(cell) = entry.get().take()
+                {
+                    refuse(shared, &cell, "no thread can be started for this cell");
+                }
+                started.map(drop)
+            });
+            if let Err(error) = started {
+                cell::explain(py, helpers::get(py), error);
+            }
+        });
+    }
+
+    fn give_up(self: Box<Self>, why: &std::io::Error) {
+        let message = format!("no thread can be started for this cell: {why}");
+        refuse(self.shared, &self.cell, &message);
+    }
+}
+
+/// Ends a cell that cannot run.
+fn refuse(shared: &'static Shared, cell: &QueuedCell, message: &str) {
+    let end = cell::never_ran(
+        shared,
+        cell.id,
+        CellKind::Fire,
+        CellStatus::Failed,
+        "RuntimeError",
+        message,
+    );
+    live().remove(&cell.id.as_u64());
+    ends::announce(shared, end);
+}
+
+/// What the thread of a cell calls.
+#[pyclass(module = "pythond", frozen)]
+#[derive(Debug)]
+pub(crate) struct Entry {
+    shared: &'static Shared,
+    cell: Mutex<Option<QueuedCell>>,
+}
+
+impl Entry {
+    fn take(&self) -> Option<QueuedCell> {
+        self.cell
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}
+
+#[pymethods]
+impl Entry {
+    fn __call__(&self, py: Python<'_>) {
+        if let Some(cell) = self.take() {
+            run(py, self.shared, cell);
+        }
+    }
+
+    fn __repr__(&self) -> &'static str {
+        "<cell>"
+    }
+}
+
+/// Runs a cell to its end, on its thread.
+fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
+    let helpers = helpers::get(py);
+    let id = cell.id.as_u64();
+    let thread = Thread {
+        ident: sys::thread_ident(),
+        id: sys::thread_id(),
+    };
+    let early = live().get_mut(&id).is_none_or(|live| {
+        live.thread = Some(thread);
+        live.interrupted
+    });
+    if early {
+        live().remove(&id);
+        let end = cell::never_ran(
+            shared,
+            cell.id,
+            CellKind::Fire,
+            CellStatus::Interrupted,
+            "KeyboardInterrupt",
+            "interrupted before it ran",
+        );
+        ends::announce(shared, end);
+        return;
+    }
+    let started = Moment::now();
+    shared.started(cell.id, CellKind::Fire, started);
+    let event = HostEvent::Started {
+        cell: cell.id,
+        kind: CellKind::Fire,
+    };
+    shared.send(event, Vec::new());
+    let mut value = execute(py, shared, helpers, &cell);
+    let duration = started.instant.elapsed();
+    if streams::forked() {
+        cell::end_fork(py, helpers, value.err());
+    }
+    let interrupted = live().get(&id).is_some_and(|live| live.interrupted);
+    if interrupted && let Err(error) = value {
+        value = Err(as_interrupt(py, helpers, error));
+    }
+    let outcome = cell::outcome(py, helpers, value, interrupted);
+    // From here on no interrupt reaches this thread: whoever sets one holds the
+    // interpreter's lock and looks whether the cell lives, and so do we.
+    live().remove(&id);
+    sys::clear_async_exception(py, thread.ident);
+    streams::set_thread_cell(0);
+    let ending = Ending {
+        id: cell.id,
+        kind: CellKind::Fire,
+        outcome,
+        started,
+        duration,
+        changed: Vec::new(),
+    };
+    shared.drain();
+    let end = ending.finished(shared);
+    if let Some(globals) = session::globals(py) {
+        shared.set_vars(count_public(globals));
+    }
+    let record = cell::record_of(py, shared, cell.source, &end);
+    py.detach(|| {
+        ENDED.notify_all();
+        shared.recorder.push(record);
+        if shared.recorder.watch() {
+            shared.wake_io();
+        }
+        ends::announce(shared, end);
+    });
+}
+
+fn execute(
+    py: Python<'_>,
+    shared: &'static Shared,
+    helpers: &Helpers,
+    cell: &QueuedCell,
+) -> PyResult<Shown> {
+    let id = cell.id.as_u64();
+    helpers
+        .cell_variable
+        .call_method1(py, pyo3::intern!(py, "set"), (id,))?;
+    streams::set_thread_cell(id);
+    let filename = format!("{FILE_PREFIX}{}>", shared.next_file_number());
+    let code = cell::compile(py, helpers, &cell.source, &filename)?;
+    let globals = session::globals(py)
+        .ok_or_else(|| pyo3::exceptions::PyRuntimeError::new_err("the session has no namespace"))?;
+    let shows = code.shows();
+    let value = if code.awaits {
+        // Tasks of the loop that other cells started there print as their own.
+        streams::set_thread_cell(0);
+        let begun = Bound::new(py, Begun { cell: id })?;
+        let value = helpers
+            .loop_run_beside
+            .bind(py)
+            .call1((code.parts, globals, begun));
+        if let Some(live) = live().get_mut(&id) {
+            live.awaits = None;
+        }
+        streams::set_thread_cell(id);
+        value?
+    } else {
+        cell::evaluate(py, code.parts, globals)?
+    };
+    cell::show(py, shared, helpers, cell.id, shows, value, false)
+}
+
+/// Learns the loop and the task of a cell that awaits.
+#[pyclass(module = "pythond", frozen)]
+#[derive(Debug)]
+struct Begun {
+    cell: u64,
+}
+
+#[pymethods]
+impl Begun {
+    fn __call__(&self, event_loop: Py<PyAny>, task: Py<PyAny>) {
+        if let Some(live) = live().get_mut(&self.cell) {
+            live.awaits = Some((event_loop, task));
+        }
+    }
+}
+
+/// An interrupt of ours cuts system calls short; what they then raise is the
+/// interrupt.
+fn as_interrupt(py: Python<'_>, helpers: &Helpers, error: PyErr) -> PyErr {
+    let value = error.clone_ref(py).into_value(py);
+    match helpers.as_interrupt.bind(py).call1((value,)) {
+        Ok(value) => PyErr::from_value(value),
+        Err(_) => error,
+    }
+}
+
+/// Interrupts a cell that runs or is about to. False if there is none.
+pub(crate) fn interrupt(shared: &'static Shared, cell: CellId) -> bool {
+    let known = live().get_mut(&cell.as_u64()).is_some_and(|live| {
+        live.interrupted = true;
+        true
+    });
+    if known {
+        shared.spawner.hand(Interrupt { cell });
+    }
+    known
+}
+
+/// Raises KeyboardInterrupt in the thread of a cell.
+struct Interrupt {
+    cell: CellId,
+}
+
+impl Job for Interrupt {
+    fn run(self: Box<Self>) {
+        let id = self.cell.as_u64();
+        let cancelled = Python::attach(|py| {
+            let awaits = live().get(&id).and_then(|live| {
+                let (event_loop, task) = live.awaits.as_ref()?;
+                Some((event_loop.clone_ref(py), task.clone_ref(py)))
+            });
+            // What fails here is tried the other way.
+            awaits.is_some_and(|awaits| {
+                helpers::get(py)
+                    .loop_cancel_beside
+                    .call1(py, awaits)
+                    .is_ok()
+            })
+        });
+        if cancelled {
+            let gone = |live: &mut BTreeMap<u64, Live>| live.contains_key(&id);
+            let waited = ENDED.wait_timeout_while(live(), CANCEL_PATIENCE, gone);
+            let (live, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if !live.contains_key(&id) {
+                return;
+            }
+        }
+        Python::attach(|py| {
+            let thread = live().get(&id).and_then(|live| live.thread);
+            if let Some(thread) = thread {
+                // The thread cannot run Python while this one holds the lock: the
+                // exception meets this cell and nothing else.
+                sys::set_async_interrupt(py, thread.ident);
+                blocked_call::cut(thread.id);
+            }
+        });
+    }
+
+    fn give_up(self: Box<Self>, _why: &std::io::Error) {
+        // It stays pending, which the answer says.
+    }
+}

@@ -1,0 +1,255 @@
+//! The namespace that persists, and what guards it while cells of the main
+//! thread run in it.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use pythond_protocol::CellId;
+use pythond_protocol::lane::FinishedCell;
+use pythond_protocol::outcome::CellKind;
+use pythond_protocol::output_log::Stream;
+
+use crate::cell::{self, Code, Ending, FILE_PREFIX, Shown};
+use crate::cells::{Moment, QueuedCell};
+use crate::changes::{Names, count_public};
+use crate::helpers::{self, Helpers};
+use crate::shared::Shared;
+use crate::{children, interrupt, streams};
+
+/// How `sys` sets and gets what sees every call.
+const TRACERS: [(&str, &str); 2] = [("settrace", "gettrace"), ("setprofile", "getprofile")];
+
+/// The namespace that persists, and what guards it.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    globals: Py<PyDict>,
+    stdout: Py<PyAny>,
+    stderr: Py<PyAny>,
+    stdin: Py<PyAny>,
+    /// Trace and profile function that a cell has set; they are set back while
+    /// cells run, and only then.
+    tracers: [Option<Py<PyAny>>; 2],
+    /// Size of the builtins when they were last seen to be whole.
+    builtins_seen: usize,
+    /// Size of the namespace when its public names were last counted.
+    counted: usize,
+}
+
+impl Namespace {
+    /// Makes the namespace and the standard streams.
+    pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
+        let session = helpers::get(py).session.bind(py);
+        let stream = |stream: Stream, name: &str| -> PyResult<Py<PyAny>> {
+            let sink = Bound::new(py, streams::Sink::new(stream))?;
+            Ok(session.call_method1("text_stream", (sink, name))?.unbind())
+        };
+        let namespace = Self {
+            globals: session
+                .call_method0("namespace")?
+                .cast_into::<PyDict>()?
+                .unbind(),
+            stdout: stream(Stream::Stdout, "<stdout>")?,
+            stderr: stream(Stream::Stderr, "<stderr>")?,
+            stdin: session.call_method0("NoTerminal")?.unbind(),
+            tracers: [None, None],
+            builtins_seen: 0,
+            counted: 0,
+        };
+        namespace.put_streams(py)?;
+        let sys = helpers::get(py).sys.bind(py);
+        for (name, stream) in [
+            ("__stdout__", &namespace.stdout),
+            ("__stderr__", &namespace.stderr),
+            ("__stdin__", &namespace.stdin),
+        ] {
+            sys.setattr(name, stream)?;
+        }
+        Ok(namespace)
+    }
+
+    /// Goes once through what every cell needs, so that it is paid for before
+    /// the first fork: in time, and in pages that the children share.
+    pub(crate) fn warm_up(&self, py: Python<'_>) -> PyResult<()> {
+        let helpers = helpers::get(py);
+        for source in ["1 + 1", "if 1:\n    pass"] {
+            helpers.compile_cell.call1(py, (source, "<warm>"))?;
+        }
+        let error = PyErr::new::<pyo3::exceptions::PyValueError, _>("warm");
+        cell::describe(py, helpers, &error);
+        helpers.show.call1(py, (0,))?;
+        helpers.loop_has_work(py);
+        Names::of(self.globals.bind(py)).changed(py, self.globals.bind(py));
+        Ok(())
+    }
+
+    /// The namespace's dict.
+    pub(crate) fn globals(&self) -> &Py<PyDict> {
+        &self.globals
+    }
+
+    fn put_streams(&self, py: Python<'_>) -> PyResult<()> {
+        let sys = helpers::get(py).sys.bind(py);
+        sys.setattr(pyo3::intern!(py, "stdout"), &self.stdout)?;
+        sys.setattr(pyo3::intern!(py, "stderr"), &self.stderr)?;
+        sys.setattr(pyo3::intern!(py, "stdin"), &self.stdin)
+    }
+
+    /// Repairs what an earlier cell took away: builtins, the standard streams.
+    fn repair(&mut self, py: Python<'_>, helpers: &Helpers) -> PyResult<()> {
+        let current = helpers.live_builtins.bind(py);
+        if current.len() != self.builtins_seen {
+            for (name, value) in helpers.builtins.bind(py) {
+                if !current.contains(&name)? {
+                    current.set_item(name, value)?;
+                }
+            }
+            self.builtins_seen = current.len();
+        }
+        let session = helpers.session.bind(py);
+        for (stream, which) in [
+            (&mut self.stdout, Stream::Stdout),
+            (&mut self.stderr, Stream::Stderr),
+        ] {
+            let usable = helpers.usable.call1(py, (&*stream,));
+            if !matches!(usable.and_then(|usable| usable.extract(py)), Ok(true)) {
+                let sink = Bound::new(py, streams::Sink::new(which))?;
+                *stream = session
+                    .call_method1("text_stream", (sink, "<stream>"))?
+                    .unbind();
+            }
+        }
+        self.put_streams(py)
+    }
+
+    /// Repairs the streams and builtins for a cell that runs beside others.
+    pub(crate) fn repair_for_others(&mut self, py: Python<'_>) {
+        let helpers = helpers::get(py);
+        if let Err(error) = self.repair(py, helpers) {
+            cell::explain(py, helpers, error);
+        }
+    }
+
+    /// Runs a cell to its end. Never fails: what goes wrong is the cell's end.
+    pub(crate) fn run(
+        &mut self,
+        py: Python<'_>,
+        shared: &Shared,
+        cell: &QueuedCell,
+    ) -> FinishedCell {
+        let helpers = helpers::get(py);
+        let id = cell.id.as_u64();
+        let filename = format!("{FILE_PREFIX}{}>", shared.next_file_number());
+        let started = Moment::now();
+        // In this order: what the journal names as running has its own log.
+        shared.outputs.begin_main(id);
+        shared.started(cell.id, CellKind::Run, started);
+        self.repair_for_others(py);
+        let before = cell.changed.then(|| Names::of(self.globals.bind(py)));
+        interrupt::begin(id);
+        let value = self.execute(py, shared, helpers, cell, &filename);
+        let duration = started.instant.elapsed();
+        if streams::forked() {
+            // The cell called `fork` and this is the child, at its end. Locks
+            // may be held for ever by threads that do not exist here.
+            cell::end_fork(py, helpers, value.err());
+        }
+        let interrupted = interrupt::was_interrupted(id);
+        if value.is_err() {
+            // The cell may have taken away what shows its own exception.
+            let _ = self.repair(py, helpers);
+        }
+        let outcome = cell::outcome(py, helpers, value, interrupted);
+        interrupt::end(py);
+        streams::set_thread_cell(0);
+        shared.drain();
+        children::leave_behind();
+        let changed = before
+            .map(|before| before.changed(py, self.globals.bind(py)))
+            .unwrap_or_default();
+        let ending = Ending {
+            id: cell.id,
+            kind: CellKind::Run,
+            outcome,
+            started,
+            duration,
+            changed,
+        };
+        let finished = ending.finished(shared);
+        // What runs beside or comes next finds the session's own streams.
+        let _ = self.put_streams(py);
+        self.publish_names(py, shared);
+        finished
+    }
+
+    fn execute(
+        &mut self,
+        py: Python<'_>,
+        shared: &Shared,
+        helpers: &Helpers,
+        cell: &QueuedCell,
+        filename: &str,
+    ) -> PyResult<Shown> {
+        let id = cell.id;
+        helpers
+            .cell_variable
+            .call_method1(py, pyo3::intern!(py, "set"), (id.as_u64(),))?;
+        streams::set_thread_cell(id.as_u64());
+        let code = cell::compile(py, helpers, &cell.source, filename)?;
+        let shows = code.shows();
+        self.resume_tracers(py, helpers);
+        let value = self.evaluate(py, helpers, code, id);
+        self.pause_tracers(py, helpers);
+        cell::show(py, shared, helpers, id, shows, value?, true)
+    }
+
+    fn resume_tracers(&mut self, py: Python<'_>, helpers: &Helpers) {
+        for (tracer, (set, _)) in self.tracers.iter_mut().zip(TRACERS) {
+            if let Some(tracer) = tracer.take() {
+                // Setting back what was set cannot fail.
+                let _ = helpers.sys.bind(py).call_method1(set, (tracer,));
+            }
+        }
+    }
+
+    fn pause_tracers(&mut self, py: Python<'_>, helpers: &Helpers) {
+        let sys = helpers.sys.bind(py);
+        for (tracer, (set, get)) in self.tracers.iter_mut().zip(TRACERS) {
+            if let Ok(current) = sys.call_method0(get)
+                && !current.is_none()
+            {
+                // A cell that replaced these functions keeps its tracer.
+                let _ = sys.call_method1(set, (py.None(),));
+                *tracer = Some(current.unbind());
+            }
+        }
+    }
+
+    /// Runs the code of a cell; the value of its last part.
+    fn evaluate<'py>(
+        &self,
+        py: Python<'py>,
+        helpers: &Helpers,
+        code: Code<'py>,
+        id: CellId,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let globals = self.globals.bind(py);
+        if !code.awaits {
+            return cell::evaluate(py, code.parts, globals);
+        }
+        // Tasks of several cells take turns now: each carries its own context.
+        streams::set_thread_cell(0);
+        interrupt::set_awaiting(true);
+        let value = helpers.loop_run.bind(py).call1((code.parts, globals));
+        interrupt::set_awaiting(false);
+        streams::set_thread_cell(id.as_u64());
+        value
+    }
+
+    /// Counts the public names again if the size of the namespace has changed.
+    fn publish_names(&mut self, py: Python<'_>, shared: &Shared) {
+        let globals = self.globals.bind(py);
+        if self.counted != globals.len() {
+            self.counted = globals.len();
+            shared.set_vars(count_public(globals));
+        }
+    }
+}

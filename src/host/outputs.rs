@@ -1,0 +1,352 @@
+//! What cells write: told apart by cell and stream, in order, bounded, readable
+//! from any offset while it grows and afterwards.
+//!
+//! Knows nothing of Python: whoever calls says whose bytes they are.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pythond_private_fs::PrivateDir;
+use pythond_protocol::output_log::Stream;
+
+use crate::cell_log::{CellLog, FILE_END, KEPT_PER_CELL, Piece, Place};
+use crate::journal::Journal;
+
+/// Finished cells that are kept.
+const KEPT_CELLS: usize = 1000;
+/// Bytes that finished cells may have in files.
+const KEPT_IN_FILES: u64 = 1 << 30;
+/// Memory that finished cells may hold, their exceptions included.
+const KEPT_MEMORY: usize = 16 << 20;
+/// How far a reader may be behind before a cell waits for it, in bytes.
+const LEAD: u64 = KEPT_PER_CELL / 2;
+/// A reader that took nothing for so long is not waited for.
+const STALLED: Duration = Duration::from_secs(1);
+/// How long a cell waits for its readers in all.
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The outputs of a session's cells.
+#[derive(Debug, Default)]
+pub(crate) struct Outputs {
+    inner: Mutex<Inner>,
+    /// A reader took something.
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    cells: HashMap<u64, CellOutput>,
+    finished: VecDeque<u64>,
+    finished_memory: usize,
+    finished_files: u64,
+    /// The running `run` cell; 0 if there is none.
+    running: u64,
+    session: CellLog,
+    /// Where the end of the running cell's output outlives this process.
+    journal: Option<Arc<Journal>>,
+    /// Files are opened anew each time: main and I/O thread have descriptor
+    /// tables of their own, and a cell may close whatever it finds in its.
+    directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Default)]
+struct CellOutput {
+    log: CellLog,
+    /// Memory that the cell's end holds.
+    text: usize,
+    /// Somebody waits for more.
+    awaited: bool,
+    /// Who reads while the cell writes.
+    reader: Option<Reader>,
+    /// How long the cell has waited for its readers.
+    patience: Duration,
+}
+
+/// Where a live reader is.
+#[derive(Clone, Copy, Debug)]
+struct Reader {
+    offset: u64,
+    moved: Instant,
+}
+
+/// The counts of a cell's output at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Bytes that went to stdout.
+    pub(crate) stdout: u64,
+    /// Bytes of both streams.
+    pub(crate) bytes: u64,
+    /// Bytes that are not kept.
+    pub(crate) truncated: u64,
+}
+
+/// What a writer has to do after it wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Somebody waits for these bytes.
+    pub(crate) awaited: bool,
+    /// A reader is so far behind that it would lose some.
+    pub(crate) too_fast: bool,
+}
+
+impl Outputs {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change under the lock is complete before anything can panic.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where logs go that are too long for memory.
+    pub(crate) fn keep_files_in(&self, directory: PathBuf) {
+        self.lock().directory = Some(directory);
+    }
+
+    /// Where the end of the running cell's output is kept for others.
+    pub(crate) fn keep_end_in(&self, journal: Arc<Journal>) {
+        self.lock().journal = Some(journal);
+    }
+
+    /// A cell is accepted: its output, empty so far, can be read.
+    pub(crate) fn open(&self, cell: u64) {
+        self.lock().cells.entry(cell).or_default();
+    }
+
+    /// A cell of the main thread begins; descriptor-level output is its from
+    /// now on.
+    pub(crate) fn begin_main(&self, cell: u64) {
+        let mut inner = self.lock();
+        inner.cells.entry(cell).or_default();
+        inner.running = cell;
+        if let Some(journal) = &inner.journal {
+            journal.begin_output();
+        }
+    }
+
+    /// The cell of the main thread ended.
+    pub(crate) fn end_main(&self, cell: u64) {
+        let mut inner = self.lock();
+        if inner.running == cell {
+            inner.running = 0;
+        }
+    }
+
+    /// A cell ended; `text` is the memory that its end holds. Returns the cells
+    /// that had to go.
+    pub(crate) fn retire(&self, cell: u64, text: usize) -> Vec<u64> {
+        let mut inner = self.lock();
+        inner.finished.push_back(cell);
+        if let Some(output) = inner.cells.get_mut(&cell) {
+            output.text = text;
+            output.reader = None;
+            output.log.finish();
+            let (memory, files) = output.held();
+            inner.finished_memory += memory;
+            inner.finished_files += files;
+        }
+        let mut gone = Vec::new();
+        while inner.finished.len() > KEPT_CELLS
+            || (inner.finished.len() > 1
+                && (inner.finished_memory > KEPT_MEMORY || inner.finished_files > KEPT_IN_FILES))
+        {
+            let Some(oldest) = inner.finished.pop_front() else {
+                break;
+            };
+            if let Some(output) = inner.cells.remove(&oldest) {
+                let (memory, files) = output.held();
+                inner.finished_memory = inner.finished_memory.saturating_sub(memory);
+                inner.finished_files = inner.finished_files.saturating_sub(files);
+                output.log.remove_files(inner.place(oldest));
+            }
+            gone.push(oldest);
+        }
+        gone
+    }
+
+    /// Adds bytes of a cell; 0, and cells that are not kept any more, mean the
+    /// session itself.
+    pub(crate) fn append(&self, cell: u64, stream: Stream, data: &[u8]) -> Written {
+        self.lock().append(cell, stream, data)
+    }
+
+    /// Reads what descriptors have until they would block, in one step with
+    /// putting it in order. `read` returns 0 when nothing is there.
+    pub(crate) fn drain(&self, mut read: impl FnMut(Stream, &mut [u8]) -> usize) -> Written {
+        let mut inner = self.lock();
+        let mut buffer = [0; 16 << 10];
+        let mut written = Written::default();
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            loop {
+                let count = read(stream, &mut buffer);
+                if count == 0 {
+                    break;
+                }
+                let cell = inner.running;
+                let now = inner.append(cell, stream, &buffer[..count]);
+                written.awaited |= now.awaited;
+                written.too_fast |= now.too_fast;
+                if written.too_fast {
+                    return written;
+                }
+            }
+        }
+        written
+    }
+
+    /// Waits until a reader takes something, for so long at most. True if the
+    /// readers of this cell are still so far behind that it has to wait.
+    pub(crate) fn wait_for_readers(&self, cell: u64, most: Duration) -> bool {
+        let inner = self.lock();
+        let (mut inner, _) = self
+            .moved
+            .wait_timeout(inner, most)
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.cells.get_mut(&cell).is_some_and(|output| {
+            output.patience += most;
+            output.is_too_fast()
+        })
+    }
+
+    /// True while descriptor-level output has to wait for a reader; `waited` is
+    /// how long it has since this was asked last.
+    pub(crate) fn is_main_too_fast(&self, waited: Duration) -> bool {
+        let mut inner = self.lock();
+        let running = inner.running;
+        inner.cells.get_mut(&running).is_some_and(|output| {
+            output.patience += waited;
+            output.is_too_fast()
+        })
+    }
+
+    /// How much a cell has written.
+    pub(crate) fn extent(&self, cell: u64) -> Extent {
+        let inner = self.lock();
+        inner
+            .cells
+            .get(&cell)
+            .map(|output| Extent {
+                stdout: output.log.total().stdout,
+                bytes: output.log.total().of(None),
+                truncated: output.log.lost(),
+            })
+            .unwrap_or_default()
+    }
+
+    /// Output of a cell from `offset` on. None if the cell is not kept.
+    pub(crate) fn read(
+        &self,
+        cell: u64,
+        stream: Option<Stream>,
+        offset: u64,
+        most: usize,
+    ) -> Option<Piece> {
+        let inner = self.lock();
+        let place = inner.place(cell);
+        let output = inner.cells.get(&cell)?;
+        Some(output.log.read(stream, offset, most, place))
+    }
+
+    /// The same for whoever follows the cell: one who has to wait is told by
+    /// [`Written::awaited`], and the cell does not outrun one who reads on.
+    pub(crate) fn follow(
+        &self,
+        cell: u64,
+        stream: Option<Stream>,
+        offset: u64,
+        most: usize,
+    ) -> Option<Piece> {
+        let mut inner = self.lock();
+        let piece = {
+            let place = inner.place(cell);
+            inner
+                .cells
+                .get(&cell)?
+                .log
+                .read(stream, offset, most, place)
+        };
+        let output = inner.cells.get_mut(&cell)?;
+        if piece.records.is_empty() && piece.missing == 0 {
+            output.awaited = true;
+        }
+        if stream.is_none() {
+            let moved = Instant::now();
+            // The one that is furthest is waited for: one slow reader of many
+            // does not hold the cell.
+            let offset = output
+                .reader
+                .map_or(piece.next, |reader| reader.offset.max(piece.next));
+            output.reader = Some(Reader { offset, moved });
+            self.moved.notify_all();
+        }
+        Some(piece)
+    }
+}
+
+impl Inner {
+    fn place(&self, cell: u64) -> Place<'_> {
+        Place {
+            directory: self.directory.as_deref(),
+            cell,
+        }
+    }
+
+    fn append(&mut self, cell: u64, stream: Stream, data: &[u8]) -> Written {
+        if let Some(journal) = &self.journal {
+            if stream == Stream::Stderr {
+                journal.note_stderr(data);
+            }
+            if cell == self.running && cell != 0 {
+                journal.note_output(stream, data);
+            }
+        }
+        let place = Place {
+            directory: self.directory.as_deref(),
+            cell,
+        };
+        match self.cells.get_mut(&cell) {
+            Some(output) => {
+                output.log.append(stream, data, place);
+                Written {
+                    awaited: std::mem::take(&mut output.awaited),
+                    too_fast: output.is_too_fast(),
+                }
+            }
+            None => {
+                self.session.append_bounded(stream, data);
+                Written::default()
+            }
+        }
+    }
+}
+
+impl CellOutput {
+    fn held(&self) -> (usize, u64) {
+        let (window, files) = self.log.held();
+        (window + self.text, files)
+    }
+
+    fn is_too_fast(&mut self) -> bool {
+        let Some(reader) = self.reader else {
+            return false;
+        };
+        if self.log.total().of(None).saturating_sub(reader.offset) < LEAD {
+            return false;
+        }
+        if reader.moved.elapsed() > STALLED || self.patience > MOST_PATIENCE {
+            self.reader = None;
+            return false;
+        }
+        true
+    }
+}
+
+/// Removes the files of cells of an earlier host: nobody can name them any
+/// more. Only for whoever holds the directory's lock.
+pub(crate) fn remove_left_behind(directory: &PrivateDir) {
+    for name in directory.entries().unwrap_or_default() {
+        if name.ends_with(FILE_END) {
+            // What stays is tried again by the next session of this name.
+            let _ = directory.remove(&name);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What a session's task tells those who follow events: which cells wait, run,
+//! have ended; and that the session is gone. Each once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pythond_protocol::CellId;
+use pythond_protocol::lane::{FinishedCell, HostedSession};
+use pythond_protocol::outcome::{CellKind, CellStatus, ProcessEnd};
+use pythond_protocol::verbs::events::{CellEvent, Event};
+use pythond_protocol::verbs::status::Tombstone;
+
+use super::handle::EndReason;
+use crate::events::EventLog;
+
+/// The cells of a session that are not finished, as far as is known.
+#[derive(Debug)]
+pub(super) struct Watch {
+    events: Arc<EventLog>,
+    /// Names of the session; the cell's own fields are filled in.
+    pattern: CellEvent,
+    unfinished: BTreeMap<CellId, (CellKind, CellStatus)>,
+}
+
+impl Watch {
+    pub(super) fn new(events: Arc<EventLog>, hosted: &HostedSession) -> Self {
+        let spec = &hosted.spec;
+        let mut watch = Self {
+            events,
+            pattern: CellEvent {
+                session: spec.session.clone(),
+                session_id: spec.session_id.clone(),
+                generation: spec.generation,
+                cell_id: CellId::from_parts(0, 0),
+                kind: CellKind::Run,
+                status: CellStatus::Running,
+                duration_ms: None,
+                output_bytes: None,
+            },
+            unfinished: BTreeMap::new(),
+        };
+        watch.resume(hosted);
+        watch
+    }
+
+    /// Takes what the host says of its cells; those that ended meanwhile.
+    pub(super) fn resume(&mut self, hosted: &HostedSession) -> Vec<CellId> {
+        let main = hosted.unfinished.iter().map(|cell| (*cell, CellKind::Run));
+        let beside = hosted.unfinished_beside.iter();
+        let beside = beside.map(|cell| (*cell, CellKind::Fire));
+        let now: BTreeMap<_, _> = main
+            .chain(beside)
+            .map(|(cell, kind)| (cell, (kind, CellStatus::Running)))
+            .collect();
+        let gone = self
+            .unfinished
+            .keys()
+            .filter(|cell| !now.contains_key(cell));
+        let gone: Vec<_> = gone.copied().collect();
+        for (cell, state) in now {
+            self.unfinished.entry(cell).or_insert(state);
+        }
+        gone
+    }
+
+    /// Some cell runs or waits.
+    pub(super) fn something_runs(&self) -> bool {
+        !self.unfinished.is_empty()
+    }
+
+    /// Cells that run; `current` is the one of the main thread, if it is known.
+    pub(super) fn running(&self, current: Option<CellId>) -> Vec<CellId> {
+        let running = self.unfinished.iter();
+        let mut running: Vec<_> = running
+            .filter(|(_, (_, status))| *status == CellStatus::Running)
+            .map(|(cell, _)| *cell)
+            .collect();
+        if let Some(current) = current
+            && !running.contains(&current)
+        {
+            running.push(current);
+        }
+        running
+    }
+
+    fn cell(&self, cell_id: CellId, kind: CellKind, status: CellStatus) -> CellEvent {
+        CellEvent {
+            cell_id,
+            kind,
+            status,
+            ..self.pattern.clone()
+        }
+    }
+
+    /// The host has a cell.
+    pub(super) fn accepted(&mut self, cell: CellId, kind: CellKind, status: CellStatus) {
+        if self.unfinished.contains_key(&cell) {
+            return;
+        }
+        // One that is about to run is told when it does.
+        self.unfinished.insert(cell, (kind, CellStatus::Queued));
+        if status == CellStatus::Queued {
+            let event = self.cell(cell, kind, status);
+            self.events.publish(Event::CellQueued(event));
+        }
+    }
+
+    /// A cell runs.
+    pub(super) fn started(&mut self, cell: CellId, kind: CellKind) {
+        let state = (kind, CellStatus::Running);
+        if self.unfinished.insert(cell, state) != Some(state) {
+            let event = self.cell(cell, kind, CellStatus::Running);
+            self.events.publish(Event::CellStarted(event));
+        }
+    }
+
+    /// A cell has ended.
+    pub(super) fn finished(&mut self, end: &FinishedCell) {
+        if self.unfinished.remove(&end.cell).is_some() {
+            let event = CellEvent {
+                duration_ms: Some((end.duration_ns / 1000) as f64 / 1000.0),
+                output_bytes: Some(end.output_bytes),
+                ..self.cell(end.cell, end.kind, end.status)
+            };
+            self.events.publish(Event::CellDone(event));
+        }
+    }
+
+    /// The session is gone, and its cells with it.
+    pub(super) fn closed(&mut self, told: Option<EndReason>, tombstone: &Tombstone) {
+        for (cell, (kind, _)) in std::mem::take(&mut self.unfinished) {
+            let event = self.cell(cell, kind, CellStatus::Killed);
+            self.events.publish(Event::CellDone(event));
+        }
+        let reason = match (told, &tombstone.end) {
+            (Some(reason), _) => reason.word(),
+            (None, ProcessEnd::Exited { .. }) => "exited",
+            (None, _) => "died",
+        };
+        self.events.publish(Event::SessionClosed {
+            session: self.pattern.session.clone(),
+            session_id: self.pattern.session_id.clone(),
+            generation: self.pattern.generation,
+            reason: reason.to_owned(),
+            cause: tombstone.cause.clone(),
+        });
+    }
+}
