@@ -2,7 +2,7 @@
 //! cut by another descriptor. Moves text messages; knows no verb.
 
 use std::io::{ErrorKind, Result as IoResult};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -104,12 +104,6 @@ impl Connection {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-}
-
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.get_ref().as_fd()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A request that was sent, and its answer.
 
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use pythond_protocol::{ErrorCode, ErrorReply};
 use serde::Deserialize;
@@ -78,14 +78,6 @@ impl<'a, T: DeserializeOwned> Pending<'a, T> {
             Received::Woken => Ok(Waited::Woken),
             Received::Text(text) => decode(text).map(Waited::Reply),
         }
-    }
-}
-
-impl<T> AsFd for Pending<'_, T> {
-    /// Readable when something came. What was read ahead is not seen there:
-    /// ask [`Self::wait_or_wake`] first.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.connection.as_fd()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A request that is answered by events and one reply after them.
 
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -68,14 +68,6 @@ impl<'a, E: DeserializeOwned, T: DeserializeOwned> Streaming<'a, E, T> {
             Received::Woken => Ok(Streamed::Woken),
             Received::Text(text) => classify(text),
         }
-    }
-}
-
-impl<E, T> AsFd for Streaming<'_, E, T> {
-    /// Readable when something came. What was read ahead is not seen there:
-    /// ask [`Self::next`] first.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.connection.as_fd()
     }
 }
 
