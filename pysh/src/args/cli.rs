@@ -1,9 +1,14 @@
-//! The command line as it is typed.
+//! The whole command line, and the commands that are about sessions.
+
+use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_protocol::SessionName;
 use pythond_transport::EXIT_CODES;
+
+use super::cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
+use super::submit::{self, FireArgs, RunArgs};
 
 /// Client for pythond sessions: live Pythons that remember.
 #[derive(Debug, Parser)]
@@ -11,6 +16,7 @@ use pythond_transport::EXIT_CODES;
     name = "pysh",
     display_name = "pythond",
     version,
+    args_override_self = true,
     after_help = after_help()
 )]
 pub(crate) struct Cli {
@@ -19,6 +25,26 @@ pub(crate) struct Cli {
     pub(crate) json: bool,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+}
+
+impl Cli {
+    /// Reads a command line. Options of `run` and `fire` count also as last
+    /// words after the code.
+    pub(crate) fn parse_words(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let cli = Self::try_parse_from(&words)?;
+        let (verb, source) = match &cli.command {
+            Some(Command::Run(args)) => ("run", &args.source),
+            Some(Command::Fire(args)) => ("fire", &args.source),
+            _ => return Ok(cli),
+        };
+        match submit::trailing_options(&source.code, verb) {
+            0 => Ok(cli),
+            count => {
+                let code = source.code.len();
+                Self::try_parse_from(submit::options_first(words, code, count))
+            }
+        }
+    }
 }
 
 fn after_help() -> String {
@@ -34,6 +60,22 @@ pub(crate) enum Command {
     New(NewArgs),
     /// Run code in a session and wait for it.
     Run(RunArgs),
+    /// Run code in a thread of its own and print the cell's id.
+    Fire(FireArgs),
+    /// Show a cell as it is now, as JSON.
+    Poll(PollArgs),
+    /// Wait until cells have ended.
+    Wait(WaitArgs),
+    /// Show a cell's output, now or as it comes.
+    Out(OutArgs),
+    /// List the cells of a session.
+    Cells(SessionArgs),
+    /// Interrupt cells of a session.
+    Int(IntArgs),
+    /// Show where every thread of a session is.
+    Stack(SessionArgs),
+    /// Follow what happens to sessions and cells.
+    Events(EventsArgs),
     /// List the sessions.
     Ls,
     /// End a session, or all of them.
@@ -45,8 +87,6 @@ pub(crate) enum Command {
     Vars(SessionArgs),
     /// Show completions of a text, as JSON.
     Complete(CompleteArgs),
-    /// Interrupt the running cell of a session.
-    Int(SessionArgs),
     /// Print the version.
     Version,
     /// Print the completion script of a shell.
@@ -99,51 +139,6 @@ fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "\
-The value of a last expression is printed, as at the Python prompt. The first
-Ctrl-C interrupts the cell, a second one leaves it running.
-
-A command line holds about 128 KiB in one word; give longer code as `-` or
-`@FILE`. A word that begins with `@` and contains a newline is code, so that a
-decorator needs no escape.
-
-Options stand before the code or after it as last words; what else follows the
-code's first word belongs to it.")]
-pub(crate) struct RunArgs {
-    /// Echo code, output and errors to stderr [default: if stderr is a
-    /// terminal and stdout is not].
-    #[arg(long, overrides_with = "no_echo")]
-    pub(crate) echo: bool,
-    /// Do not echo.
-    #[arg(long, overrides_with = "echo")]
-    pub(crate) no_echo: bool,
-    /// The session.
-    pub(crate) name: SessionName,
-    /// Python source, several words joined by spaces; `@FILE` reads a file,
-    /// `-` reads stdin.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) code: Vec<String>,
-}
-
-impl RunArgs {
-    /// Takes options off the end of the code: people add them there, and no
-    /// Python ends in such a word. Returns true if `--json` was one of them.
-    pub(crate) fn take_trailing_options(&mut self) -> bool {
-        let mut json = false;
-        while self.code.len() > 1 {
-            match self.code.last().map(String::as_str) {
-                Some("--json") => json = true,
-                Some("--echo") => (self.echo, self.no_echo) = (true, false),
-                Some("--no-echo") => (self.echo, self.no_echo) = (false, true),
-                _ => break,
-            }
-            self.code.pop();
-        }
-        json
-    }
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct KillArgs {
     /// The session.
     #[arg(required_unless_present = "all")]
@@ -172,111 +167,4 @@ pub(crate) struct CompletionsArgs {
 pub(crate) struct ManArgs {
     /// The page of a command [default: the page of pysh].
     pub(crate) command: Option<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory as _;
-
-    fn run(words: &[&str]) -> (bool, RunArgs) {
-        let words = ["pysh", "run"].iter().chain(words);
-        let cli = Cli::try_parse_from(words).expect("a command line");
-        match cli.command {
-            Some(Command::Run(args)) => (cli.json, args),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_definition_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn options_stand_before_the_code_and_the_rest_is_code() {
-        for (words, json, code) in [
-            (&["work", "1", "+", "1"][..], false, &["1", "+", "1"][..]),
-            (&["work", "-1"], false, &["-1"]),
-            (&["work", "-"], false, &["-"]),
-            (&["work", "--json", "1"], true, &["1"]),
-            (&["--json", "work", "1"], true, &["1"]),
-            (&["work", "1", "--json"], false, &["1", "--json"]),
-            (&["work", "--", "--json"], false, &["--json"]),
-            (&["work", ""], false, &[""]),
-        ] {
-            let (found_json, args) = run(words);
-            assert_eq!(
-                (found_json, args.code.as_slice()),
-                (
-                    json,
-                    &code.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>()[..]
-                ),
-                "{words:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn options_after_the_code_are_options() {
-        let (_, mut args) = run(&["work", "1", "--echo", "--json"]);
-        assert!(args.take_trailing_options() && args.echo);
-        assert_eq!(args.code, ["1"]);
-        // The only word is code, whatever it looks like.
-        let (_, mut args) = run(&["work", "--", "--json"]);
-        assert!(!args.take_trailing_options());
-        assert_eq!(args.code, ["--json"]);
-    }
-
-    #[test]
-    fn the_last_of_echo_and_no_echo_counts() {
-        let (_, args) = run(&["--echo", "--no-echo", "work", "1"]);
-        assert!(args.no_echo && !args.echo);
-        let (_, args) = run(&["--no-echo", "--echo", "work", "1"]);
-        assert!(args.echo && !args.no_echo);
-    }
-
-    #[test]
-    fn wrong_lines_are_refused() {
-        for words in [
-            &["run", "work"][..],
-            &["run", "Work", "1"],
-            &["new"],
-            &["new", "con"],
-            &["new", "a", "--python", "p", "--venv", "v"],
-            &["new", "a", "--env", "=x"],
-            &["new", "a", "--env", "x"],
-            &["new", "a", "b"],
-            &["kill"],
-            &["kill", "a", "--all"],
-            &["ls", "a"],
-            &["fire", "a", "1"],
-            &["attach", "a"],
-        ] {
-            let error = Cli::try_parse_from(["pysh"].iter().chain(words)).expect_err("refused");
-            assert_eq!(error.exit_code(), 2, "{words:?}");
-        }
-    }
-
-    #[test]
-    fn lists_and_variables_are_taken_apart() {
-        let cli = Cli::try_parse_from([
-            "pysh",
-            "new",
-            "a",
-            "--preload",
-            "numpy,pandas",
-            "--env",
-            "A=b=c",
-            "--env",
-            "B=",
-        ])
-        .expect("a command line");
-        let Some(Command::New(args)) = cli.command else {
-            panic!()
-        };
-        assert_eq!(args.preload, ["numpy", "pandas"]);
-        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        assert_eq!(args.env, [pair("A", "b=c"), pair("B", "")]);
-    }
 }
