@@ -3,7 +3,8 @@
 
 use pythond_protocol::outcome::CellStatus;
 use pythond_protocol::output_log::Stream;
-use pythond_protocol::verbs::run::CellReply;
+use pythond_protocol::verbs::cell::CellReply;
+use pythond_protocol::verbs::word;
 use pythond_protocol::{ErrorReply, ExitCode};
 use pythond_transport::Report;
 
@@ -40,18 +41,15 @@ pub(crate) enum Ending {
     Report(Report),
 }
 
-/// What to say of the cell's end; none if it succeeded.
+/// What to say of the cell's end; none if it succeeded or has not ended.
 pub(crate) fn ending(reply: &CellReply) -> Option<Ending> {
     let Some(error) = &reply.error else {
-        return match exit_code(reply) {
-            ExitCode::Success => None,
-            exit => Some(Ending::Report(Report::new(
+        return match reply.status {
+            CellStatus::Done | CellStatus::Queued | CellStatus::Running => None,
+            status => Some(Ending::Report(Report::new(
                 "internal",
-                format!(
-                    "the cell ended as `{:?}` and nothing says why",
-                    reply.status
-                ),
-                exit,
+                format!("the cell ended as `{}` and nothing says why", word(&status)),
+                exit_code(reply),
             ))),
         };
     };
@@ -77,13 +75,18 @@ pub(crate) fn ending(reply: &CellReply) -> Option<Ending> {
 /// How a client's process ends after this reply.
 pub(crate) fn exit_code(reply: &CellReply) -> ExitCode {
     match reply.status {
+        // What it made of the interrupt does not matter, as with timeout(1).
+        CellStatus::Done | CellStatus::Failed | CellStatus::Interrupted if reply.timed_out => {
+            ExitCode::TimedOut
+        }
         CellStatus::Done => ExitCode::Success,
         CellStatus::Failed => by_code(reply, ExitCode::Raised),
         CellStatus::Interrupted => ExitCode::Interrupted,
         CellStatus::Killed => ExitCode::SessionDied,
         // The session may live and only not answer: its code tells.
         CellStatus::Lost => by_code(reply, ExitCode::SessionDied),
-        CellStatus::Queued | CellStatus::Running => ExitCode::Refused,
+        // Its `--wait` is over.
+        CellStatus::Queued | CellStatus::Running => ExitCode::TimedOut,
     }
 }
 
@@ -152,9 +155,21 @@ mod tests {
             ("interrupted", ExitCode::Interrupted),
             ("killed", ExitCode::SessionDied),
             ("lost", ExitCode::SessionDied),
+            ("queued", ExitCode::TimedOut),
+            ("running", ExitCode::TimedOut),
         ] {
             assert_eq!(exit_code(&reply(status, said)), code, "{status}");
         }
+        let timed_out = format!(r#"{said},"timed_out":true"#);
+        for (status, code) in [
+            ("done", ExitCode::TimedOut),
+            ("failed", ExitCode::TimedOut),
+            ("interrupted", ExitCode::TimedOut),
+            ("killed", ExitCode::SessionDied),
+        ] {
+            assert_eq!(exit_code(&reply(status, &timed_out)), code, "{status}");
+        }
+        assert_eq!(ending(&reply("running", said)), None);
         assert_eq!(ending(&reply("done", said)), None);
     }
 

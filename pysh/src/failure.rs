@@ -7,12 +7,14 @@ use crate::environment::EnvironmentError;
 use crate::source::SourceError;
 
 /// Why a command ends early.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Failure {
     /// Something to tell.
     Reported(Report),
     /// Nobody reads our stdout any more.
     BrokenPipe,
+    /// Ctrl-C ended what nothing else ends.
+    Ended,
 }
 
 /// What a command gives back: how the process ends.

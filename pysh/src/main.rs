@@ -4,34 +4,32 @@
 mod args;
 mod cell_output;
 mod commands;
+mod descriptors;
 mod echo;
 mod environment;
 mod failure;
 mod interrupts;
 mod render;
 mod source;
+mod text;
+mod watch;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
-use crate::args::{Cli, Command};
+use crate::args::Cli;
 use crate::failure::Failure;
 use crate::render::Render;
 
 fn main() -> ExitCode {
-    let mut cli = match Cli::try_parse() {
+    let cli = match Cli::parse_words(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => return render::usage(&error),
     };
-    if let Some(Command::Run(run)) = &mut cli.command {
-        cli.json |= run.take_trailing_options();
-    }
     let render = Render::new(cli.json);
     match commands::dispatch(cli.command, &render) {
         Ok(code) => code.into(),
         Err(Failure::Reported(report)) => render.failure(&report),
         // Nobody reads on, as with `pysh … | head`: what was wanted was had.
-        Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
+        Err(Failure::BrokenPipe | Failure::Ended) => ExitCode::SUCCESS,
     }
 }

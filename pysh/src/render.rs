@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use pythond_protocol::output_log::Stream;
 use pythond_transport::Report;
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::stdio::{stderr, stdout};
 
+use crate::descriptors::{Written, write_or_wake};
 use crate::failure::Failure;
 
 /// Where output goes and how it looks.
@@ -57,6 +57,11 @@ impl Render {
         talk(text.as_bytes());
     }
 
+    /// A copy of what went to stdout, for the operator.
+    pub(crate) fn echo(&self, bytes: &[u8]) {
+        talk(bytes);
+    }
+
     /// A line of talk that is no error.
     pub(crate) fn note(&self, text: &str) {
         talk(format!("note: {text}\n").as_bytes());
@@ -90,6 +95,21 @@ impl Render {
         result
     }
 
+    /// A piece of what a cell wrote, as [`Self::output`] does, until one of
+    /// `wake` can be read while the reader is slow. Takes off `bytes` what was
+    /// written.
+    pub(crate) fn write(
+        &self,
+        stream: Stream,
+        bytes: &mut &[u8],
+        wake: &[BorrowedFd<'_>],
+    ) -> Result<Written, Failure> {
+        match stream {
+            Stream::Stdout => write_or_wake(stdout(), bytes, wake).map_err(stdout_failed),
+            Stream::Stderr => Ok(write_or_wake(stderr(), bytes, wake).unwrap_or(Written::All)),
+        }
+    }
+
     /// An error that does not end the command here.
     pub(crate) fn error(&self, report: &Report) {
         talk(report.to_human(self.colour).as_bytes());
@@ -118,39 +138,25 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-fn data(bytes: &[u8]) -> Result<(), Failure> {
-    write_all(stdout(), bytes).map_err(|errno| match errno {
+fn data(mut bytes: &[u8]) -> Result<(), Failure> {
+    // Without anything to be woken by, all is written.
+    write_or_wake(stdout(), &mut bytes, &[])
+        .map(|_| ())
+        .map_err(stdout_failed)
+}
+
+fn stdout_failed(errno: Errno) -> Failure {
+    match errno {
         Errno::PIPE => Failure::BrokenPipe,
         errno => Failure::Reported(Report::new(
             "stdout",
             format!("cannot write to stdout: {errno}"),
             pythond_protocol::ExitCode::Raised,
         )),
-    })
-}
-
-fn talk(bytes: &[u8]) {
-    // Whoever closed stderr does not want to hear of it.
-    let _ = write_all(stderr(), bytes);
-}
-
-/// Writes past the standard library's line buffer: output is written in the
-/// order it has to appear across both streams, at once and in one piece.
-fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
-    while !bytes.is_empty() {
-        match rustix::io::write(fd, bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            // A descriptor that another process set to non-blocking.
-            Err(Errno::AGAIN) => {
-                let mut ready = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-                match poll(&mut ready, None) {
-                    Ok(_) | Err(Errno::INTR) => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-            Err(errno) => return Err(errno),
-        }
     }
-    Ok(())
+}
+
+fn talk(mut bytes: &[u8]) {
+    // Whoever closed stderr does not want to hear of it.
+    let _ = write_or_wake(stderr(), &mut bytes, &[]);
 }

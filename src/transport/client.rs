@@ -1,25 +1,21 @@
 //! Typed calls, one for each verb, always in the structured form.
 
+use pythond_protocol::SessionName;
 use pythond_protocol::verbs::complete::CompleteReply;
+use pythond_protocol::verbs::events::EventMessage;
 use pythond_protocol::verbs::info::InfoReply;
-use pythond_protocol::verbs::interrupt::InterruptReply;
 use pythond_protocol::verbs::kill::KillReply;
 use pythond_protocol::verbs::list::ListReply;
 use pythond_protocol::verbs::new::{NewOptions, NewReply};
-use pythond_protocol::verbs::run::CellReply;
 use pythond_protocol::verbs::status::StatusReply;
 use pythond_protocol::verbs::vars::VarsReply;
-use pythond_protocol::{ErrorReply, SessionName};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::connect::connect;
 use crate::connection::Connection;
-use crate::{Address, ClientError, Pending, Reply};
-
-/// Most bytes of code in one cell, unless `PYTHOND_MAX_WS_PAYLOAD` says
-/// otherwise (PROTOCOL.md, "Connection").
-pub const MAX_CODE_BYTES: usize = 16 << 20;
+use crate::header::Header;
+use crate::{Address, ClientError, Never, Pending, Reply, Streaming};
 
 /// A connection to a daemon, and what can be asked of it. Each call sends one
 /// frame and waits for its answer.
@@ -57,41 +53,9 @@ impl Client {
         session: &SessionName,
         options: &NewOptions,
     ) -> Result<Reply<NewReply>, ClientError> {
-        let mut frame = header("new", session)?;
-        frame.push_str(&serde_json::to_string(options).expect("strings and flags become JSON"));
-        self.send(frame)?.wait()
-    }
-
-    /// Submits a cell. Greatest size of `code`: [`MAX_CODE_BYTES`].
-    ///
-    /// # Errors
-    /// [`ClientError::CodeTooBig`]; [`ClientError`], as for all calls.
-    pub fn run(
-        &mut self,
-        session: &SessionName,
-        code: &str,
-    ) -> Result<Pending<'_, CellReply>, ClientError> {
-        let limit_bytes = code_limit();
-        if code.len() > limit_bytes {
-            return Err(ClientError::CodeTooBig {
-                bytes: code.len(),
-                limit_bytes,
-            });
-        }
-        let mut frame = header("run", session)?;
-        frame.push_str(code);
-        self.send(frame)
-    }
-
-    /// Asks for the running cell of a session to be interrupted.
-    ///
-    /// # Errors
-    /// [`ClientError`], as for all calls.
-    pub fn interrupt(
-        &mut self,
-        session: &SessionName,
-    ) -> Result<Pending<'_, InterruptReply>, ClientError> {
-        self.send(header("int", session)?)
+        let body = serde_json::to_string(options).expect("strings and flags become JSON");
+        self.send(Header::of("new", session)?.with_body(&body))?
+            .wait()
     }
 
     /// All sessions.
@@ -99,7 +63,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for all calls.
     pub fn list(&mut self) -> Result<Reply<ListReply>, ClientError> {
-        self.send("ls --json".to_owned())?.wait()
+        self.send(Header::new("ls").finish())?.wait()
     }
 
     /// Health of one session.
@@ -107,7 +71,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for all calls.
     pub fn status(&mut self, session: &SessionName) -> Result<Reply<StatusReply>, ClientError> {
-        self.send(header("status", session)?)?.wait()
+        self.send(Header::of("status", session)?.finish())?.wait()
     }
 
     /// The names of a session's namespace.
@@ -115,7 +79,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for all calls.
     pub fn vars(&mut self, session: &SessionName) -> Result<Reply<VarsReply>, ClientError> {
-        self.send(header("vars", session)?)?.wait()
+        self.send(Header::of("vars", session)?.finish())?.wait()
     }
 
     /// Completions of a text.
@@ -127,9 +91,8 @@ impl Client {
         session: &SessionName,
         text: &str,
     ) -> Result<Reply<CompleteReply>, ClientError> {
-        let mut frame = header("complete", session)?;
-        frame.push_str(text);
-        self.send(frame)?.wait()
+        self.send(Header::of("complete", session)?.with_body(text))?
+            .wait()
     }
 
     /// Ends one session.
@@ -137,7 +100,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for all calls.
     pub fn kill(&mut self, session: &SessionName) -> Result<Reply<KillReply>, ClientError> {
-        self.send(header("kill", session)?)?.wait()
+        self.send(Header::of("kill", session)?.finish())?.wait()
     }
 
     /// Ends every session.
@@ -145,7 +108,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for all calls.
     pub fn kill_all(&mut self) -> Result<Reply<KillReply>, ClientError> {
-        self.send("kill --all --json".to_owned())?.wait()
+        self.send(Header::new("kill").flag("all", true).finish())?
+            .wait()
     }
 
     /// What the daemon is.
@@ -153,7 +117,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for all calls.
     pub fn info(&mut self) -> Result<Reply<InfoReply>, ClientError> {
-        self.send("info --json".to_owned())?.wait()
+        self.send(Header::new("info").finish())?.wait()
     }
 
     /// Tells the daemon to stop. It answers first and stops then.
@@ -161,7 +125,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for all calls.
     pub fn stop(&mut self) -> Result<Reply<StopReply>, ClientError> {
-        let reply: Reply<StopReply> = self.send("stop --json".to_owned())?.wait()?;
+        let reply: Reply<StopReply> = self.send(Header::new("stop").finish())?.wait()?;
         if reply.value.ok {
             Ok(reply)
         } else {
@@ -169,84 +133,69 @@ impl Client {
         }
     }
 
-    fn send<T: DeserializeOwned>(&mut self, frame: String) -> Result<Pending<'_, T>, ClientError> {
+    /// Follows what happens to sessions and their cells, from now on or from
+    /// what came after the cursor `since`.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for all calls.
+    pub fn events(
+        &mut self,
+        session: Option<&SessionName>,
+        since: Option<&str>,
+    ) -> Result<Streaming<'_, EventMessage, Never>, ClientError> {
+        let header = match session {
+            Some(session) => Header::of("events", session)?,
+            None => Header::new("events"),
+        };
+        self.send_streaming(header.value("since", since)?.finish())
+    }
+
+    pub(crate) fn send<T: DeserializeOwned>(
+        &mut self,
+        frame: String,
+    ) -> Result<Pending<'_, T>, ClientError> {
         self.connection.send_text(frame)?;
         Ok(Pending::new(&mut self.connection))
     }
-}
 
-/// The first line of a frame, newline included: what follows is the body.
-fn header(verb: &str, session: &SessionName) -> Result<String, ClientError> {
-    // The wire reads words that begin with `--` as options, so that a session
-    // called `--all` would end every other one.
-    if session.as_str().starts_with("--") {
-        let error = ErrorReply::bad_name().with_hint("session names do not begin with `--`");
-        return Err(ClientError::Refused(error));
+    pub(crate) fn send_streaming<E: DeserializeOwned, T: DeserializeOwned>(
+        &mut self,
+        frame: String,
+    ) -> Result<Streaming<'_, E, T>, ClientError> {
+        self.connection.send_text(frame)?;
+        Ok(Streaming::new(&mut self.connection))
     }
-    Ok(format!("{verb} {session} --json\n"))
-}
-
-fn code_limit() -> usize {
-    std::env::var("PYTHOND_MAX_WS_PAYLOAD")
-        .ok()
-        .and_then(|value| value.trim().parse().ok())
-        .unwrap_or(MAX_CODE_BYTES)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use pythond_protocol::Frame;
-    use pythond_protocol::verbs::{ReplyFormat, Request, TypedRequest};
+    use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
 
     fn parsed(frame: &str) -> Request {
-        let (format, request) = TypedRequest::parse(&Frame::parse(frame).unwrap());
-        assert_eq!(format, ReplyFormat::Json, "{frame:?}");
-        request.unwrap_or_else(|error| panic!("{frame:?}: {error:?}"))
-    }
-
-    #[test]
-    fn code_arrives_as_it_was_given() {
-        for code in [
-            "1",
-            "",
-            "\n",
-            "x = 1\r\n",
-            "--json",
-            "'\u{fffd}\0'",
-            "\n\n  ",
-        ] {
-            let frame = header("run", &"work".parse().unwrap()).unwrap() + code;
-            let Request::Run(request) = parsed(&frame) else {
-                panic!("{frame:?}")
-            };
-            assert_eq!(request.source, code);
-        }
+        let parsed = Parsed::of(&Frame::parse(frame).unwrap());
+        assert_eq!(parsed.format, ReplyFormat::Json, "{frame:?}");
+        parsed
+            .request
+            .unwrap_or_else(|error| panic!("{frame:?}: {error:?}"))
     }
 
     #[test]
     fn every_header_is_a_request_of_its_verb() {
-        let name = "work".parse().unwrap();
-        for verb in ["status", "vars", "int", "kill"] {
-            parsed(&header(verb, &name).unwrap());
-        }
-        let new = header("new", &name).unwrap() + r#"{"replace":true}"#;
-        assert!(matches!(parsed(&new), Request::New(new) if new.options.replace));
-        let complete = header("complete", &name).unwrap() + "os.pa";
-        assert!(matches!(parsed(&complete), Request::Complete(it) if it.text == "os.pa"));
-        for whole in [
-            "ls --json",
-            "kill --all --json",
-            "info --json",
-            "stop --json",
+        let of = |verb| Header::of(verb, &"work".parse().unwrap()).unwrap();
+        for verb in [
+            "status", "vars", "int", "kill", "poll", "wait", "cells", "stack", "events",
         ] {
-            parsed(whole);
+            parsed(&of(verb).finish());
         }
-    }
-
-    #[test]
-    fn a_name_that_reads_as_an_option_is_never_sent() {
-        let error = header("kill", &"--all".parse().unwrap()).unwrap_err();
-        assert!(matches!(error, ClientError::Refused(_)), "{error:?}");
+        let new = of("new").with_body(r#"{"replace":true}"#);
+        assert!(matches!(parsed(&new), Request::New(new) if new.options.replace));
+        let complete = of("complete").with_body("os.pa");
+        assert!(matches!(parsed(&complete), Request::Complete(it) if it.text == "os.pa"));
+        for verb in ["ls", "info", "stop", "events"] {
+            parsed(&Header::new(verb).finish());
+        }
+        parsed(&Header::new("kill").flag("all", true).finish());
     }
 }

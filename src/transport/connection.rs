@@ -2,7 +2,7 @@
 //! cut by another descriptor. Moves text messages; knows no verb.
 
 use std::io::{ErrorKind, Result as IoResult};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ pub(crate) struct Connection {
 pub(crate) enum Received {
     /// A text message.
     Text(Utf8Bytes),
-    /// The other descriptor became readable first.
+    /// One of the other descriptors became readable first.
     Woken,
 }
 
@@ -53,7 +53,7 @@ impl Connection {
                     let left = deadline.saturating_duration_since(Instant::now());
                     // The request is far smaller than a socket's buffer, so
                     // only the answer is ever waited for.
-                    let ready = wait(&waiter, PollFlags::IN, None, Some(left))
+                    let ready = wait(&waiter, PollFlags::IN, &[], Some(left))
                         .map_err(TransportError::Io)?;
                     if ready == Ready::TimeIsUp {
                         return Err(TransportError::NoAnswer);
@@ -72,7 +72,7 @@ impl Connection {
                 Ok(()) => return Ok(()),
                 // The message is in tungstenite's buffer already.
                 Err(error) if would_block(&error) => {
-                    wait(self.socket.get_ref(), PollFlags::OUT, None, None)
+                    wait(self.socket.get_ref(), PollFlags::OUT, &[], None)
                         .map_err(TransportError::Io)?;
                     sent = self.socket.flush();
                 }
@@ -84,10 +84,10 @@ impl Connection {
         }
     }
 
-    /// Waits for the next text message, or until `wake` can be read.
+    /// Waits for the next text message, or until one of `wake` can be read.
     pub(crate) fn receive_text(
         &mut self,
-        wake: Option<BorrowedFd<'_>>,
+        wake: &[BorrowedFd<'_>],
     ) -> Result<Received, TransportError> {
         loop {
             match self.socket.read() {
@@ -118,24 +118,22 @@ enum Ready {
     TimeIsUp,
 }
 
-/// Waits for the stream or the other descriptor; the stream is preferred, so
-/// that an answer that is there is not overtaken by a late interrupt.
+/// Waits for the stream or one of the other descriptors; the stream is
+/// preferred, so that an answer that is there is not overtaken by a late
+/// interrupt.
 fn wait(
     stream: &UnixStream,
     flags: PollFlags,
-    wake: Option<BorrowedFd<'_>>,
+    wake: &[BorrowedFd<'_>],
     limit: Option<Duration>,
 ) -> IoResult<Ready> {
     let limit: Option<Timespec> = limit.and_then(|limit| limit.try_into().ok());
-    // Without a second descriptor the first stands in its place, outside the
-    // part of the array that is polled.
-    let second = wake.unwrap_or_else(|| stream.as_fd());
-    let count = if wake.is_some() { 2 } else { 1 };
-    let mut descriptors = [
-        PollFd::new(stream, flags),
-        PollFd::from_borrowed_fd(second, PollFlags::IN),
-    ];
-    let ready = rustix::io::retry_on_intr(|| poll(&mut descriptors[..count], limit.as_ref()))?;
+    let mut descriptors = vec![PollFd::new(stream, flags)];
+    descriptors.extend(
+        wake.iter()
+            .map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+    );
+    let ready = rustix::io::retry_on_intr(|| poll(&mut descriptors, limit.as_ref()))?;
     if ready == 0 {
         return Ok(Ready::TimeIsUp);
     }

@@ -5,15 +5,20 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod cells;
 mod client;
 mod connect;
 mod connection;
 mod error;
+mod header;
 mod pending;
 mod report;
+mod streaming;
 
 pub use address::{Address, AddressVariables};
-pub use client::{Client, MAX_CODE_BYTES, StopReply};
+pub use cells::{Idle, MAX_CODE_BYTES, PollReply};
+pub use client::{Client, StopReply};
 pub use error::{ClientError, TransportError};
 pub use pending::{Pending, Reply, Waited};
-pub use report::{EXIT_CODES, Report};
+pub use report::{EXIT_CODES, Report, escape_controls};
+pub use streaming::{Event, Never, Streamed, Streaming};

@@ -36,7 +36,7 @@ impl<T> Reply<T> {
 pub enum Waited<T> {
     /// The answer.
     Reply(Reply<T>),
-    /// The other descriptor became readable; the request goes on.
+    /// One of the other descriptors became readable; the request goes on.
     Woken,
 }
 
@@ -62,18 +62,18 @@ impl<'a, T: DeserializeOwned> Pending<'a, T> {
     /// [`ClientError`] if the request was refused or the connection broke.
     pub fn wait(mut self) -> Result<Reply<T>, ClientError> {
         loop {
-            if let Waited::Reply(reply) = self.wait_or_wake(None)? {
+            if let Waited::Reply(reply) = self.wait_or_wake(&[])? {
                 return Ok(reply);
             }
         }
     }
 
-    /// Waits for the answer or until `wake` can be read. May be called again
-    /// after [`Waited::Woken`].
+    /// Waits for the answer or until one of `wake` can be read. May be called
+    /// again after [`Waited::Woken`].
     ///
     /// # Errors
     /// As [`Self::wait`].
-    pub fn wait_or_wake(&mut self, wake: Option<BorrowedFd<'_>>) -> Result<Waited<T>, ClientError> {
+    pub fn wait_or_wake(&mut self, wake: &[BorrowedFd<'_>]) -> Result<Waited<T>, ClientError> {
         match self.connection.receive_text(wake)? {
             Received::Woken => Ok(Waited::Woken),
             Received::Text(text) => decode(text).map(Waited::Reply),
@@ -81,7 +81,8 @@ impl<'a, T: DeserializeOwned> Pending<'a, T> {
     }
 }
 
-fn decode<T: DeserializeOwned>(text: Utf8Bytes) -> Result<Reply<T>, ClientError> {
+/// A text as a reply, or else as the refusal that it is.
+pub(crate) fn decode<T: DeserializeOwned>(text: Utf8Bytes) -> Result<Reply<T>, ClientError> {
     // The reply is tried first: one that tells of a failed cell has an `error`
     // that could be taken for a refusal.
     match serde_json::from_str(text.as_str()) {
@@ -129,8 +130,8 @@ fn beginning(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pythond_protocol::verbs::cell::CellReply;
     use pythond_protocol::verbs::kill::KillReply;
-    use pythond_protocol::verbs::run::CellReply;
 
     fn refused<T: DeserializeOwned + std::fmt::Debug>(text: &'static str) -> ClientError {
         decode::<T>(Utf8Bytes::from_static(text)).expect_err(text)

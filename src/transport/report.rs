@@ -80,7 +80,8 @@ impl Report {
 
 /// Text with control characters, newline and tab excepted, as `\x1b` and the
 /// like, so that it cannot drive a terminal.
-fn escape_controls(text: &str) -> String {
+#[must_use]
+pub fn escape_controls(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

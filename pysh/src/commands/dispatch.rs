@@ -4,7 +4,10 @@ use clap::CommandFactory as _;
 use pythond_protocol::ExitCode;
 use pythond_transport::{Address, AddressVariables, Client, ClientError};
 
-use super::{complete, completions, interrupt, kill, list, man, new, run, status, vars, version};
+use super::{
+    cells, complete, completions, events, fire, interrupt, kill, list, man, new, out, poll, run,
+    stack, status, vars, version, wait,
+};
 use crate::args::{Cli, Command};
 use crate::failure::Outcome;
 use crate::render::Render;
@@ -19,6 +22,13 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
     match command {
         Command::New(args) => new::new(args, render),
         Command::Run(args) => run::run(args, render),
+        Command::Fire(args) => fire::fire(args, render),
+        Command::Poll(args) => poll::poll(&args, render),
+        Command::Wait(args) => wait::wait(&args, render),
+        Command::Out(args) => out::out(args, render),
+        Command::Cells(args) => cells::cells(&args, render),
+        Command::Stack(args) => stack::stack(&args, render),
+        Command::Events(args) => events::events(&args, render),
         Command::Ls => list::list(render),
         Command::Kill(args) => kill::kill(&args, render),
         Command::Status(args) => status::status(&args, render),

@@ -1,16 +1,25 @@
 //! One file per command.
 
+mod cells;
 mod complete;
 mod completions;
 mod dispatch;
+mod events;
+mod fire;
 mod interrupt;
 mod kill;
 mod list;
 mod man;
 mod new;
+mod out;
+mod poll;
 mod run;
+mod run_interrupt;
+mod stack;
 mod status;
+mod submission;
 mod vars;
 mod version;
+mod wait;
 
 pub(crate) use dispatch::dispatch;

@@ -1,142 +1,132 @@
 //! `pysh run NAME CODE`.
 
-use std::os::fd::AsFd as _;
+use std::time::Duration;
 
-use pythond_protocol::verbs::run::CellReply;
-use pythond_protocol::{ExitCode, SessionName};
-use pythond_transport::{Address, Client, ClientError, Pending, Reply, Report, Waited};
+use pythond_protocol::outcome::CellStatus;
+use pythond_protocol::verbs::cell::CellReply;
+use pythond_protocol::verbs::out::StreamEvent;
+use pythond_protocol::verbs::submit::SubmitOptions;
+use pythond_protocol::verbs::word;
+use pythond_protocol::{CellId, ExitCode, SessionName};
+use pythond_transport::{Client, Reply};
 
 use super::dispatch::address;
-use crate::args::RunArgs;
+use super::run_interrupt::RunWatch;
+use super::submission;
+use crate::args::{Busy, RunArgs};
 use crate::cell_output::{Ending, ending, exit_code, pieces};
 use crate::failure::{Failure, Outcome};
 use crate::interrupts::Interrupts;
 use crate::render::Render;
-use crate::{echo, source};
+use crate::watch::{Target, follow};
 
 pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
-    let code = source::read_source(args.code, std::io::stdin().lock())?;
-    let echo = !render.json
-        && echo::wanted(
-            args.echo,
-            args.no_echo,
-            render.stderr_is_terminal,
-            render.stdout_is_terminal,
-        );
-    if echo {
-        render.talk(&echo::code(&code, render.colour()));
-    }
+    let submission = submission::read(args.source, &args.echo, render)?;
+    let options = SubmitOptions {
+        stream: !render.json && !args.detach,
+        detach: args.detach,
+        wait: args.wait,
+        timeout: args.timeout,
+        busy_fails: args.busy == Busy::Fail,
+        cancel_on_disconnect: args.cancel_on_disconnect,
+        ..submission::labelled(args.label)?
+    };
     let address = address()?;
     let mut client = Client::connect(&address)?;
-    let interrupts = Interrupts::install().map_err(|error| {
-        Report::new(
-            "internal",
-            format!("cannot wait for Ctrl-C: {error}"),
-            ExitCode::Refused,
-        )
-    })?;
-    let pending = client.run(&args.name, &code)?;
-    let reply = wait(
-        pending,
-        &Interruption {
-            interrupts,
-            address,
-            session: args.name,
-            render,
-        },
-    )?;
-    show(&reply, echo, render)
+    let mut watch = RunWatch::new(
+        Interrupts::install()?,
+        address,
+        submission.name.clone(),
+        args.cancel_on_disconnect,
+        render,
+    );
+    let target = Target {
+        render,
+        // What stdout gets twice on one terminal is no echo but a stutter.
+        echo: submission.echo && !render.stdout_is_terminal,
+        merged: false,
+    };
+    let running = client.run(&submission.name, &submission.code, &options)?;
+    let reply = follow(running, &mut watch, |event, watch| match &event.value {
+        Some(StreamEvent::Accepted { cell_id, .. }) => {
+            watch.accepted(*cell_id);
+            Ok(())
+        }
+        Some(event) => target.show(event, watch),
+        None => Ok(()),
+    });
+    let reply = reply.map_err(|failure| name_cell(failure, &submission.name, watch.cell()))?;
+    if args.detach {
+        return show_id(&reply, render);
+    }
+    show(&reply, target, args.timeout)
 }
 
-fn show(reply: &Reply<CellReply>, echo: bool, render: &Render) -> Outcome {
-    let cell = &reply.value;
+/// The cell's id alone, for scripts.
+fn show_id(reply: &Reply<CellReply>, render: &Render) -> Outcome {
+    match reply.value.cell_id {
+        Some(id) if !render.json => render.line(&id.to_string())?,
+        _ => render.line(reply.json())?,
+    }
+    Ok(ExitCode::Success)
+}
+
+fn show(reply: &Reply<CellReply>, target: Target<'_>, timeout: Option<Duration>) -> Outcome {
+    let (cell, render) = (&reply.value, target.render);
     let exit = exit_code(cell);
     if render.json {
         render.line(reply.json())?;
         return Ok(exit);
     }
-    // What stdout gets twice on one terminal is no echo but a stutter.
-    let copy_stdout = echo && !render.stdout_is_terminal;
-    let written = render.output(pieces(cell), copy_stdout);
-    if cell.truncated > 0 {
-        render.note(&format!("{} bytes of output were not kept", cell.truncated));
+    let mut written = Ok(());
+    if !cell.streamed {
+        written = render.output(pieces(cell), target.echo);
+        if cell.truncated > 0 {
+            render.note(&format!("{} bytes of output were not kept", cell.truncated));
+        }
     }
     match ending(cell) {
         None => {}
         Some(Ending::Traceback(text)) => render.talk(&text),
         Some(Ending::Report(report)) => render.error(&report),
     }
-    if let Some(reason) = &cell.not_recorded {
-        render.note(&format!("not recorded: {reason}"));
+    for note in notes(cell, timeout) {
+        render.note(&note);
     }
     written?;
     Ok(exit)
 }
 
-/// What Ctrl-C does while a cell is waited for.
-struct Interruption<'a> {
-    interrupts: Interrupts,
-    address: Address,
-    session: SessionName,
-    render: &'a Render,
-}
-
-/// Waits for the cell. The first Ctrl-C interrupts it, and its reply is waited
-/// for; the second one leaves.
-fn wait(
-    mut cell: Pending<'_, CellReply>,
-    on: &Interruption<'_>,
-) -> Result<Reply<CellReply>, Failure> {
-    let mut interrupted = false;
-    loop {
-        match cell.wait_or_wake(Some(on.interrupts.as_fd()))? {
-            Waited::Reply(reply) => return Ok(reply),
-            Waited::Woken if interrupted => return Err(left(&on.session).into()),
-            Waited::Woken => {
-                on.interrupts.clear();
-                interrupted = true;
-                send_interrupt(on)?;
-            }
-        }
+/// What there is to say beside the output and the exception.
+fn notes(cell: &CellReply, timeout: Option<Duration>) -> Vec<String> {
+    let mut notes = Vec::new();
+    if cell.timed_out {
+        notes.push(match timeout {
+            Some(span) => format!("timed out after {} s", span.as_secs_f64()),
+            None => "timed out".to_owned(),
+        });
     }
-}
-
-/// Asks for the interrupt on a connection of its own: the first one answers
-/// in order, after the cell.
-fn send_interrupt(on: &Interruption<'_>) -> Result<(), Failure> {
-    let told = Client::connect(&on.address).and_then(|mut client| {
-        let mut pending = client.interrupt(&on.session)?;
-        pending.wait_or_wake(Some(on.interrupts.as_fd()))
-    });
-    match told {
-        Ok(Waited::Reply(reply)) if reply.value.interrupted.is_empty() => {
-            on.render
-                .note("no cell is running; Ctrl-C again leaves this one where it waits");
-            Ok(())
-        }
-        Ok(Waited::Reply(_)) => Ok(()),
-        Ok(Waited::Woken) => Err(left(&on.session).into()),
-        Err(error) => {
-            on.render.error(&not_interrupted(error));
-            Ok(())
-        }
+    if let (CellStatus::Queued | CellStatus::Running, Some(id)) = (cell.status, cell.cell_id) {
+        let session = &cell.session;
+        notes.push(format!(
+            "cell {id} is still {}; follow it with `pysh out {session} {id} --follow`, \
+             wait with `pysh wait {session} {id}`",
+            word(&cell.status)
+        ));
     }
+    if let Some(reason) = &cell.not_recorded {
+        notes.push(format!("not recorded: {reason}"));
+    }
+    notes
 }
 
-fn not_interrupted(error: ClientError) -> Report {
-    let mut report = Report::from(error);
-    report
-        .message
-        .insert_str(0, "the cell could not be interrupted: ");
-    report.hint = Some("Ctrl-C again leaves it running".to_owned());
-    report
-}
-
-fn left(session: &SessionName) -> Report {
-    Report::new(
-        "interrupted",
-        format!("left `{session}` before the cell ended; the cell goes on"),
-        ExitCode::Interrupted,
-    )
-    .with_hint(format!("see `pysh status {session}`"))
+/// A connection that broke takes nothing from the cell: says which it is.
+fn name_cell(failure: Failure, session: &SessionName, cell: Option<CellId>) -> Failure {
+    match (failure, cell) {
+        (Failure::Reported(report), Some(id)) if report.code == "connection" => {
+            let hint = format!("cell `{id}` may go on; see `pysh poll {session} {id}`");
+            Failure::Reported(report.with_hint(hint))
+        }
+        (failure, _) => failure,
+    }
 }

@@ -1,48 +1,12 @@
-//! `pysh` as a process against a scripted daemon: streams, exit codes, Ctrl-C.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! `pysh run` and `pysh new`: output, exit codes, echo.
 
-mod support;
-
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
-
-use rustix::process::{Pid, Signal, kill_process};
-use support::{ScriptedDaemon, cell};
-
-/// Longer than anything here takes, shorter than a patient person's wait.
-const DEADLINE: Duration = Duration::from_secs(20);
-
-fn pysh(daemon: &ScriptedDaemon, words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pysh"));
-    command
-        .args(words)
-        .env("PYTHOND_SOCK", daemon.socket())
-        .env_remove("VIRTUAL_ENV")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-fn output(command: &mut Command) -> (Option<i32>, String, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap();
-    (status.code(), text(stdout), text(stderr))
-}
-
-fn text(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap()
-}
+use super::support::{ScriptedDaemon, cell};
+use super::{output, pysh};
 
 #[test]
 fn a_cell_that_prints_an_error_text_succeeds() {
     let daemon = ScriptedDaemon::start(|frame| {
-        assert_eq!(frame, "run work --json\nprint('ERR x')");
+        assert_eq!(frame, "run work --json --stream\nprint('ERR x')");
         cell(
             "done",
             r#""stdout":"ERR x\n","stderr":"warned\n","error":null"#,
@@ -189,85 +153,6 @@ fn echo_shows_code_and_output_to_the_operator_too() {
         found,
         (Some(0), "42\n".into(), ">>> x = 42\n... x\n42\n".into())
     );
-}
-
-/// A daemon whose `run` tells that it began and ends when it is told to.
-fn slow_daemon(ends_on_interrupt: bool) -> (ScriptedDaemon, Receiver<()>, Sender<()>) {
-    let (began, has_began) = channel();
-    let (end, has_end) = channel();
-    let (end_of_interrupt, has_end) = (end.clone(), Mutex::new(has_end));
-    let daemon = ScriptedDaemon::start(move |frame| {
-        if frame.starts_with("int work --json\n") {
-            if ends_on_interrupt {
-                end_of_interrupt.send(()).unwrap();
-            }
-            began.send(()).unwrap();
-            return r#"{"ok":true,"session":"work","interrupted":["00ab00000007"]}"#.into();
-        }
-        began.send(()).unwrap();
-        has_end.lock().unwrap().recv_timeout(DEADLINE).unwrap();
-        let error = r#""error":{"type":"KeyboardInterrupt","message":"","traceback":"KeyboardInterrupt\n"}"#;
-        cell(
-            "interrupted",
-            &format!(r#""stdout":"so far","stderr":"",{error}"#),
-        )
-    });
-    (daemon, has_began, end)
-}
-
-fn interrupt(child: &Child) {
-    kill_process(Pid::from_child(child), Signal::INT).unwrap();
-}
-
-#[test]
-fn ctrl_c_interrupts_the_cell_and_waits_for_its_reply() {
-    let (daemon, began, _end) = slow_daemon(true);
-    let child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
-    began.recv_timeout(DEADLINE).unwrap();
-    interrupt(&child);
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = child.wait_with_output().unwrap();
-    let found = (status.code(), text(stdout), text(stderr));
-    assert_eq!(
-        found,
-        (Some(130), "so far".into(), "KeyboardInterrupt\n".into())
-    );
-}
-
-#[test]
-fn a_second_ctrl_c_leaves_and_says_that_the_cell_goes_on() {
-    let (daemon, began, end) = slow_daemon(false);
-    let child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
-    began.recv_timeout(DEADLINE).unwrap();
-    interrupt(&child);
-    // The daemon was asked to interrupt and the cell does not care.
-    began.recv_timeout(DEADLINE).unwrap();
-    interrupt(&child);
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = child.wait_with_output().unwrap();
-    assert_eq!((status.code(), text(stdout)), (Some(130), String::new()));
-    let stderr = text(stderr);
-    assert!(
-        stderr.starts_with("error: left `work` before the cell ended; the cell goes on"),
-        "{stderr}"
-    );
-    end.send(()).unwrap();
-}
-
-#[test]
-fn a_reader_who_has_enough_is_no_failure() {
-    let (daemon, began, end) = slow_daemon(false);
-    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
-    began.recv_timeout(DEADLINE).unwrap();
-    drop(child.stdout.take());
-    end.send(()).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

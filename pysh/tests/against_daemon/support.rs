@@ -1,11 +1,14 @@
 //! A daemon that answers each frame as a test says.
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tungstenite::Message;
 use tungstenite::protocol::WebSocketConfig;
+
+/// Sends a message; false if the client is gone.
+pub(crate) type Say<'a> = &'a mut dyn FnMut(&str) -> bool;
 
 /// Listens in a directory of its own until the process ends.
 pub(crate) struct ScriptedDaemon {
@@ -17,6 +20,15 @@ impl ScriptedDaemon {
     /// Answers each frame of each connection by `answer`; an empty answer
     /// cuts the connection.
     pub(crate) fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self::speaking(move |frame, say| {
+            let answer = answer(frame);
+            !answer.is_empty() && say(&answer)
+        })
+    }
+
+    /// Answers each frame of each connection with as many messages as `answer`
+    /// says, and cuts the connection if it returns false.
+    pub(crate) fn speaking(answer: impl Fn(&str, Say<'_>) -> bool + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("pythond.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -39,14 +51,13 @@ impl ScriptedDaemon {
     }
 }
 
-fn serve(stream: std::os::unix::net::UnixStream, answer: &dyn Fn(&str) -> String) {
+fn serve(stream: UnixStream, answer: &dyn Fn(&str, Say<'_>) -> bool) {
     let config = WebSocketConfig::default()
         .max_frame_size(None)
         .max_message_size(None);
     let mut socket = tungstenite::accept_with_config(stream, Some(config)).unwrap();
     while let Ok(Message::Text(frame)) = socket.read() {
-        let answer = answer(&frame);
-        if answer.is_empty() || socket.send(Message::text(answer)).is_err() {
+        if !answer(&frame, &mut |text| socket.send(Message::text(text)).is_ok()) {
             return;
         }
     }
@@ -57,5 +68,24 @@ pub(crate) fn cell(status: &str, fields: &str) -> String {
     let ok = status == "done";
     format!(
         r#"{{"session":"work","session_id":"00","gen":1,"cell_id":"00ab00000007","kind":"run","status":"{status}","ok":{ok},"result":null,"started_at":null,"duration_ms":1.5,"output_bytes":1,"truncated":0,"host":"h","changed":[],{fields}}}"#
+    )
+}
+
+/// The reply after events: no output of its own.
+pub(crate) fn streamed(status: &str, fields: &str) -> String {
+    cell(
+        status,
+        &format!(r#""stdout":"","stderr":"","streamed":true,{fields}"#),
+    )
+}
+
+/// The cell has an id.
+pub(crate) const ACCEPTED: &str =
+    r#"{"event":"accepted","cell_id":"00ab00000007","status":"running"}"#;
+
+/// A piece of output; `data` is the inside of a JSON string.
+pub(crate) fn piece(stream: u8, offset: u64, data: &str) -> String {
+    format!(
+        r#"{{"event":"output","cell_id":"00ab00000007","stream":{stream},"offset":{offset},"data":"{data}"}}"#
     )
 }

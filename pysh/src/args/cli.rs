@@ -1,0 +1,170 @@
+//! The whole command line, and the commands that are about sessions.
+
+use std::ffi::OsString;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use pythond_protocol::SessionName;
+use pythond_transport::EXIT_CODES;
+
+use super::cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
+use super::submit::{self, FireArgs, RunArgs};
+
+/// Client for pythond sessions: live Pythons that remember.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pysh",
+    display_name = "pythond",
+    version,
+    args_override_self = true,
+    after_help = after_help()
+)]
+pub(crate) struct Cli {
+    /// Print one JSON object on one line, the daemon's own answer.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+impl Cli {
+    /// Reads a command line. Options of `run` and `fire` count also as last
+    /// words after the code.
+    pub(crate) fn parse_words(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let cli = Self::try_parse_from(&words)?;
+        let (verb, source) = match &cli.command {
+            Some(Command::Run(args)) => ("run", &args.source),
+            Some(Command::Fire(args)) => ("fire", &args.source),
+            _ => return Ok(cli),
+        };
+        match submit::trailing_options(&source.code, verb) {
+            0 => Ok(cli),
+            count => {
+                let code = source.code.len();
+                Self::try_parse_from(submit::options_first(words, code, count))
+            }
+        }
+    }
+}
+
+fn after_help() -> String {
+    format!(
+        "Session names are 1 to 80 characters of a-z, 0-9, _ and -.\n\
+         The daemon is managed with `pyctl`.\n\n{EXIT_CODES}"
+    )
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a session.
+    New(NewArgs),
+    /// Run code in a session and wait for it.
+    Run(RunArgs),
+    /// Run code in a thread of its own and print the cell's id.
+    Fire(FireArgs),
+    /// Show a cell as it is now, as JSON.
+    Poll(PollArgs),
+    /// Wait until cells have ended.
+    Wait(WaitArgs),
+    /// Show a cell's output, now or as it comes.
+    Out(OutArgs),
+    /// List the cells of a session.
+    Cells(SessionArgs),
+    /// Interrupt cells of a session.
+    Int(IntArgs),
+    /// Show where every thread of a session is.
+    Stack(SessionArgs),
+    /// Follow what happens to sessions and cells.
+    Events(EventsArgs),
+    /// List the sessions.
+    Ls,
+    /// End a session, or all of them.
+    Kill(KillArgs),
+    /// Show the health of a session, as JSON.
+    Status(SessionArgs),
+    /// Show the names that a session has, as JSON; `--json` adds types and
+    /// sizes.
+    Vars(SessionArgs),
+    /// Show completions of a text, as JSON.
+    Complete(CompleteArgs),
+    /// Print the version.
+    Version,
+    /// Print the completion script of a shell.
+    Completions(CompletionsArgs),
+    /// Print a man page.
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SessionArgs {
+    /// The session.
+    pub(crate) name: SessionName,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without `--python` and `--venv` a session has the Python of the active
+VIRTUAL_ENV, else of the nearest `.venv` here or above that belongs to you or
+to root, else the `python3` on the daemon's PATH. The answer says which, and
+why.")]
+pub(crate) struct NewArgs {
+    /// The session: 1 to 80 characters of a-z, 0-9, _ and -.
+    pub(crate) name: SessionName,
+    /// End a live session of this name first.
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// The interpreter: a path, or a name that is looked up on PATH.
+    #[arg(long, value_name = "PATH", conflicts_with = "venv")]
+    pub(crate) python: Option<String>,
+    /// A virtual environment's directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) venv: Option<String>,
+    /// The session's working directory [default: the current one].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+    /// A variable on top of the daemon's environment; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Modules to import before the session starts, separated by commas.
+    #[arg(long, value_name = "MODULES", value_delimiter = ',')]
+    pub(crate) preload: Vec<String>,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a variable is given as KEY=VALUE".to_owned()),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// The session.
+    #[arg(required_unless_present = "all")]
+    pub(crate) name: Option<SessionName>,
+    /// End every session and print a receipt as JSON.
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompleteArgs {
+    /// The session.
+    pub(crate) name: SessionName,
+    /// The text so far.
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) text: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The page of a command [default: the page of pysh].
+    pub(crate) command: Option<String>,
+}

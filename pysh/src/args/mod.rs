@@ -1,0 +1,13 @@
+//! The command line as it is typed.
+
+mod cells;
+mod cli;
+mod submit;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
+pub(crate) use cli::{
+    Cli, Command, CompleteArgs, CompletionsArgs, KillArgs, ManArgs, NewArgs, SessionArgs,
+};
+pub(crate) use submit::{Busy, EchoArgs, FireArgs, LabelArgs, RunArgs, SourceArgs, label};

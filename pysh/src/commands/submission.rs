@@ -1,0 +1,92 @@
+//! What `run` and `fire` have in common: code, options and their echo.
+
+use pythond_protocol::verbs::submit::SubmitOptions;
+use pythond_protocol::{ExitCode, SessionName};
+use pythond_transport::Report;
+
+use crate::args::{EchoArgs, LabelArgs, SourceArgs, label};
+use crate::failure::Failure;
+use crate::render::Render;
+use crate::{echo, source};
+
+/// Names the author where `--author` does not.
+const AUTHOR_VARIABLE: &str = "PYTHOND_AUTHOR";
+
+/// Code that is ready to be sent.
+pub(super) struct Submission {
+    pub(super) name: SessionName,
+    pub(super) code: String,
+    /// The operator watches.
+    pub(super) echo: bool,
+}
+
+/// Reads the code and echoes it to the operator.
+pub(super) fn read(
+    source: SourceArgs,
+    echo: &EchoArgs,
+    render: &Render,
+) -> Result<Submission, Failure> {
+    let code = source::read_source(source.code, std::io::stdin().lock())?;
+    let echo = !render.json
+        && echo::wanted(
+            echo.echo,
+            echo.no_echo,
+            render.stderr_is_terminal,
+            render.stdout_is_terminal,
+        );
+    if echo {
+        render.talk(&echo::code(&code, render.colour()));
+    }
+    Ok(Submission {
+        name: source.name,
+        code,
+        echo,
+    })
+}
+
+/// The options that say whose cell it is.
+pub(super) fn labelled(labels: LabelArgs) -> Result<SubmitOptions, Failure> {
+    let author = match labels.author {
+        Some(author) => Some(author),
+        None => author_of(std::env::var_os(AUTHOR_VARIABLE))?,
+    };
+    Ok(SubmitOptions {
+        key: labels.id,
+        author,
+        ..SubmitOptions::default()
+    })
+}
+
+fn author_of(variable: Option<std::ffi::OsString>) -> Result<Option<String>, Report> {
+    let Some(value) = variable.filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let author = value
+        .to_str()
+        .ok_or_else(|| "UTF-8 is expected".to_owned())
+        .and_then(label);
+    author.map(Some).map_err(|wrong| {
+        Report::new(
+            "usage",
+            format!("`{AUTHOR_VARIABLE}` cannot be used: {wrong}"),
+            ExitCode::Usage,
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_author_of_the_environment_is_one_word_or_nobody() {
+        assert_eq!(author_of(None), Ok(None));
+        assert_eq!(author_of(Some("".into())), Ok(None));
+        assert_eq!(author_of(Some("ann".into())), Ok(Some("ann".to_owned())));
+        let report = author_of(Some("Ann Lee".into())).unwrap_err();
+        assert_eq!(
+            report.message,
+            "`PYTHOND_AUTHOR` cannot be used: 1 to 128 bytes without white space are expected"
+        );
+    }
+}

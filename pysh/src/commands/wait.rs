@@ -1,0 +1,97 @@
+//! `pysh wait NAME [ID…]`.
+
+use pythond_protocol::ExitCode;
+use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::verbs::cell::CellSummary;
+use pythond_protocol::verbs::wait::WaitReply;
+
+use super::dispatch::connect;
+use crate::args::WaitArgs;
+use crate::failure::Outcome;
+use crate::interrupts::Leaving;
+use crate::render::Render;
+use crate::text::{cell_row, table};
+use crate::watch;
+
+pub(super) fn wait(args: &WaitArgs, render: &Render) -> Outcome {
+    let name = &args.name;
+    let mut client = connect()?;
+    let mut leaving = Leaving::with(
+        &format!("left `{name}` before its cells ended; they go on"),
+        format!("see `pysh cells {name}`"),
+    )?;
+    let pending = client.wait(name, &args.ids, args.timeout)?;
+    let reply = watch::wait(pending, &mut leaving)?;
+    if render.json {
+        render.line(reply.json())?;
+    } else {
+        let rows: Vec<_> = reply.value.cells.iter().map(cell_row).collect();
+        render.raw(table(&rows).as_bytes())?;
+        if rows.is_empty() {
+            render.note(&format!("no cell of `{name}` is left to wait for"));
+        }
+        if reply.value.timed_out {
+            render.note("time is up; the cells that have not ended go on");
+        }
+    }
+    Ok(exit_code(&reply.value))
+}
+
+fn exit_code(reply: &WaitReply) -> ExitCode {
+    if reply.timed_out {
+        return ExitCode::TimedOut;
+    }
+    // The process of a fork cell is its own, and not the session's.
+    let with_session = |cell: &CellSummary| match cell.status {
+        CellStatus::Killed | CellStatus::Lost => cell.kind != CellKind::Fork,
+        CellStatus::Queued
+        | CellStatus::Running
+        | CellStatus::Done
+        | CellStatus::Failed
+        | CellStatus::Interrupted => false,
+    };
+    if reply.cells.iter().any(with_session) {
+        ExitCode::SessionDied
+    } else if reply.cells.iter().all(|it| it.status == CellStatus::Done) {
+        ExitCode::Success
+    } else {
+        ExitCode::Raised
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_is_that_of_the_worst_cell() {
+        let code = |kind: &str, statuses: &[&str], timed_out: bool| {
+            let cells: Vec<_> = statuses
+                .iter()
+                .map(|status| {
+                    format!(
+                        r#"{{"cell_id":"00ab00000007","kind":"{kind}","author":"a",
+                        "status":"{status}","accepted_at":"t","started_at":null,
+                        "duration_ms":1,"output_bytes":1,"code":"1"}}"#
+                    )
+                })
+                .collect();
+            let json = format!(
+                r#"{{"ok":false,"session":"work","cells":[{}],"timed_out":{timed_out}}}"#,
+                cells.join(",")
+            );
+            exit_code(&serde_json::from_str(&json).expect(&json))
+        };
+        assert_eq!(code("run", &[], false), ExitCode::Success);
+        assert_eq!(code("fire", &["done", "done"], false), ExitCode::Success);
+        for ending in ["failed", "interrupted"] {
+            assert_eq!(code("run", &["done", ending], false), ExitCode::Raised);
+        }
+        assert_eq!(code("fork", &["killed"], false), ExitCode::Raised);
+        assert_eq!(
+            code("fire", &["failed", "killed"], false),
+            ExitCode::SessionDied
+        );
+        assert_eq!(code("run", &["done", "running"], true), ExitCode::TimedOut);
+    }
+}

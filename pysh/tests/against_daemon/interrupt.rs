@@ -1,0 +1,207 @@
+//! Ctrl-C, and readers who have enough.
+
+use std::io::Read as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::support::{ACCEPTED, ScriptedDaemon, cell, piece, streamed};
+use super::{DEADLINE, ID, end, interrupt, pysh};
+
+const INTERRUPTED: &str =
+    r#""error":{"type":"KeyboardInterrupt","message":"","traceback":"KeyboardInterrupt\n"}"#;
+
+/// What `int` answers.
+fn answer(outcome: &str) -> String {
+    let stack = r#"{"name":"MainThread","ident":16,"frames":[
+        {"file":"<cell 1>","line":1,"function":"<module>"},
+        {"file":"<cell 1>","line":2,"function":"a"},{"file":"<cell 1>","line":3,"function":"b"},
+        {"file":"<cell 1>","line":4,"function":"c","source":"sort()"}]}"#;
+    format!(
+        r#"{{"ok":true,"session":"work","interrupted":["{ID}"],
+        "cells":[{{"cell_id":"{ID}","kind":"run","outcome":"{outcome}","stack":{stack}}}]}}"#
+    )
+}
+
+/// A daemon whose `run` says `first`, tells what it is asked and ends the cell
+/// when it is told to.
+fn slow_daemon(
+    first: &'static str,
+    ends_on_interrupt: bool,
+) -> (ScriptedDaemon, Receiver<String>, Sender<()>) {
+    let (asked, was_asked) = channel();
+    let (end, has_end) = channel();
+    let (end_of_interrupt, has_end) = (end.clone(), Mutex::new(has_end));
+    let daemon = ScriptedDaemon::speaking(move |frame, say| {
+        if frame.starts_with("int ") {
+            if ends_on_interrupt {
+                end_of_interrupt.send(()).unwrap();
+            }
+            let said = say(&answer(if ends_on_interrupt {
+                "ended"
+            } else {
+                "pending"
+            }));
+            asked.send(frame.to_owned()).unwrap();
+            return said;
+        }
+        if !first.is_empty() {
+            say(first);
+            say(&piece(1, 0, "so far"));
+        }
+        asked.send(frame.to_owned()).unwrap();
+        has_end.lock().unwrap().recv_timeout(DEADLINE).unwrap();
+        say(&match first {
+            "" => cell(
+                "interrupted",
+                &format!(r#""stdout":"so far","stderr":"",{INTERRUPTED}"#),
+            ),
+            _ => streamed("interrupted", INTERRUPTED),
+        })
+    });
+    (daemon, was_asked, end)
+}
+
+#[test]
+fn ctrl_c_interrupts_exactly_this_cell_and_waits_for_its_reply() {
+    let (daemon, asked, _end) = slow_daemon(ACCEPTED, true);
+    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    let mut so_far = [0; 6];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut so_far)
+        .unwrap();
+    asked.recv_timeout(DEADLINE).unwrap();
+    interrupt(&child);
+    let frame = asked.recv_timeout(DEADLINE).unwrap();
+    assert_eq!(frame, format!("int work --json {ID}"));
+    let found = end(child);
+    assert_eq!(
+        found,
+        (Some(130), String::new(), "KeyboardInterrupt\n".into())
+    );
+}
+
+#[test]
+fn ctrl_c_before_the_cell_has_an_id_interrupts_what_runs() {
+    let (daemon, asked, _end) = slow_daemon("", true);
+    let child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    asked.recv_timeout(DEADLINE).unwrap();
+    interrupt(&child);
+    assert_eq!(asked.recv_timeout(DEADLINE).unwrap(), "int work --json");
+    let found = end(child);
+    assert_eq!(
+        found,
+        (Some(130), "so far".into(), "KeyboardInterrupt\n".into())
+    );
+}
+
+#[test]
+fn a_second_ctrl_c_leaves_and_names_the_cell_that_goes_on() {
+    let (daemon, asked, end_cell) = slow_daemon(ACCEPTED, false);
+    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    let mut so_far = [0; 6];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut so_far)
+        .unwrap();
+    interrupt(&child);
+    let pending = "note: cell 00ab00000007 was interrupted and has not ended yet\n\
+        Thread 0x10 MainThread (most recent call last):\n  \
+        File \"<cell 1>\", line 2, in a\n  \
+        File \"<cell 1>\", line 3, in b\n  \
+        File \"<cell 1>\", line 4, in c\n    sort()\n\
+        note: Ctrl-C again leaves it running\n";
+    let mut told = vec![0; pending.len()];
+    child
+        .stderr
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut told)
+        .unwrap();
+    assert_eq!(String::from_utf8(told).unwrap(), pending);
+    interrupt(&child);
+    let left = "error: left `work` before the cell ended; cell `00ab00000007` goes on\n\n\
+        hint: follow it with `pysh out work 00ab00000007 --follow`, \
+        wait with `pysh wait work 00ab00000007`\n";
+    assert_eq!(end(child), (Some(130), String::new(), left.into()));
+    drop(asked);
+    end_cell.send(()).unwrap();
+}
+
+/// A daemon whose cell prints until it is interrupted, and tells of that.
+fn flooding_daemon() -> (ScriptedDaemon, Receiver<()>) {
+    let (asked, was_asked) = channel();
+    let stopped = AtomicBool::new(false);
+    let daemon = ScriptedDaemon::speaking(move |frame, say| {
+        if frame.starts_with("int ") {
+            stopped.store(true, Ordering::SeqCst);
+            let said = say(&answer("ended"));
+            asked.send(()).unwrap();
+            return said;
+        }
+        say(ACCEPTED);
+        let line = piece(1, 0, &"y\\n".repeat(4096));
+        while !stopped.load(Ordering::SeqCst) {
+            if !say(&line) {
+                return false;
+            }
+        }
+        say(&streamed("interrupted", INTERRUPTED))
+    });
+    (daemon, was_asked)
+}
+
+#[test]
+fn endless_output_does_not_keep_ctrl_c_out() {
+    let (daemon, _asked) = flooding_daemon();
+    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    let mut some = [0; 1 << 16];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut some)
+        .unwrap();
+    interrupt(&child);
+    let (code, _, stderr) = end(child);
+    assert_eq!((code, stderr.as_str()), (Some(130), "KeyboardInterrupt\n"));
+}
+
+#[test]
+fn a_reader_who_rests_does_not_keep_ctrl_c_out() {
+    let (daemon, asked) = flooding_daemon();
+    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    let mut some = [0; 1];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut some)
+        .unwrap();
+    interrupt(&child);
+    asked.recv_timeout(DEADLINE).unwrap();
+    // The second one leaves, though nobody reads what is left to write.
+    interrupt(&child);
+    let code = child.wait().unwrap().code();
+    assert_eq!(code, Some(130));
+}
+
+#[test]
+fn a_reader_who_has_enough_is_no_failure() {
+    let (daemon, asked, end_cell) = slow_daemon("", false);
+    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    asked.recv_timeout(DEADLINE).unwrap();
+    drop(child.stdout.take());
+    end_cell.send(()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+
+    let (daemon, _asked) = flooding_daemon();
+    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(end(child), (Some(0), String::new(), String::new()));
+}
