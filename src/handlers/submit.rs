@@ -177,12 +177,10 @@ async fn wait(
     submission: &mut Submission,
     patience: &mut Patience,
 ) -> Waited {
-    loop {
-        tokio::select! {
-            biased;
-            answer = session.end_of(&mut submission.end) => return Waited::Ended(answer, false),
-            () = patience.is_over(session, id) => return Waited::TimeIsUp(false),
-        }
+    tokio::select! {
+        biased;
+        answer = session.end_of(&mut submission.end) => Waited::Ended(answer, false),
+        () = patience.is_over(session, id) => Waited::TimeIsUp(false),
     }
 }
 

@@ -25,7 +25,7 @@ fn forged(tag: u64, cell: CellId) -> Vec<u8> {
             result: None,
             started_us: 0,
             duration_ns: 1,
-            log_end: 0,
+            timed_out: false,
             output_bytes: 0,
             truncated: 0,
             changed: vec!["forged".to_owned()],
