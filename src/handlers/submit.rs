@@ -211,7 +211,8 @@ async fn stream(
                 // The end says what happened.
                 Err(_) => {
                     let answer = session.end_of(&mut submission.end).await;
-                    return Waited::Ended(answer, true);
+                    let sent = send_rest(caller, &mut reader, &answer).await;
+                    return Waited::Ended(answer, sent);
                 }
             },
             () = patience.is_over(session, id) => return Waited::TimeIsUp(true),
@@ -220,6 +221,7 @@ async fn stream(
 }
 
 /// Sends what a cell that has ended wrote since.
+/// False if there was none, and the reply has to bring what there is.
 async fn send_rest(caller: &Caller, reader: &mut OutputReader<'_>, answer: &RunAnswer) -> bool {
     let (total, log) = match answer {
         RunAnswer::Finished(finished, log) => (finished.output_bytes, log.as_slice()),
@@ -230,7 +232,7 @@ async fn send_rest(caller: &Caller, reader: &mut OutputReader<'_>, answer: &RunA
             }
             return true;
         }
-        RunAnswer::Lost(_) | RunAnswer::Refused(_) => return true,
+        RunAnswer::Lost(_) | RunAnswer::Refused(_) => return false,
     };
     if let Some(chunk) = reader.take_inline(log) {
         caller.output(reader.cell(), None, &chunk).await;

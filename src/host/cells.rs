@@ -297,6 +297,11 @@ impl Cells {
     pub(crate) fn find(&mut self, id: CellId, request: u64) -> Found {
         let next_cell = self.next_id();
         match self.records.get(&id) {
+            // It is on its way to the main thread.
+            None if id == next_cell => {
+                self.waiting.push((id, request));
+                Found::Later
+            }
             None => Found::Unknown,
             Some(Record { end: Some(end), .. }) => Found::Ended(Box::new(FinishedCell {
                 request: Some(request),
@@ -375,6 +380,9 @@ impl Cells {
 
     /// What is known of one cell, its output apart.
     pub(crate) fn record(&self, id: CellId, now: Moment) -> Option<CellRecord> {
+        if id == self.next_id() {
+            return Some(on_its_way(id, now));
+        }
         let places = [&self.queue, &self.beside].into_iter();
         let mut places = places.map(|queue| queue.iter().position(|cell| cell.id == id));
         let place = places.find_map(|place| place);
@@ -421,6 +429,26 @@ impl Cells {
             key: record.key.clone(),
             code: record.code.clone(),
         })
+    }
+}
+
+/// A cell that the main thread has not read yet.
+fn on_its_way(id: CellId, now: Moment) -> CellRecord {
+    CellRecord {
+        cell: id,
+        kind: CellKind::Run,
+        author: String::new(),
+        status: CellStatus::Queued,
+        queue_position: None,
+        accepted_us: now.us,
+        started_us: None,
+        duration_ns: 0,
+        output_bytes: 0,
+        truncated: 0,
+        interrupt_pending: false,
+        timed_out: false,
+        key: None,
+        code: String::new(),
     }
 }
 

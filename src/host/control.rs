@@ -272,6 +272,10 @@ impl Control {
             let request = follower.request;
             return Some((HostEvent::Refused { request, error }, Vec::new()));
         }
+        if follower.cell == self.shared.next_main() {
+            // The main thread has not read it yet.
+            self.shared.outputs.open(follower.cell.as_u64());
+        }
         // In this order: an end that comes now is told.
         self.shared.watch_ends(true);
         let answer = self.follow(follower);

@@ -32,6 +32,8 @@ struct Live {
     thread: Option<Thread>,
     /// Its event loop and its task there, while it awaits.
     awaits: Option<(Py<PyAny>, Py<PyAny>)>,
+    /// The lock of the condition that it waits for.
+    waits: Option<Py<PyAny>>,
     interrupted: bool,
 }
 
@@ -62,6 +64,14 @@ pub(crate) fn threads() -> Vec<(CellId, Thread)> {
 /// The thread of one cell, if it runs.
 pub(crate) fn thread_of(cell: CellId) -> Option<Thread> {
     live().get(&cell.as_u64()).and_then(|live| live.thread)
+}
+
+/// Notes which lock a cell waits on. False if that cell is none of ours.
+pub(crate) fn set_waits(cell: u64, lock: Option<Py<PyAny>>) -> bool {
+    live().get_mut(&cell).is_some_and(|live| {
+        live.waits = lock;
+        true
+    })
 }
 
 /// Starts cells whose turn it is.
@@ -331,12 +341,18 @@ impl Job for Interrupt {
             }
         }
         Python::attach(|py| {
-            let thread = live().get(&id).and_then(|live| live.thread);
-            if let Some(thread) = thread {
-                // The thread cannot run Python while this one holds the lock: the
-                // exception meets this cell and nothing else.
-                sys::set_async_interrupt(py, thread.ident);
-                blocked_call::cut(thread.id);
+            let found = live().get(&id).and_then(|live| {
+                let waits = live.waits.as_ref().map(|lock| lock.clone_ref(py));
+                live.thread.map(|thread| (thread, waits))
+            });
+            let Some((thread, waits)) = found else { return };
+            // The thread cannot run Python while this one holds the lock: the
+            // exception meets this cell and nothing else.
+            sys::set_async_interrupt(py, thread.ident);
+            match waits {
+                // Free already: somebody else woke it.
+                Some(lock) => drop(lock.call_method0(py, "release")),
+                None => blocked_call::cut(thread.id),
             }
         });
     }

@@ -34,6 +34,7 @@ mod stack;
 mod start;
 mod streams;
 mod sys;
+mod waiter;
 mod zygote;
 
 use pyo3::prelude::*;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::namespace::Namespace;
 use crate::parked::{Parked, Ready};
-use crate::{assignment, helpers, session, streams, sys, zygote};
+use crate::{assignment, helpers, session, streams, sys, waiter, zygote};
 
 /// What the launcher found out and was told, as one JSON argument.
 #[derive(Clone, Debug, Deserialize)]
@@ -62,6 +62,7 @@ pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<Namespace>
         .call1(py, (crate::cell::FILE_PREFIX,))?;
     helpers.install_create_task.call0(py)?;
     streams::follow_threads(py)?;
+    waiter::install(py)?;
     let mark = pyo3::wrap_pyfunction!(streams::set_forked, session)?;
     let arguments = pyo3::types::PyDict::new(py);
     let partial = py

@@ -30,6 +30,11 @@ pub(crate) fn set_thread_cell(cell: u64) {
     THREAD_CELL.set(cell);
 }
 
+/// The cell whose synchronous code this thread runs; 0 for none.
+pub(crate) fn thread_cell() -> u64 {
+    THREAD_CELL.get()
+}
+
 /// Longest piece that is added at once, so that readers can follow a long write.
 const PIECE: usize = 4 << 20;
 

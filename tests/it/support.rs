@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pythond_protocol::verbs::cell::CellReply;
 use pythond_protocol::verbs::interrupt::InterruptReply;
 use pythond_protocol::verbs::list::{ListReply, SessionSummary};
 use pythond_protocol::verbs::new::NewReply;
-use pythond_protocol::verbs::cell::CellReply;
 use pythond_protocol::verbs::status::StatusReply;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
