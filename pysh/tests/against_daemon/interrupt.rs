@@ -1,9 +1,13 @@
 //! Ctrl-C, and readers who have enough.
 
 use std::io::Read as _;
+use std::process::ChildStdout;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use rustix::io::ioctl_fionread;
 
 use super::support::{ACCEPTED, ScriptedDaemon, cell, piece, streamed};
 use super::{DEADLINE, ID, end, interrupt, pysh};
@@ -137,7 +141,7 @@ fn a_second_ctrl_c_leaves_and_names_the_cell_that_goes_on() {
 fn flooding_daemon() -> (ScriptedDaemon, Receiver<()>) {
     let (asked, was_asked) = channel();
     let stopped = AtomicBool::new(false);
-    let daemon = ScriptedDaemon::speaking(move |frame, say| {
+    let daemon = ScriptedDaemon::flooding(move |frame, say| {
         if frame.starts_with("int ") {
             stopped.store(true, Ordering::SeqCst);
             let said = say(&answer("ended"));
@@ -145,7 +149,7 @@ fn flooding_daemon() -> (ScriptedDaemon, Receiver<()>) {
             return said;
         }
         say(ACCEPTED);
-        let line = piece(1, 0, &"y\\n".repeat(4096));
+        let line = piece(1, 0, "y\\n");
         while !stopped.load(Ordering::SeqCst) {
             if !say(&line) {
                 return false;
@@ -158,16 +162,14 @@ fn flooding_daemon() -> (ScriptedDaemon, Receiver<()>) {
 
 #[test]
 fn endless_output_does_not_keep_ctrl_c_out() {
-    let (daemon, _asked) = flooding_daemon();
+    let (daemon, asked) = flooding_daemon();
     let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
-    let mut some = [0; 1 << 16];
-    child
-        .stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut some)
-        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 1 << 12]).unwrap();
+    let reading = std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
     interrupt(&child);
+    asked.recv_timeout(DEADLINE).unwrap();
+    reading.join().unwrap().unwrap();
     let (code, _, stderr) = end(child);
     assert_eq!((code, stderr.as_str()), (Some(130), "KeyboardInterrupt\n"));
 }
@@ -176,32 +178,45 @@ fn endless_output_does_not_keep_ctrl_c_out() {
 fn a_reader_who_rests_does_not_keep_ctrl_c_out() {
     let (daemon, asked) = flooding_daemon();
     let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
-    let mut some = [0; 1];
-    child
-        .stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut some)
-        .unwrap();
+    let stdout = child.stdout.take().unwrap();
+    wait_until_full(&stdout);
     interrupt(&child);
     asked.recv_timeout(DEADLINE).unwrap();
     // The second one leaves, though nobody reads what is left to write.
     interrupt(&child);
-    let code = child.wait().unwrap().code();
+    let (code, _, stderr) = end(child);
     assert_eq!(code, Some(130));
+    assert!(stderr.starts_with("error: left `work`"), "{stderr}");
+}
+
+/// Waits until a pipe takes no more: nothing was added for a while although
+/// there is always more.
+fn wait_until_full(reader: &ChildStdout) {
+    let deadline = Instant::now() + DEADLINE;
+    let (mut filled, mut since) = (0, Instant::now());
+    while filled == 0 || since.elapsed() < Duration::from_millis(200) {
+        assert!(Instant::now() < deadline, "{filled} bytes");
+        let now = ioctl_fionread(reader).unwrap();
+        if now != filled {
+            (filled, since) = (now, Instant::now());
+        }
+        std::thread::yield_now();
+    }
 }
 
 #[test]
 fn a_reader_who_has_enough_is_no_failure() {
-    let (daemon, asked, end_cell) = slow_daemon("", false);
-    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
-    asked.recv_timeout(DEADLINE).unwrap();
-    drop(child.stdout.take());
-    end_cell.send(()).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-
-    let (daemon, _asked) = flooding_daemon();
-    let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
-    drop(child.stdout.take());
-    assert_eq!(end(child), (Some(0), String::new(), String::new()));
+    // More than a pipe holds: another test's child may hold the reader's end
+    // open until it executes its program.
+    let much = format!(
+        r#""stdout":"{}","stderr":"","error":null"#,
+        "x".repeat(1 << 20)
+    );
+    let whole = ScriptedDaemon::start(move |_| cell("done", &much));
+    let (endless, _asked) = flooding_daemon();
+    for daemon in [whole, endless] {
+        let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+        drop(child.stdout.take());
+        assert_eq!(end(child), (Some(0), String::new(), String::new()));
+    }
 }

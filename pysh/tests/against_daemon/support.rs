@@ -29,6 +29,19 @@ impl ScriptedDaemon {
     /// Answers each frame of each connection with as many messages as `answer`
     /// says, and cuts the connection if it returns false.
     pub(crate) fn speaking(answer: impl Fn(&str, Say<'_>) -> bool + Send + Sync + 'static) -> Self {
+        Self::listen(answer, true)
+    }
+
+    /// As [`Self::speaking`], but messages leave in heaps, so that the client
+    /// always has another one to read.
+    pub(crate) fn flooding(answer: impl Fn(&str, Say<'_>) -> bool + Send + Sync + 'static) -> Self {
+        Self::listen(answer, false)
+    }
+
+    fn listen(
+        answer: impl Fn(&str, Say<'_>) -> bool + Send + Sync + 'static,
+        at_once: bool,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("pythond.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -36,7 +49,7 @@ impl ScriptedDaemon {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let answer = Arc::clone(&answer);
-                std::thread::spawn(move || serve(stream.unwrap(), &*answer));
+                std::thread::spawn(move || serve(stream.unwrap(), &*answer, at_once));
             }
         });
         Self {
@@ -51,13 +64,17 @@ impl ScriptedDaemon {
     }
 }
 
-fn serve(stream: UnixStream, answer: &dyn Fn(&str, Say<'_>) -> bool) {
+fn serve(stream: UnixStream, answer: &dyn Fn(&str, Say<'_>) -> bool, at_once: bool) {
     let config = WebSocketConfig::default()
         .max_frame_size(None)
         .max_message_size(None);
     let mut socket = tungstenite::accept_with_config(stream, Some(config)).unwrap();
     while let Ok(Message::Text(frame)) = socket.read() {
-        if !answer(&frame, &mut |text| socket.send(Message::text(text)).is_ok()) {
+        let mut say = |text: &str| {
+            let written = socket.write(Message::text(text));
+            written.is_ok() && (!at_once || socket.flush().is_ok())
+        };
+        if !answer(&frame, &mut say) || socket.flush().is_err() {
             return;
         }
     }
