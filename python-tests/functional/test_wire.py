@@ -166,8 +166,8 @@ def test_a_run_without_code_is_refused(session: Session, wire: Wire) -> None:
     [
         ("ls --json x", "usage"),
         ("bogus --json", "unknown_verb"),
-        ("fire a --json\n1", "not_available"),
-        ("poll a --json", "not_available"),
+        ("fork a --json\n1", "not_available"),
+        ("attach a --json", "not_available"),
         ("new UP --json", "bad_name"),
         ("status nosuch --json", "no_session"),
         ("vars nosuch --json", "no_session"),

@@ -19,7 +19,7 @@ use crate::{blocked_call, ends, session, streams, sys};
 
 /// How long a cell that awaits may take to be cancelled before it is
 /// interrupted where it is.
-const CANCEL_PATIENCE: Duration = Duration::from_millis(50);
+const CANCEL_PATIENCE: Duration = Duration::from_millis(20);
 
 /// The `fire` cells that are not finished and do not wait for their turn.
 static LIVE: Mutex<BTreeMap<u64, Live>> = Mutex::new(BTreeMap::new());
@@ -64,6 +64,11 @@ pub(crate) fn threads() -> Vec<(CellId, Thread)> {
 /// The thread of one cell, if it runs.
 pub(crate) fn thread_of(cell: CellId) -> Option<Thread> {
     live().get(&cell.as_u64()).and_then(|live| live.thread)
+}
+
+/// True for a `fire` cell that runs.
+pub(crate) fn is_live(cell: u64) -> bool {
+    live().contains_key(&cell)
 }
 
 /// Notes which lock a cell waits on. False if that cell is none of ours.
@@ -292,11 +297,14 @@ impl Begun {
 /// An interrupt of ours cuts system calls short; what they then raise is the
 /// interrupt.
 fn as_interrupt(py: Python<'_>, helpers: &Helpers, error: PyErr) -> PyErr {
-    let value = error.clone_ref(py).into_value(py);
-    match helpers.as_interrupt.bind(py).call1((value,)) {
-        Ok(value) => PyErr::from_value(value),
-        Err(_) => error,
+    // The exception that was set may be raised in here first; then it is gone.
+    for _ in 0..2 {
+        let value = error.clone_ref(py).into_value(py);
+        if let Ok(value) = helpers.as_interrupt.bind(py).call1((value,)) {
+            return PyErr::from_value(value);
+        }
     }
+    error
 }
 
 /// Interrupts a cell that runs or is about to. False if there is none.

@@ -9,7 +9,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::{fire, streams};
+use crate::{fire, helpers, streams};
 
 /// Stands in for the lock of one wait.
 #[pyclass(module = "_thread", name = "lock", frozen)]
@@ -70,7 +70,15 @@ impl MakeWaiter {
     }
 }
 
-/// Lets conditions wait on our locks. `threading.Lock` is not touched.
+/// True on the thread of a `fire` cell.
+#[pyfunction]
+fn on_cell_thread() -> bool {
+    let cell = streams::thread_cell();
+    cell != 0 && fire::is_live(cell)
+}
+
+/// Lets conditions wait on our locks, and `Thread.join` in turns.
+/// `threading.Lock` is not touched.
 pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     let threading = py.import("threading")?;
     let name = "_allocate_lock";
@@ -79,5 +87,8 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
         let make_lock = make_lock.unbind();
         threading.setattr(name, Bound::new(py, MakeWaiter { make_lock })?)?;
     }
+    let session = helpers::get(py).session.bind(py);
+    let on_cell_thread = pyo3::wrap_pyfunction!(on_cell_thread, session)?;
+    session.call_method1("join_in_turns", (on_cell_thread,))?;
     Ok(())
 }

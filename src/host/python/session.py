@@ -262,3 +262,25 @@ def start_thread(name, function):
     Raises: RuntimeError if there can be no more threads.
     """
     _Thread(target=function, name=name, daemon=True).start()
+
+
+_JOIN_TURN = 0.05
+
+
+def join_in_turns(on_cell_thread):
+    """Let an interrupt reach a `fire` cell that waits for a thread.
+
+    Args: on_cell_thread (callable), True on the thread of a `fire` cell.
+    """
+    original = _Thread.join
+
+    def join(self, timeout=None):
+        if timeout is None and on_cell_thread() and self is not threading.current_thread():
+            while self._started.is_set() and self.is_alive():
+                original(self, _JOIN_TURN)
+        return original(self, timeout)
+
+    join.__qualname__ = original.__qualname__
+    join.__doc__ = original.__doc__
+    join.__module__ = original.__module__
+    _Thread.join = join
