@@ -61,6 +61,18 @@ start() {
     *) die 'expected the traceback of a ZeroDivisionError' ;;
     esac
 
+    show 0 pysh fire work 'for step in range(3): print("step", step); time.sleep(0.2)'
+    fired=$(grep -oE '[0-9a-f]{12}' <<<"$output")
+    show 0 pysh out work "$fired" --follow
+    must $'step 0\nstep 1\nstep 2'
+    show 0 pysh fire work 'while True: pass'
+    endless=$(grep -oE '[0-9a-f]{12}' <<<"$output")
+    show 0 pysh int work "$endless"
+    must 'OK int work: 1 cell'
+    show 1 pysh wait work "$endless"
+    show 0 pysh run work 'x + 1  # the namespace is intact'
+    must 43
+
     cat <<END
 
 Each command was a process of its own; session \`work\` remembered.
@@ -69,6 +81,9 @@ The daemon goes on running. What to do next:
   export PATH="$bin:\$PATH"
   pysh run work 'x * 2'      # still there
   pysh run work @script.py   # a file; \`-\` reads standard input
+  pysh fire work @long.py    # beside everything else; \`pysh wait work\`
+  pysh cells work            # what ran and what runs
+  pysh int work              # interrupt what runs
   pysh vars work             # what is there
   pysh ls                    # all sessions
   pysh kill work             # end one

@@ -26,6 +26,9 @@ const COPY_PATIENCE: Duration = Duration::from_millis(500);
 /// Most bytes that a copy's description may have.
 const LONGEST_DUMP: usize = 1 << 20;
 
+/// The file name of the code that loads this library.
+const BOOT_FILE: &str = "<string>";
+
 /// How the threads were looked at, and where they are.
 pub(crate) type Stacks = (StackMethod, Vec<ThreadStack>);
 
@@ -97,7 +100,9 @@ fn threads(rows: Vec<Row>) -> Vec<ThreadStack> {
         function,
         source: text(source),
     };
+    // Our own threads that wait for the lock run no Python.
     rows.into_iter()
+        .filter(|(.., frames)| !frames.is_empty())
         .map(|(name, ident, frames)| ThreadStack {
             name: text(name),
             ident,
@@ -214,9 +219,8 @@ fn parse(text: &str) -> Vec<Row> {
         let first = frames
             .iter()
             .position(|(file, ..)| file.starts_with(crate::cell::FILE_PREFIX));
-        if let Some(first) = first {
-            frames.drain(..first);
-        }
+        let boot = frames.first().is_some_and(|(file, ..)| file == BOOT_FILE);
+        frames.drain(..first.unwrap_or(usize::from(boot)));
     }
     rows
 }

@@ -83,6 +83,8 @@ def completions(namespace, text, most):
 # How file names of cells and of these helpers begin.
 _CELL = "<cell "
 _OURS = "<pythond>"
+# The file name of the code that loads us.
+_BOOT = "<string>"
 _MOST_THREADS = 100
 _MOST_FRAMES = 100
 
@@ -106,7 +108,10 @@ def stacks():
             frame = frame.f_back
         frames.reverse()
         first = [at for at, (file, _, _) in enumerate(frames) if file.startswith(_CELL)]
-        frames = frames[first[0] :] if first else frames
+        if first:
+            frames = frames[first[0] :]
+        elif frames and frames[0][0] == _BOOT:
+            frames = frames[1:]
         shown = [
             (_plain(file), line, _plain(name), _plain(linecache.getline(file, line).strip()))
             for file, line, name in frames
