@@ -252,6 +252,13 @@ impl Cells {
         None
     }
 
+    /// A cell does not wait any more: its thread is being made.
+    pub(crate) fn begins(&mut self, id: CellId) {
+        if let Some(record) = self.records.get_mut(&id) {
+            record.status = CellStatus::Running;
+        }
+    }
+
     /// A cell runs. Returns when it is to be interrupted, if it has a time-out.
     pub(crate) fn started(&mut self, id: CellId, now: Moment) -> Option<Instant> {
         let record = self.records.get_mut(&id)?;
@@ -313,6 +320,11 @@ impl Cells {
                 Found::Later
             }
         }
+    }
+
+    /// Whoever asked for a cell's end does not wait any more.
+    pub(crate) fn forget_asker(&mut self, request: u64) {
+        self.waiting.retain(|(_, waiting)| *waiting != request);
     }
 
     /// How a cell ended, if it has.
@@ -455,5 +467,13 @@ fn on_its_way(id: CellId, now: Moment) -> CellRecord {
 /// The first line that says something.
 fn preview(source: &str) -> String {
     let line = source.lines().map(str::trim).find(|line| !line.is_empty());
-    line.unwrap_or_default().chars().take(PREVIEW).collect()
+    let visible = |c: char| {
+        if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    let line = line.unwrap_or_default().chars();
+    line.take(PREVIEW).map(visible).collect()
 }

@@ -149,6 +149,14 @@ impl Control {
                     .thread_of(cell)
                     .map_or_else(Vec::new, |thread| children::signal(thread, Signal::KILL)),
             },
+            HostCommand::Forget { request } => {
+                self.followers
+                    .retain(|follower| follower.request != request);
+                self.told.retain(|told| told.request != request);
+                shared.forget_asker(request);
+                self.watch();
+                return None;
+            }
             HostCommand::Shutdown => {
                 shared.shut_down();
                 return None;

@@ -68,21 +68,24 @@ pub(crate) fn thread_of(cell: CellId) -> Option<Thread> {
 
 /// True for a `fire` cell that runs.
 pub(crate) fn is_live(cell: u64) -> bool {
-    live().contains_key(&cell)
+    // A lock may be held for ever in a process that a cell forked.
+    !streams::forked() && live().contains_key(&cell)
 }
 
 /// Notes which lock a cell waits on. False if that cell is none of ours.
 pub(crate) fn set_waits(cell: u64, lock: Option<Py<PyAny>>) -> bool {
-    live().get_mut(&cell).is_some_and(|live| {
-        live.waits = lock;
-        true
-    })
+    !streams::forked()
+        && live().get_mut(&cell).is_some_and(|live| {
+            live.waits = lock;
+            true
+        })
 }
 
 /// Starts cells whose turn it is.
 pub(crate) fn start(shared: &'static Shared, cells: Vec<QueuedCell>) {
     for cell in cells {
         live().insert(cell.id.as_u64(), Live::default());
+        shared.begins(cell.id);
         shared.spawner.hand(Start { shared, cell });
     }
 }
@@ -267,7 +270,9 @@ fn execute(
             .loop_run_beside
             .bind(py)
             .call1((code.parts, globals, begun));
-        if let Some(live) = live().get_mut(&id) {
+        if !streams::forked()
+            && let Some(live) = live().get_mut(&id)
+        {
             live.awaits = None;
         }
         streams::set_thread_cell(id);

@@ -18,6 +18,9 @@ pub(crate) const OUTPUT_SHOWN: usize = 64 << 10;
 /// Bytes that may wait before the main thread writes them itself.
 const MOST_WAITING: usize = 4 << 20;
 
+/// What the kernel shows to readers at once, in bytes.
+const PAGE: usize = 4096;
+
 /// A finished cell to record.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -117,7 +120,7 @@ impl Recorder {
             .get()
             .ok_or_else(|| "no directory".to_owned())?;
         let directory = session_directory(directory).map_err(|error| error.to_string())?;
-        let mut history = String::new();
+        let mut history = Vec::new();
         let mut log = String::new();
         for record in records {
             let Record {
@@ -128,7 +131,7 @@ impl Recorder {
                 ok,
             } = record;
             if let Some(replay) = replay {
-                let _ = write!(history, "\n# [{time}]\n{replay}\n");
+                history.push(format!("\n# [{time}]\n{replay}\n"));
             }
             let tag = if *ok { "OK" } else { "ERROR" };
             let _ = write!(log, "\n# [{time}] {tag}\n{}\n", escaped(source));
@@ -136,18 +139,44 @@ impl Recorder {
                 let _ = writeln!(log, "# > {}", escaped(line));
             }
         }
-        for (name, text) in [("history.py", history), ("session.log", log)] {
-            if text.is_empty() {
-                continue;
-            }
+        let append = |name: &str, text: &dyn Fn(u64) -> String| {
             let file = directory
                 .append_file(name)
                 .map_err(|error| error.to_string())?;
-            append_whole(&file, text.as_bytes())
-                .map_err(|error| format!("cannot write `{name}`: {error}"))?;
+            let length = file.metadata().map_err(|error| error.to_string())?.len();
+            append_whole(&file, text(length).as_bytes())
+                .map_err(|error| format!("cannot write `{name}`: {error}"))
+        };
+        if !history.is_empty() {
+            append("history.py", &|length| in_whole_pages(&history, length))?;
         }
-        Ok(())
+        append("session.log", &|_| log.clone())
     }
+}
+
+/// Joins records so that none lies across the border of two pages if it fits
+/// into one: whoever reads while it is written sees all of a page or nothing of
+/// it, and so a file that parses. A comment fills the rest of a page.
+fn in_whole_pages(records: &[String], length: u64) -> String {
+    let mut text = String::new();
+    let mut at = usize::try_from(length % PAGE as u64).unwrap_or(0);
+    for record in records {
+        let room = PAGE - at;
+        if record.len() > room && record.len() <= PAGE {
+            match room {
+                1 => text.push('\n'),
+                room => {
+                    text.push('#');
+                    text.extend(std::iter::repeat_n(' ', room - 2));
+                    text.push('\n');
+                }
+            }
+            at = 0;
+        }
+        text.push_str(record);
+        at = (at + record.len()) % PAGE;
+    }
+    text
 }
 
 /// Appends all bytes or none: a file that is torn in the middle of a record

@@ -219,6 +219,11 @@ impl Shared {
         self.file_number.fetch_add(1, SeqCst) + 1
     }
 
+    /// A cell does not wait any more: its thread is being made.
+    pub(crate) fn begins(&self, id: CellId) {
+        self.state().cells.begins(id);
+    }
+
     /// A cell starts to run.
     pub(crate) fn started(&self, id: CellId, kind: CellKind, now: Moment) {
         let mut state = self.state();
@@ -276,6 +281,11 @@ impl Shared {
     /// Looks for the end of a cell; who asks is told later if it is not there.
     pub(crate) fn find(&self, cell: CellId, request: u64) -> Found {
         self.state().cells.find(cell, request)
+    }
+
+    /// Whoever asked for a cell's end does not wait any more.
+    pub(crate) fn forget_asker(&self, request: u64) {
+        self.state().cells.forget_asker(request);
     }
 
     /// The message that tells a cell's end, with the beginning of its output.

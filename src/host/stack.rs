@@ -206,7 +206,6 @@ fn parse(text: &str) -> Vec<Row> {
             rows.push((String::new(), ident, Vec::new()));
         } else if let Some((file, line, function)) = parse_frame(line)
             && let Some((_, _, frames)) = rows.last_mut()
-            && !file.starts_with("<pythond>")
         {
             frames.insert(
                 0,
@@ -215,6 +214,11 @@ fn parse(text: &str) -> Vec<Row> {
         }
     }
     for (_, _, frames) in &mut rows {
+        if frames.first().is_some_and(|(file, ..)| is_ours(file)) {
+            // A thread of ours, on its way to start a cell.
+            frames.clear();
+        }
+        frames.retain(|(file, ..)| !is_ours(file));
         // What stands before the first frame of a cell is not the user's.
         let first = frames
             .iter()
@@ -223,6 +227,10 @@ fn parse(text: &str) -> Vec<Row> {
         frames.drain(..first.unwrap_or(usize::from(boot)));
     }
     rows
+}
+
+fn is_ours(file: &str) -> bool {
+    file.starts_with("<pythond>")
 }
 
 fn parse_frame(line: &str) -> Option<(&str, u64, &str)> {

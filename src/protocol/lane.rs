@@ -373,6 +373,11 @@ pub enum HostCommand {
         /// Whose.
         cell: CellId,
     },
+    /// Nobody waits for the answer to this request any more.
+    Forget {
+        /// The daemon's number for it.
+        request: u64,
+    },
     /// Run the exit handlers and end, interrupting a running cell.
     Shutdown,
 }

@@ -82,6 +82,8 @@ struct Session {
     /// What is told to those who follow events.
     watch: Watch,
     asks: HashMap<u64, (Question, AskReply)>,
+    /// How many questions there are when they are looked over.
+    many_asks: usize,
     /// Cells that were asked for over new lanes: refused means never arrived.
     resending: HashSet<u64>,
 }
@@ -134,6 +136,7 @@ pub(crate) fn start(
         board,
         watch,
         asks: HashMap::new(),
+        many_asks: MANY_QUESTIONS,
         resending: HashSet::new(),
     };
     for (request, cell) in inherited {
@@ -334,13 +337,26 @@ impl Session {
             }
             question => question,
         };
-        if self.asks.len() >= MANY_QUESTIONS {
-            self.asks.retain(|_, (_, reply)| !reply.is_closed());
+        if self.asks.len() >= self.many_asks {
+            self.forget_left();
         }
         let request = self.board.next_request();
         self.asks.insert(request, (question.clone(), reply));
         // While the lanes are broken it waits for new ones.
         self.control(&question.into_command(request), b"");
+    }
+
+    /// Forgets the questions of those who do not wait any more, here and in the
+    /// host.
+    fn forget_left(&mut self) {
+        let left = self.asks.iter().filter(|(_, (_, reply))| reply.is_closed());
+        let left: Vec<_> = left.map(|(request, _)| *request).collect();
+        for request in left {
+            self.asks.remove(&request);
+            self.control(&HostCommand::Forget { request }, b"");
+        }
+        // Many who do wait are not looked through again for each new one.
+        self.many_asks = MANY_QUESTIONS.max(2 * self.asks.len());
     }
 
     fn host_event(&mut self, message: Message<HostEvent>) {

@@ -97,12 +97,12 @@ impl Watch {
         if self.unfinished.contains_key(&cell) {
             return;
         }
-        // One that is about to run is told when it does.
-        self.unfinished.insert(cell, (kind, CellStatus::Queued));
-        if status == CellStatus::Queued {
-            let event = self.cell(cell, kind, status);
-            self.events.publish(Event::CellQueued(event));
+        if status == CellStatus::Running {
+            return self.started(cell, kind);
         }
+        self.unfinished.insert(cell, (kind, status));
+        let event = self.cell(cell, kind, status);
+        self.events.publish(Event::CellQueued(event));
     }
 
     /// A cell runs.

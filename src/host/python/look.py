@@ -103,10 +103,13 @@ def stacks():
         frames = []
         while frame is not None and len(frames) < _MOST_FRAMES:
             code = frame.f_code
-            if not code.co_filename.startswith(_OURS):
-                frames.append((code.co_filename, frame.f_lineno or 0, code.co_name))
+            frames.append((code.co_filename, frame.f_lineno or 0, code.co_name))
             frame = frame.f_back
         frames.reverse()
+        if frames and frames[0][0].startswith(_OURS):
+            # A thread of ours, on its way to start a cell.
+            continue
+        frames = [frame for frame in frames if not frame[0].startswith(_OURS)]
         first = [at for at, (file, _, _) in enumerate(frames) if file.startswith(_CELL)]
         if first:
             frames = frames[first[0] :]
