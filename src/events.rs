@@ -4,14 +4,62 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pythond_protocol::SessionName;
-use pythond_protocol::verbs::events::{Event, EventMessage, KEPT_EVENTS};
+use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::verbs::events::{CellEvent, Event, EventMessage, KEPT_EVENTS};
+use pythond_protocol::{CellId, SessionName};
 use tokio::sync::watch;
 
 #[derive(Debug)]
 struct Entry {
     time: jiff::Timestamp,
-    event: Event,
+    happened: Happened,
+}
+
+/// What happened. Cells are put into the words of an event only for those who
+/// follow.
+#[derive(Debug)]
+enum Happened {
+    Session(Event),
+    Cell(Arc<CellEvent>, CellMoment),
+}
+
+/// What is particular to one event of a cell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CellMoment {
+    pub(crate) cell_id: CellId,
+    pub(crate) kind: CellKind,
+    pub(crate) status: CellStatus,
+    /// How long it ran, in nanoseconds, and bytes of output, once it has ended.
+    pub(crate) end: Option<(u64, u64)>,
+}
+
+impl Happened {
+    fn session(&self) -> Option<&SessionName> {
+        match self {
+            Self::Session(event) => event.session(),
+            Self::Cell(names, _) => Some(&names.session),
+        }
+    }
+
+    fn to_event(&self) -> Event {
+        let (names, moment) = match self {
+            Self::Session(event) => return event.clone(),
+            Self::Cell(names, moment) => (names, moment),
+        };
+        let cell = CellEvent {
+            cell_id: moment.cell_id,
+            kind: moment.kind,
+            status: moment.status,
+            duration_ms: moment.end.map(|(span, _)| (span / 1000) as f64 / 1000.0),
+            output_bytes: moment.end.map(|(_, bytes)| bytes),
+            ..(**names).clone()
+        };
+        match moment.status {
+            CellStatus::Queued => Event::CellQueued(cell),
+            CellStatus::Running => Event::CellStarted(cell),
+            _ => Event::CellDone(cell),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -50,11 +98,20 @@ impl EventLog {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event.
+    /// Adds an event of a session.
     pub(crate) fn publish(&self, event: Event) {
+        self.add(Happened::Session(event));
+    }
+
+    /// Adds an event of a cell; `names` has those of its session.
+    pub(crate) fn publish_cell(&self, names: &Arc<CellEvent>, moment: CellMoment) {
+        self.add(Happened::Cell(Arc::clone(names), moment));
+    }
+
+    fn add(&self, happened: Happened) {
         let entry = Arc::new(Entry {
             time: jiff::Timestamp::now(),
-            event,
+            happened,
         });
         let mut entries = self.entries();
         entries.kept.push_back(entry);
@@ -122,8 +179,10 @@ impl Follower {
             self.changes.borrow_and_update();
             while let Some(entry) = self.take() {
                 match entry {
-                    Some(entry) if session.is_none_or(|it| entry.event.session() == Some(it)) => {
-                        return self.message(entry.event.clone(), entry.time);
+                    Some(entry)
+                        if session.is_none_or(|it| entry.happened.session() == Some(it)) =>
+                    {
+                        return self.message(entry.happened.to_event(), entry.time);
                     }
                     Some(_) => {}
                     None => return self.message(Event::Reset, jiff::Timestamp::now()),

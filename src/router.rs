@@ -269,9 +269,8 @@ impl Connection<'_> {
             }
             Ok(request) => {
                 let context = Arc::clone(&self.context);
-                self.running.push(Running::new(carry_out(
-                    context, caller, request, format, asked,
-                )));
+                self.running
+                    .push(carry_out(context, caller, request, format, asked));
                 None
             }
             Err(error) => {
@@ -286,8 +285,10 @@ impl Connection<'_> {
     fn cancel(&mut self, tag: &str) -> bool {
         let mut found = false;
         for running in self.running.iter() {
-            if running.tag.as_deref() == Some(tag) {
-                running.cancel.cancel();
+            if let Some((its, cancel)) = &running.tag
+                && its == tag
+            {
+                cancel.cancel();
                 found = true;
             }
         }
@@ -365,21 +366,10 @@ impl Done {
     }
 }
 
-/// A request in the works, which can be given up.
+/// A request in the works; one with a tag can be given up.
 struct Running {
-    tag: Option<String>,
-    cancel: CancellationToken,
+    tag: Option<(String, CancellationToken)>,
     work: BoxFuture<'static, Done>,
-}
-
-impl Running {
-    fn new(
-        make: impl FnOnce(CancellationToken) -> (Option<String>, BoxFuture<'static, Done>),
-    ) -> Self {
-        let cancel = CancellationToken::new();
-        let (tag, work) = make(cancel.clone());
-        Self { tag, cancel, work }
-    }
 }
 
 impl Future for Running {
@@ -397,26 +387,27 @@ fn carry_out(
     request: Request,
     format: ReplyFormat,
     asked: Asked,
-) -> impl FnOnce(CancellationToken) -> (Option<String>, BoxFuture<'static, Done>) {
-    let tag = asked.tag.clone();
-    move |cancel| {
-        let work = async move {
-            let reply = {
-                let handled = handlers::handle(&context, &caller, request, format);
-                let mut handled = std::pin::pin!(AssertUnwindSafe(handled).catch_unwind());
-                if caller.tag.is_none() {
-                    handled.await.ok()
-                } else {
-                    tokio::select! {
-                        biased;
-                        reply = &mut handled => reply.ok(),
-                        () = cancel.cancelled() => Some(cancelled(format)),
-                    }
-                }
-            };
-            Done::new(&caller, reply, asked)
+) -> Running {
+    let tag = asked.tag.clone().map(|tag| (tag, CancellationToken::new()));
+    let cancel = tag.as_ref().map(|(_, cancel)| cancel.clone());
+    let work = async move {
+        let reply = {
+            let handled = handlers::handle(&context, &caller, request, format);
+            let mut handled = std::pin::pin!(AssertUnwindSafe(handled).catch_unwind());
+            match cancel {
+                None => handled.await.ok(),
+                Some(cancel) => tokio::select! {
+                    biased;
+                    reply = &mut handled => reply.ok(),
+                    () = cancel.cancelled() => Some(cancelled(format)),
+                },
+            }
         };
-        (tag, work.boxed())
+        Done::new(&caller, reply, asked)
+    };
+    Running {
+        tag,
+        work: work.boxed(),
     }
 }
 

@@ -93,6 +93,9 @@ pub(crate) struct Cells {
     hasher: RandomState,
     records: BTreeMap<CellId, Record>,
     keys: HashMap<String, CellId>,
+    /// The id of a cell that the main thread has not read yet and that comes
+    /// before all that wait.
+    reserved: Option<CellId>,
     /// Those that wait for the main thread.
     queue: VecDeque<QueuedCell>,
     /// Those that wait for the `fire` cells before them.
@@ -111,6 +114,7 @@ impl Cells {
             hasher: RandomState::new(),
             records: BTreeMap::new(),
             keys: HashMap::new(),
+            reserved: None,
             queue: VecDeque::new(),
             beside: VecDeque::new(),
             waiting: Vec::new(),
@@ -123,7 +127,25 @@ impl Cells {
         CellId::from_parts(self.salt, self.counter.wrapping_add(1))
     }
 
-    fn take_id(&mut self, kind: CellKind) -> CellId {
+    /// The cell that the daemon sent by the cell lane has this id and its turn,
+    /// even if the main thread reads it later than what comes by the control
+    /// lane.
+    pub(crate) fn reserve(&mut self, id: CellId) {
+        if id == self.next_id() {
+            self.counter = self.counter.wrapping_add(1);
+            self.reserved = Some(id);
+        }
+    }
+
+    /// A cell that the main thread has not read yet has this id.
+    pub(crate) fn is_expected(&self, id: CellId) -> bool {
+        self.reserved.unwrap_or_else(|| self.next_id()) == id
+    }
+
+    fn take_id(&mut self, kind: CellKind, direct: bool) -> CellId {
+        if direct && let Some(id) = self.reserved.take() {
+            return id;
+        }
         if kind == CellKind::Run {
             let id = self.next_id();
             self.counter = self.counter.wrapping_add(1);
@@ -145,17 +167,20 @@ impl Cells {
 
     /// An earlier daemon is gone: its numbers mean nothing.
     pub(crate) fn forget_requests(&mut self) {
+        self.reserved = None;
         self.waiting.clear();
         for record in self.records.values_mut() {
             record.request = None;
         }
     }
 
-    /// Takes a cell, or finds the one that has its key.
+    /// Takes a cell, or finds the one that has its key. `direct`: it came by the
+    /// cell lane.
     pub(crate) fn accept(
         &mut self,
         request: u64,
         kind: CellKind,
+        direct: bool,
         how: &CellSpec,
         source: &str,
         now: Moment,
@@ -183,7 +208,7 @@ impl Cells {
             );
             return Acceptance::Refused(error.with_hint("wait for cells to finish"));
         }
-        let id = self.take_id(kind);
+        let id = self.take_id(kind, direct);
         if let Some(key) = &how.key {
             self.keys.insert(key.clone(), id);
         }
@@ -206,19 +231,26 @@ impl Cells {
         Acceptance::New(id)
     }
 
-    /// Lets a cell wait for the main thread.
+    /// Lets a cell wait for the main thread, in the order of the ids.
     pub(crate) fn enqueue(&mut self, cell: QueuedCell) {
-        self.queue.push_back(cell);
+        match self.queue.front() {
+            Some(first) if first.id > cell.id => self.queue.push_front(cell),
+            _ => self.queue.push_back(cell),
+        }
     }
 
-    /// The next cell for the main thread.
+    /// The next cell for the main thread; none while one that comes before is
+    /// on its way.
     pub(crate) fn next_queued(&mut self) -> Option<QueuedCell> {
+        if self.reserved.is_some() {
+            return None;
+        }
         self.queue.pop_front()
     }
 
-    /// No cell waits for the main thread.
+    /// No cell waits that the main thread may take.
     pub(crate) fn queue_is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.is_empty() || self.reserved.is_some()
     }
 
     /// Lets a `fire` cell wait for those before it.
@@ -305,7 +337,7 @@ impl Cells {
         let next_cell = self.next_id();
         match self.records.get(&id) {
             // It is on its way to the main thread.
-            None if id == next_cell => {
+            None if self.is_expected(id) => {
                 self.waiting.push((id, request));
                 Found::Later
             }
@@ -392,7 +424,7 @@ impl Cells {
 
     /// What is known of one cell, its output apart.
     pub(crate) fn record(&self, id: CellId, now: Moment) -> Option<CellRecord> {
-        if id == self.next_id() {
+        if self.is_expected(id) {
             return Some(on_its_way(id, now));
         }
         let places = [&self.queue, &self.beside].into_iter();

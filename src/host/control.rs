@@ -55,6 +55,16 @@ struct Asked {
     deadline: Instant,
 }
 
+/// A cell that was submitted, but for its source.
+#[derive(Debug)]
+pub(crate) struct Submitted {
+    pub(crate) request: u64,
+    pub(crate) kind: CellKind,
+    /// It came by the cell lane.
+    pub(crate) direct: bool,
+    pub(crate) how: CellSpec,
+}
+
 /// What the I/O thread knows of the control lane's requests.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -93,11 +103,30 @@ impl Control {
     ) -> Option<Outgoing> {
         let shared = self.shared;
         let event = match message.header {
-            HostCommand::Run { request, how } => {
-                return self.submit(request, CellKind::Run, how, message.body, nudge);
+            HostCommand::Run {
+                request,
+                how,
+                after,
+            } => {
+                if let Some(before) = after {
+                    shared.reserve(before);
+                }
+                let cell = Submitted {
+                    request,
+                    kind: CellKind::Run,
+                    direct: false,
+                    how,
+                };
+                return self.submit(cell, message.body, nudge);
             }
             HostCommand::Fire { request, how } => {
-                return self.submit(request, CellKind::Fire, how, message.body, nudge);
+                let cell = Submitted {
+                    request,
+                    kind: CellKind::Fire,
+                    direct: false,
+                    how,
+                };
+                return self.submit(cell, message.body, nudge);
             }
             HostCommand::Status { request } => HostEvent::Status {
                 request,
@@ -169,15 +198,20 @@ impl Control {
     /// cannot read it.
     pub(crate) fn submit(
         &mut self,
-        request: u64,
-        kind: CellKind,
-        how: CellSpec,
+        submitted: Submitted,
         body: Vec<u8>,
         nudge: impl Fn(),
     ) -> Option<Outgoing> {
+        let Submitted {
+            request,
+            kind,
+            direct,
+            how,
+        } = submitted;
         let shared = self.shared;
         let source = into_source(body);
-        let (cell, existing, status) = match shared.accept(request, kind, &how, &source) {
+        let accepted = shared.accept(request, kind, direct, &how, &source);
+        let (cell, existing, status) = match accepted {
             Acceptance::Refused(error) => {
                 return Some((HostEvent::Refused { request, error }, Vec::new()));
             }
@@ -280,7 +314,7 @@ impl Control {
             let request = follower.request;
             return Some((HostEvent::Refused { request, error }, Vec::new()));
         }
-        if follower.cell == self.shared.next_main() {
+        if self.shared.is_expected(follower.cell) {
             // The main thread has not read it yet.
             self.shared.outputs.open(follower.cell.as_u64());
         }
@@ -324,8 +358,9 @@ impl Control {
 
     fn interrupt(&mut self, request: u64, cells: Vec<CellId>) -> Option<Outgoing> {
         // One that the main thread has not read yet is known by its number.
-        let next = self.shared.next_main();
-        let unknown = |cell: &&CellId| **cell != next && self.shared.state_of(**cell).is_none();
+        let shared = self.shared;
+        let unknown =
+            |cell: &&CellId| shared.state_of(**cell).is_none() && !shared.is_expected(**cell);
         if let Some(cell) = cells.iter().find(unknown) {
             return Some((unknown_cell(request, *cell), Vec::new()));
         }
@@ -380,9 +415,9 @@ impl Control {
                 interrupt::aim_at_start(cell.as_u64());
             }
             self.repeating = true;
-        }
-        if let Some(thread) = self.thread_of(cell) {
-            children::signal(thread, Signal::INT);
+            if let Some(thread) = self.thread_of(cell) {
+                children::signal(thread, Signal::INT);
+            }
         }
         Some(told)
     }

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pythond_protocol::CellId;
 use pythond_protocol::lane::HostEvent;
 use pythond_protocol::outcome::{CellKind, CellStatus};
+use rustix::process::Signal;
 
 use crate::cell::{self, Ending, FILE_PREFIX, Shown};
 use crate::cells::{Moment, QueuedCell};
@@ -15,7 +16,7 @@ use crate::changes::count_public;
 use crate::helpers::{self, Helpers};
 use crate::shared::Shared;
 use crate::spawner::Job;
-use crate::{blocked_call, ends, session, streams, sys};
+use crate::{blocked_call, children, ends, session, streams, sys};
 
 /// How long a cell that awaits may take to be cancelled before it is
 /// interrupted where it is.
@@ -324,6 +325,12 @@ pub(crate) fn interrupt(shared: &'static Shared, cell: CellId) -> bool {
     known
 }
 
+fn signal_children(cell: CellId) {
+    if let Some(thread) = thread_of(cell) {
+        children::signal(thread.id, Signal::INT);
+    }
+}
+
 /// Raises KeyboardInterrupt in the thread of a cell.
 struct Interrupt {
     cell: CellId,
@@ -346,6 +353,7 @@ impl Job for Interrupt {
             })
         });
         if cancelled {
+            signal_children(self.cell);
             let gone = |live: &mut BTreeMap<u64, Live>| live.contains_key(&id);
             let waited = ENDED.wait_timeout_while(live(), CANCEL_PATIENCE, gone);
             let (live, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -368,6 +376,9 @@ impl Job for Interrupt {
                 None => blocked_call::cut(thread.id),
             }
         });
+        // After the exception is set: the end of a child must not let the cell
+        // go on.
+        signal_children(self.cell);
     }
 
     fn give_up(self: Box<Self>, _why: &std::io::Error) {

@@ -13,7 +13,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use crate::control::Control;
+use crate::control::{Control, Submitted};
 use crate::files::session_directory;
 use crate::handoff;
 use crate::lane_socket::{LaneLost, LaneSocket};
@@ -321,13 +321,17 @@ impl IoThread {
             messages.push(message);
         }
         for Message { header, body } in messages {
-            if let HostCommand::Run { request, how } = header {
+            if let HostCommand::Run { request, how, .. } = header {
                 let handoff = &self.handoff;
                 let nudge = || handoff::nudge(handoff);
                 let keyed = how.key.is_some();
-                let answer = self
-                    .requests
-                    .submit(request, CellKind::Run, how, body, nudge);
+                let cell = Submitted {
+                    request,
+                    kind: CellKind::Run,
+                    direct: true,
+                    how,
+                };
+                let answer = self.requests.submit(cell, body, nudge);
                 // Without a key the daemon knows what becomes of it.
                 if let Some((event, body)) = answer
                     && (keyed || !matches!(event, HostEvent::Accepted { .. }))

@@ -286,7 +286,7 @@ impl Session {
                 }
             };
             // Nothing else belongs here; the control lane has the rest.
-            if let HostCommand::Run { request, how } = message.header
+            if let HostCommand::Run { request, how, .. } = message.header
                 && let Some(cell) = self.accept(request, &how, message.body)
             {
                 return Some(cell);
@@ -304,7 +304,7 @@ impl Session {
             existing,
             status,
         };
-        match shared.accept(request, CellKind::Run, how, &source) {
+        match shared.accept(request, CellKind::Run, true, how, &source) {
             Acceptance::New(id) => {
                 if how.key.is_some() {
                     shared.send(accepted(id, false, CellStatus::Running), Vec::new());

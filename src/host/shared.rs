@@ -134,6 +134,7 @@ impl Shared {
     pub(crate) fn welcome(&self) -> HostInfo {
         let mut state = self.state();
         state.cells.forget_requests();
+        self.queued.notify_one();
         self.outbox
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -154,18 +155,18 @@ impl Shared {
     }
 
     /// Takes a cell, or finds the one that has its key. A new one is to be run
-    /// or enqueued by the caller.
+    /// or enqueued by the caller. `direct`: it came by the cell lane.
     pub(crate) fn accept(
         &self,
         request: u64,
         kind: CellKind,
+        direct: bool,
         how: &CellSpec,
         source: &str,
     ) -> Acceptance {
         let mut state = self.state();
-        let accepted = state
-            .cells
-            .accept(request, kind, how, source, Moment::now());
+        let now = Moment::now();
+        let accepted = state.cells.accept(request, kind, direct, how, source, now);
         if let Acceptance::New(id) = &accepted {
             self.outputs.open(id.as_u64());
             self.note(Event::Accepted, *id);
@@ -389,9 +390,14 @@ impl Shared {
         self.vars.store(count, SeqCst);
     }
 
-    /// The id that the next cell of the main thread will get.
-    pub(crate) fn next_main(&self) -> CellId {
-        self.state().cells.next_id()
+    /// The cell that went by the cell lane before one of the control lane.
+    pub(crate) fn reserve(&self, id: CellId) {
+        self.state().cells.reserve(id);
+    }
+
+    /// A cell that the main thread has not read yet has this id.
+    pub(crate) fn is_expected(&self, id: CellId) -> bool {
+        self.state().cells.is_expected(id)
     }
 
     /// The cell that runs on the main thread.

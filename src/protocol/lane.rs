@@ -293,6 +293,10 @@ pub enum HostCommand {
         /// How.
         #[serde(default)]
         how: CellSpec,
+        /// The cell that went by the cell lane before this one, on the control
+        /// lane: it has this id and its turn, even if it is read later.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<CellId>,
     },
     /// Run a cell in a thread of its own; the body is its source.
     Fire {
@@ -712,6 +716,7 @@ mod tests {
                 changed: true,
                 ..CellSpec::default()
             },
+            after: None,
         };
         let bytes = encode(5, &command, b"x = 1").unwrap();
         for cut in 0..bytes.len() {

@@ -259,16 +259,22 @@ impl Session {
         let Link::Up(lanes) = &mut self.link else {
             return;
         };
+        let before = self.board.on_cell_lane();
         let Some(cell) = self.board.get(request) else {
             return;
         };
+        let after = before.filter(|_| cell.lane == Lane::Control);
         let lane = match cell.lane {
             Lane::Cell => &mut lanes.cell,
             Lane::Control => &mut lanes.control,
         };
         let how = cell.how.clone();
         let command = match cell.kind {
-            CellKind::Run => HostCommand::Run { request, how },
+            CellKind::Run => HostCommand::Run {
+                request,
+                how,
+                after,
+            },
             _ => HostCommand::Fire { request, how },
         };
         let sent = lane.send(&command, cell.source.as_bytes());

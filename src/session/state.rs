@@ -147,10 +147,10 @@ impl<W> CellBoard<W> {
         if !self.cells.is_empty() && self.queued_bytes + source.len() > MAX_QUEUED_BYTES {
             return Err(waiter);
         }
-        let (id, lane) = if kind == CellKind::Run && self.is_idle() {
-            // A key may belong to an earlier cell: then the host names it.
-            let id = how.key.is_none().then_some(self.next_cell);
-            (id, Lane::Cell)
+        // A key may belong to an earlier cell: only the host knows.
+        let direct = kind == CellKind::Run && how.key.is_none() && self.is_idle();
+        let (id, lane) = if direct {
+            (Some(self.next_cell), Lane::Cell)
         } else {
             (None, Lane::Control)
         };
@@ -224,8 +224,9 @@ impl<W> CellBoard<W> {
         let alone = others.next().is_none() && self.inherited.is_empty();
         let next_cell = self.next_cell;
         let cell = self.cells.get_mut(&request)?;
-        (cell.id, cell.lane) = if alone && cell.kind == CellKind::Run {
-            (cell.how.key.is_none().then_some(next_cell), Lane::Cell)
+        let direct = alone && cell.kind == CellKind::Run && cell.how.key.is_none();
+        (cell.id, cell.lane) = if direct {
+            (Some(next_cell), Lane::Cell)
         } else {
             (None, Lane::Control)
         };
@@ -257,6 +258,12 @@ impl<W> CellBoard<W> {
     pub(crate) fn is_idle(&self) -> bool {
         let main = |cell: &Cell<W>| cell.kind == CellKind::Run;
         self.inherited.is_empty() && !self.cells.values().any(main)
+    }
+
+    /// The unfinished cell that went by the cell lane.
+    pub(crate) fn on_cell_lane(&self) -> Option<CellId> {
+        let direct = |cell: &&Cell<W>| cell.lane == Lane::Cell && cell.sent;
+        self.cells.values().find(direct).and_then(|cell| cell.id)
     }
 
     /// The cell that runs on the main thread, as far as is known.
@@ -357,7 +364,8 @@ mod tests {
             key: Some("k".to_owned()),
             ..CellSpec::default()
         };
-        board.add("a".into(), CellKind::Run, how, ()).unwrap();
+        let added = board.add("a".into(), CellKind::Run, how, ());
+        assert_eq!(added, Ok((1, Lane::Control)));
         assert_eq!(board.get(1).unwrap().id, None);
     }
 

@@ -11,14 +11,14 @@ use pythond_protocol::verbs::events::{CellEvent, Event};
 use pythond_protocol::verbs::status::Tombstone;
 
 use super::handle::EndReason;
-use crate::events::EventLog;
+use crate::events::{CellMoment, EventLog};
 
 /// The cells of a session that are not finished, as far as is known.
 #[derive(Debug)]
 pub(super) struct Watch {
     events: Arc<EventLog>,
-    /// Names of the session; the cell's own fields are filled in.
-    pattern: CellEvent,
+    /// Names of the session; what is the cell's own is filled in later.
+    names: Arc<CellEvent>,
     unfinished: BTreeMap<CellId, (CellKind, CellStatus)>,
 }
 
@@ -27,7 +27,7 @@ impl Watch {
         let spec = &hosted.spec;
         let mut watch = Self {
             events,
-            pattern: CellEvent {
+            names: Arc::new(CellEvent {
                 session: spec.session.clone(),
                 session_id: spec.session_id.clone(),
                 generation: spec.generation,
@@ -36,7 +36,7 @@ impl Watch {
                 status: CellStatus::Running,
                 duration_ms: None,
                 output_bytes: None,
-            },
+            }),
             unfinished: BTreeMap::new(),
         };
         watch.resume(hosted);
@@ -83,13 +83,14 @@ impl Watch {
         running
     }
 
-    fn cell(&self, cell_id: CellId, kind: CellKind, status: CellStatus) -> CellEvent {
-        CellEvent {
+    fn tell(&self, cell_id: CellId, kind: CellKind, status: CellStatus, end: Option<(u64, u64)>) {
+        let moment = CellMoment {
             cell_id,
             kind,
             status,
-            ..self.pattern.clone()
-        }
+            end,
+        };
+        self.events.publish_cell(&self.names, moment);
     }
 
     /// The host has a cell.
@@ -101,36 +102,29 @@ impl Watch {
             return self.started(cell, kind);
         }
         self.unfinished.insert(cell, (kind, status));
-        let event = self.cell(cell, kind, status);
-        self.events.publish(Event::CellQueued(event));
+        self.tell(cell, kind, status, None);
     }
 
     /// A cell runs.
     pub(super) fn started(&mut self, cell: CellId, kind: CellKind) {
         let state = (kind, CellStatus::Running);
         if self.unfinished.insert(cell, state) != Some(state) {
-            let event = self.cell(cell, kind, CellStatus::Running);
-            self.events.publish(Event::CellStarted(event));
+            self.tell(cell, kind, CellStatus::Running, None);
         }
     }
 
     /// A cell has ended.
     pub(super) fn finished(&mut self, end: &FinishedCell) {
         if self.unfinished.remove(&end.cell).is_some() {
-            let event = CellEvent {
-                duration_ms: Some((end.duration_ns / 1000) as f64 / 1000.0),
-                output_bytes: Some(end.output_bytes),
-                ..self.cell(end.cell, end.kind, end.status)
-            };
-            self.events.publish(Event::CellDone(event));
+            let ended = Some((end.duration_ns, end.output_bytes));
+            self.tell(end.cell, end.kind, end.status, ended);
         }
     }
 
     /// The session is gone, and its cells with it.
     pub(super) fn closed(&mut self, told: Option<EndReason>, tombstone: &Tombstone) {
         for (cell, (kind, _)) in std::mem::take(&mut self.unfinished) {
-            let event = self.cell(cell, kind, CellStatus::Killed);
-            self.events.publish(Event::CellDone(event));
+            self.tell(cell, kind, CellStatus::Killed, None);
         }
         let reason = match (told, &tombstone.end) {
             (Some(reason), _) => reason.word(),
@@ -138,9 +132,9 @@ impl Watch {
             (None, _) => "died",
         };
         self.events.publish(Event::SessionClosed {
-            session: self.pattern.session.clone(),
-            session_id: self.pattern.session_id.clone(),
-            generation: self.pattern.generation,
+            session: self.names.session.clone(),
+            session_id: self.names.session_id.clone(),
+            generation: self.names.generation,
             reason: reason.to_owned(),
             cause: tombstone.cause.clone(),
         });

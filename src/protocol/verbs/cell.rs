@@ -50,7 +50,9 @@ pub struct CellReply {
     pub truncated: u64,
     /// Name of the machine.
     pub host: String,
-    /// Names that are new, bound to another object, or gone; by identity.
+    /// Names that are new, bound to another object, or gone; by identity. Of
+    /// `run` cells only: what runs beside others cannot tell its names from
+    /// theirs.
     pub changed: Vec<String>,
     /// Not recorded in the session's files, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
