@@ -2,6 +2,7 @@
 //! Ctrl-C at a terminal would, and those of other cells not.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
@@ -72,23 +73,30 @@ fn family(thread: i32) -> Vec<i32> {
     found
 }
 
-/// Sends a signal to the processes of a thread. Returns those it reached.
-pub(crate) fn signal(thread: i32, signal: Signal) -> Vec<i32> {
-    let mut reached = Vec::new();
-    for pid in family(thread) {
-        // The descriptor names the process for good; a look afterwards shows
-        // that the number was still its own.
-        let Some(known) = Pid::from_raw(pid) else {
-            continue;
+/// Processes that are known for good: their numbers may be used again, these
+/// handles not.
+#[derive(Debug, Default)]
+pub(crate) struct Family(Vec<(i32, OwnedFd)>);
+
+impl Family {
+    /// What belongs to a thread now.
+    pub(crate) fn of(thread: i32) -> Self {
+        let group = rustix::process::getpgrp();
+        let known = |pid: i32| {
+            let process = Pid::from_raw(pid)?;
+            let handle = rustix::process::pidfd_open(process, PidfdFlags::empty()).ok()?;
+            // A look afterwards shows that the number was still its own.
+            (rustix::process::getpgid(Some(process)) == Ok(group)).then_some((pid, handle))
         };
-        let Ok(process) = rustix::process::pidfd_open(known, PidfdFlags::empty()) else {
-            continue;
-        };
-        if rustix::process::getpgid(Some(known)) == Ok(rustix::process::getpgrp())
-            && rustix::process::pidfd_send_signal(&process, signal).is_ok()
-        {
-            reached.push(pid);
-        }
+        Self(family(thread).into_iter().filter_map(known).collect())
     }
-    reached
+
+    /// Sends them a signal. Returns those that it reached.
+    pub(crate) fn signal(&self, signal: Signal) -> Vec<i32> {
+        let reached = self
+            .0
+            .iter()
+            .filter(|(_, process)| rustix::process::pidfd_send_signal(process, signal).is_ok());
+        reached.map(|(pid, _)| *pid).collect()
+    }
 }

@@ -13,9 +13,10 @@ use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use rustix::process::Signal;
 
 use crate::cells::{Acceptance, Found, QueuedCell};
+use crate::children::Family;
 use crate::service::{Ask, Question};
 use crate::shared::{Outgoing, Shared};
-use crate::{cell, children, ends, fire, interrupt, stack};
+use crate::{cell, ends, fire, interrupt, stack};
 
 /// Questions that may wait for the interpreter at once.
 const MOST_QUESTIONS: usize = 8;
@@ -176,7 +177,7 @@ impl Control {
                 request,
                 pids: self
                     .thread_of(cell)
-                    .map_or_else(Vec::new, |thread| children::signal(thread, Signal::KILL)),
+                    .map_or_else(Vec::new, |thread| Family::of(thread).signal(Signal::KILL)),
             },
             HostCommand::Forget { request } => {
                 self.followers
@@ -416,7 +417,7 @@ impl Control {
             }
             self.repeating = true;
             if let Some(thread) = self.thread_of(cell) {
-                children::signal(thread, Signal::INT);
+                Family::of(thread).signal(Signal::INT);
             }
         }
         Some(told)

@@ -13,10 +13,11 @@ use rustix::process::Signal;
 use crate::cell::{self, Ending, FILE_PREFIX, Shown};
 use crate::cells::{Moment, QueuedCell};
 use crate::changes::count_public;
+use crate::children::Family;
 use crate::helpers::{self, Helpers};
 use crate::shared::Shared;
 use crate::spawner::Job;
-use crate::{blocked_call, children, ends, session, streams, sys};
+use crate::{blocked_call, ends, session, streams, sys};
 
 /// How long a cell that awaits may take to be cancelled before it is
 /// interrupted where it is.
@@ -325,12 +326,6 @@ pub(crate) fn interrupt(shared: &'static Shared, cell: CellId) -> bool {
     known
 }
 
-fn signal_children(cell: CellId) {
-    if let Some(thread) = thread_of(cell) {
-        children::signal(thread.id, Signal::INT);
-    }
-}
-
 /// Raises KeyboardInterrupt in the thread of a cell.
 struct Interrupt {
     cell: CellId,
@@ -339,6 +334,10 @@ struct Interrupt {
 impl Job for Interrupt {
     fn run(self: Box<Self>) {
         let id = self.cell.as_u64();
+        // Looked up before: they belong to no thread once theirs has ended. Told
+        // after: the end of a child must not let the cell go on.
+        let children =
+            thread_of(self.cell).map_or_else(Family::default, |thread| Family::of(thread.id));
         let cancelled = Python::attach(|py| {
             let awaits = live().get(&id).and_then(|live| {
                 let (event_loop, task) = live.awaits.as_ref()?;
@@ -353,7 +352,7 @@ impl Job for Interrupt {
             })
         });
         if cancelled {
-            signal_children(self.cell);
+            children.signal(Signal::INT);
             let gone = |live: &mut BTreeMap<u64, Live>| live.contains_key(&id);
             let waited = ENDED.wait_timeout_while(live(), CANCEL_PATIENCE, gone);
             let (live, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -376,9 +375,7 @@ impl Job for Interrupt {
                 None => blocked_call::cut(thread.id),
             }
         });
-        // After the exception is set: the end of a child must not let the cell
-        // go on.
-        signal_children(self.cell);
+        children.signal(Signal::INT);
     }
 
     fn give_up(self: Box<Self>, _why: &std::io::Error) {

@@ -412,17 +412,21 @@ impl Session {
     }
 
     fn finished(&mut self, finished: Box<FinishedCell>, log: Vec<u8>) {
-        let found = self.board.finished(&finished);
         self.watch.finished(&finished);
+        // A copy for somebody who asked; the cell's own message may come later.
+        let asked = finished
+            .request
+            .and_then(|request| self.asks.remove(&request));
+        if let Some((_, reply)) = asked {
+            self.publish_running();
+            let _ = reply.send(Ok((HostEvent::Finished(finished), log)));
+            return;
+        }
+        let found = self.board.finished(&finished);
         self.publish_running();
         if let Some((request, cell)) = found {
             self.resending.remove(&request);
             self.answer_finished(cell.waiter, finished, log);
-        } else if let Some((_, reply)) = finished
-            .request
-            .and_then(|request| self.asks.remove(&request))
-        {
-            let _ = reply.send(Ok((HostEvent::Finished(finished), log)));
         }
     }
 
