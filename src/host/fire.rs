@@ -375,7 +375,9 @@ impl Job for Interrupt {
                 None => blocked_call::cut(thread.id),
             }
         });
-        children.signal(Signal::INT);
+        if !cancelled {
+            children.signal(Signal::INT);
+        }
     }
 
     fn give_up(self: Box<Self>, _why: &std::io::Error) {
