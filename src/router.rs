@@ -11,13 +11,14 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
-use pythond_protocol::{ErrorCode, ErrorReply, Frame};
+use pythond_protocol::{ErrorCode, ErrorReply};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
@@ -157,6 +158,26 @@ impl Connection<'_> {
         }
     }
 
+    /// One message that is made while it is sent (RFC 6455, 5.4).
+    async fn send_in_pieces(
+        &mut self,
+        text: String,
+        mut pieces: mpsc::Receiver<String>,
+    ) -> Result<(), WsError> {
+        let frame = |text: String, kind, last| {
+            Message::Frame(Frame::message(text, OpCode::Data(kind), last))
+        };
+        self.socket.send(frame(text, Data::Text, false)).await?;
+        while let Some(piece) = pieces.recv().await {
+            self.socket
+                .send(frame(piece, Data::Continue, false))
+                .await?;
+        }
+        self.socket
+            .send(frame(String::new(), Data::Continue, true))
+            .await
+    }
+
     async fn incoming(&mut self, incoming: Incoming) -> Option<End> {
         match incoming {
             Some(Ok(Message::Text(text))) => self.message(text).await,
@@ -226,7 +247,7 @@ impl Connection<'_> {
     }
 
     async fn message(&mut self, text: Utf8Bytes) -> Option<End> {
-        let frame = Frame::parse(&text)?;
+        let frame = pythond_protocol::Frame::parse(&text)?;
         let parsed = Parsed::of(&frame);
         if parsed.tag.is_none() && self.in_order {
             self.ahead = Some(Message::Text(text));
@@ -264,7 +285,11 @@ impl Connection<'_> {
             Ok(Request::Cancel(tag)) => {
                 let cancelled = self.cancel(&tag);
                 let text = format!("{{\"ok\":true,\"cancelled\":{cancelled}}}");
-                let reply = Reply { text, ok: true };
+                let reply = Reply {
+                    text,
+                    ok: true,
+                    pieces: None,
+                };
                 self.done(Done::new(&caller, Some(reply), asked)).await
             }
             Ok(request) => {
@@ -322,7 +347,10 @@ impl Connection<'_> {
             ..asked.fields()
         };
         self.access.event("result", &fields);
-        let sent = self.socket.send(Message::text(text)).await;
+        let sent = match reply.pieces {
+            None => self.socket.send(Message::text(text)).await,
+            Some(pieces) => self.send_in_pieces(text, pieces).await,
+        };
         if asked.stops {
             self.context.stop.cancel();
         }

@@ -1,11 +1,14 @@
 //! A cell put into the words of a reply, plain or structured.
 
+use std::sync::Arc;
+
 use pythond_protocol::lane::{CellRecord, FinishedCell};
 use pythond_protocol::outcome::{CellKind, CellStatus, ExceptionInfo};
 use pythond_protocol::output_log::{self, Demuxed, Stream};
 use pythond_protocol::verbs::cell::{CellError, CellReply, CellSummary, Text};
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 
+use super::large_reply::{LARGE, LargeReply};
 use super::output::OutputReader;
 use super::{Context, Reply};
 use crate::session::{LastOutput, SessionHandle};
@@ -54,8 +57,8 @@ impl Finished {
             Ok(Reply::ok(text))
         } else {
             Ok(Reply {
-                text: format!("ERR execution failed\n{text}"),
                 ok,
+                ..Reply::ok(format!("ERR execution failed\n{text}"))
             })
         }
     }
@@ -95,11 +98,28 @@ impl Finished {
 
     /// The structured reply.
     pub(super) async fn structured(
-        self,
-        context: &Context,
+        mut self,
+        context: &Arc<Context>,
         session: &SessionHandle,
     ) -> Result<Reply, ErrorReply> {
         let ok = self.end.status == CellStatus::Done;
+        let kept = self.end.output_bytes.saturating_sub(self.end.truncated);
+        if !self.streamed && kept > LARGE {
+            let (cell, total) = (self.end.cell, self.end.output_bytes);
+            // Everything else is as if the output had been sent.
+            self.streamed = true;
+            let result = self.end.result.take();
+            let mut reply = self.reply(context, session).await?;
+            reply.streamed = false;
+            let large = LargeReply {
+                session: session.clone(),
+                cell,
+                reply,
+                result,
+                total,
+            };
+            return Ok(large.start(context));
+        }
         let reply = self.reply(context, session).await?;
         Ok(Reply {
             ok,
@@ -288,6 +308,28 @@ pub(super) fn summary(record: CellRecord) -> CellSummary {
     }
 }
 
+/// The same of a cell that only its end tells of.
+pub(super) fn summary_of_end(end: &FinishedCell) -> CellSummary {
+    let started = jiff::Timestamp::from_microsecond(end.started_us).ok();
+    let started = started.map(time);
+    CellSummary {
+        cell_id: end.cell,
+        kind: end.kind,
+        author: String::new(),
+        status: end.status,
+        queue_position: None,
+        accepted_at: started.clone().unwrap_or_default(),
+        started_at: started,
+        duration_ms: milliseconds(end.duration_ns),
+        output_bytes: end.output_bytes,
+        truncated: end.truncated,
+        interrupt_pending: false,
+        timed_out: end.timed_out,
+        id: None,
+        code: String::new(),
+    }
+}
+
 fn time(moment: jiff::Timestamp) -> String {
     format!("{moment:.6}")
 }
@@ -463,7 +505,10 @@ pub(super) fn plain_without_outcome(
     let bytes = output_log::merged(&output.log).map_err(|_| damaged())?;
     let mut text = format!("{}\n{}", error.to_plain(), String::from_utf8_lossy(&bytes));
     text.truncate(text.trim_end_matches('\n').len());
-    Ok(Reply { text, ok: false })
+    Ok(Reply {
+        ok: false,
+        ..Reply::ok(text)
+    })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod follow_events;
 mod info;
 mod interrupt;
 mod kill;
+mod large_reply;
 mod list;
 mod new;
 mod out;
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 use pythond_protocol::ErrorReply;
 use pythond_protocol::verbs::{ReplyFormat, Request};
 use serde::Serialize;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::environment::{Environment, EnvironmentError};
@@ -68,12 +70,15 @@ pub(crate) struct Context {
 }
 
 /// What is sent back.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Reply {
     /// The text.
     pub(crate) text: String,
     /// It went well, for the access log.
     pub(crate) ok: bool,
+    /// What follows the text in the same message, if it is made while it is
+    /// sent.
+    pub(crate) pieces: Option<mpsc::Receiver<String>>,
 }
 
 impl Reply {
@@ -81,6 +86,7 @@ impl Reply {
         Self {
             text: text.into(),
             ok: true,
+            pieces: None,
         }
     }
 
@@ -104,7 +110,10 @@ impl Reply {
             ReplyFormat::Plain => error.to_plain(),
             ReplyFormat::Json => error.to_json().to_string(),
         };
-        Self { text, ok: false }
+        Self {
+            ok: false,
+            ..Self::ok(text)
+        }
     }
 }
 

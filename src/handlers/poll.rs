@@ -1,5 +1,7 @@
 //! `poll NAME [ID]`: a cell as it is now.
 
+use std::sync::Arc;
+
 use pythond_protocol::lane::{CellRecord, FinishedCell, HostEvent};
 use pythond_protocol::outcome::CellStatus;
 use pythond_protocol::verbs::ReplyFormat;
@@ -11,7 +13,7 @@ use super::{Context, Reply, cell_reply};
 use crate::session::{Question, SessionHandle};
 
 pub(super) async fn handle(
-    context: &Context,
+    context: &Arc<Context>,
     request: PollRequest,
     format: ReplyFormat,
 ) -> Result<Reply, ErrorReply> {

@@ -335,7 +335,7 @@ impl Drop for CancelGuard {
 
 /// The answer about a cell that has ended.
 async fn ended(
-    context: &Context,
+    context: &Arc<Context>,
     session: &SessionHandle,
     answer: RunAnswer,
     format: ReplyFormat,
@@ -376,7 +376,7 @@ async fn ended(
 
 /// The answer about a cell that goes on.
 async fn unfinished(
-    context: &Context,
+    context: &Arc<Context>,
     session: &SessionHandle,
     id: CellId,
     given: Given,

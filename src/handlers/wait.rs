@@ -1,13 +1,13 @@
 //! `wait NAME [ID…]`: an answer when cells have ended. The host tells; nobody
 //! polls.
 
-use futures_util::future::join_all;
-use pythond_protocol::lane::{CellRecord, HostEvent};
+use futures_util::future::try_join_all;
+use pythond_protocol::lane::{CellRecord, FinishedCell, HostEvent};
 use pythond_protocol::outcome::CellStatus;
 use pythond_protocol::verbs::ReplyFormat;
 use pythond_protocol::verbs::cell::CellSummary;
 use pythond_protocol::verbs::wait::{WaitReply, WaitRequest};
-use pythond_protocol::{CellId, ErrorReply};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 
 use super::{Context, Reply, cell_reply};
 use crate::session::{Question, SessionHandle};
@@ -23,31 +23,28 @@ pub(super) async fn handle(
     } else {
         request.cells
     };
-    let all = join_all(cells.iter().map(|cell| one(&session, *cell)));
+    let mut ends: Vec<Option<Box<FinishedCell>>> = vec![None; cells.len()];
+    let waits = cells.iter().zip(&mut ends).map(|(cell, end)| async {
+        *end = Some(one(&session, *cell).await?);
+        Ok::<_, ErrorReply>(())
+    });
+    let all = try_join_all(waits);
     let timed_out = match request.timeout {
         None => {
-            for ended in all.await {
-                ended?;
-            }
+            all.await?;
             false
         }
         Some(span) => match tokio::time::timeout(span, all).await {
             Ok(all) => {
-                for ended in all {
-                    ended?;
-                }
+                all?;
                 false
             }
             Err(_) => true,
         },
     };
-    let (records, _) = super::cells::all(&session).await?;
-    let summary = |id: &CellId| -> Result<CellSummary, ErrorReply> {
-        let found = records.iter().find(|record| record.cell == *id);
-        let record: &CellRecord = found.ok_or_else(|| ErrorReply::unknown_cell(&id.to_string()))?;
-        Ok(cell_reply::summary(record.clone()))
-    };
-    let cells: Vec<_> = cells.iter().map(summary).collect::<Result<_, _>>()?;
+    let summaries = cells.iter().zip(ends);
+    let summaries = summaries.map(|(cell, end)| summary(&session, *cell, end));
+    let cells = try_join_all(summaries).await?;
     let ok = cells.iter().all(|cell| cell.status == CellStatus::Done);
     let reply = WaitReply {
         ok,
@@ -69,9 +66,32 @@ async fn unfinished(session: &SessionHandle) -> Result<Vec<CellId>, ErrorReply> 
     Ok(waiting.map(|record| record.cell).collect())
 }
 
-async fn one(session: &SessionHandle, cell: CellId) -> Result<(), ErrorReply> {
+async fn one(session: &SessionHandle, cell: CellId) -> Result<Box<FinishedCell>, ErrorReply> {
     match session.ask_and_wait(Question::Await(cell)).await? {
-        (HostEvent::Finished(_), _) => Ok(()),
+        (HostEvent::Finished(end), _) => Ok(end),
         _ => Err(super::ask::unexpected()),
+    }
+}
+
+/// What is known of a cell; one that was forgotten since it ended is known by
+/// its end.
+async fn summary(
+    session: &SessionHandle,
+    cell: CellId,
+    end: Option<Box<FinishedCell>>,
+) -> Result<CellSummary, ErrorReply> {
+    match (session.ask(Question::Look(Some(cell))).await, end) {
+        (
+            Ok(HostEvent::Cell {
+                record: Some(record),
+                ..
+            }),
+            _,
+        ) => Ok(cell_reply::summary(*record)),
+        (Err(error), Some(end)) if error.code == ErrorCode::UnknownCell => {
+            Ok(cell_reply::summary_of_end(&end))
+        }
+        (Err(error), _) => Err(error),
+        (Ok(_), _) => Err(super::ask::unexpected()),
     }
 }

@@ -74,6 +74,12 @@ pub struct CellReply {
     pub streamed: bool,
 }
 
+/// Bytes in the form of `data_b64`.
+#[must_use]
+pub fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
 /// One cell in a listing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CellSummary {
@@ -154,7 +160,7 @@ impl Serialize for Text {
             Ok(text) => serializer.serialize_str(text),
             Err(_) => TextOnWire::Binary {
                 text: String::from_utf8_lossy(&self.0).into_owned(),
-                data_b64: base64::engine::general_purpose::STANDARD.encode(&self.0),
+                data_b64: base64(&self.0),
             }
             .serialize(serializer),
         }
