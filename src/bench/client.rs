@@ -5,8 +5,12 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+
+/// A daemon that is silent for this long will not answer any more.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A whole text frame from a client, ready to be written (RFC 6455, section
 /// 5.2). The mask is zero, so the text stands in it as it is.
@@ -32,12 +36,15 @@ pub(crate) fn frame(text: &str) -> Vec<u8> {
 pub(crate) struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
+    /// How much of it was given out.
+    taken: usize,
 }
 
 impl Connection {
     /// Connects and upgrades.
     pub(crate) fn open(socket: &Path) -> Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(
             b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
               Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
@@ -57,6 +64,7 @@ impl Connection {
         Ok(Self {
             stream,
             received: Vec::with_capacity(4096),
+            taken: 0,
         })
     }
 
@@ -72,24 +80,33 @@ impl Connection {
 
     /// Waits for the next text message.
     pub(crate) fn receive(&mut self) -> Result<&str> {
-        self.received.clear();
+        self.received.drain(..self.taken);
+        self.taken = 0;
         loop {
             if let Some((start, end)) = whole_frame(&self.received) {
-                ensure!(end == self.received.len(), "more came than was asked for");
                 ensure!(
                     self.received[0] == 0x81,
                     "no text frame: {:#x}",
                     self.received[0]
                 );
+                self.taken = end;
                 return Ok(std::str::from_utf8(&self.received[start..end])?);
             }
             let mut part = [0; 16384];
-            let count = self.stream.read(&mut part)?;
+            let count = self
+                .stream
+                .read(&mut part)
+                .context("no answer from the daemon")?;
             if count == 0 {
                 bail!("the daemon hung up");
             }
             self.received.extend_from_slice(&part[..count]);
         }
+    }
+
+    /// True if the next message has been read already.
+    pub(crate) fn has_more(&self) -> bool {
+        whole_frame(&self.received[self.taken..]).is_some()
     }
 
     /// Sends a prepared frame and waits for the answer.

@@ -4,10 +4,13 @@
 //! ratios to the floor of the same run. A missed aim is shown and is no failure.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod client;
+mod relay;
 mod rows;
 mod setup;
 mod table;
+mod worker;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,7 +18,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
-use crate::rows::Bench;
+use crate::bench::Bench;
 use crate::setup::Daemon;
 use crate::table::{Row, Table};
 
@@ -31,6 +34,9 @@ struct Args {
     /// An environment with numpy and pandas
     #[arg(long)]
     venv: Option<PathBuf>,
+    /// Directory of the programs that are measured [default: that of this one]
+    #[arg(long)]
+    programs: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,6 +46,11 @@ enum Measure {
     Throughput,
     New,
     Idle,
+    Interrupt,
+    Control,
+    Fire,
+    FirstByte,
+    Print,
 }
 
 impl Measure {
@@ -50,16 +61,22 @@ impl Measure {
             Self::Throughput => bench.throughput(),
             Self::New => bench.new_to_first(),
             Self::Idle => bench.idle(),
+            Self::Interrupt => bench.interrupt(),
+            Self::Control => bench.control(),
+            Self::Fire => bench.fire(),
+            Self::FirstByte => bench.first_byte(),
+            Self::Print => bench.print(),
         }
     }
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let programs = std::env::current_exe()?;
-    let programs = programs
-        .parent()
-        .context("this program is in no directory")?;
+    let own = std::env::current_exe()?;
+    let programs = match &args.programs {
+        Some(directory) => &directory.canonicalize()?,
+        None => own.parent().context("this program is in no directory")?,
+    };
     let chosen = if args.rows.is_empty() {
         Measure::value_variants()
     } else {

@@ -148,6 +148,8 @@ fn environment<'a>(command: &'a mut Command, directory: &Path) -> &'a mut Comman
     }
     command
         .env_remove("VIRTUAL_ENV")
+        // Where it is set, a printing CPython writes every line by itself.
+        .env_remove("PYTHONUNBUFFERED")
         .env("HOME", directory)
         .env("XDG_RUNTIME_DIR", directory.join("run"))
         .current_dir(directory)
@@ -231,6 +233,31 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
             .parse::<u64>()?;
     }
     Ok(Duration::from_nanos(total))
+}
+
+/// The same of several processes.
+pub(crate) fn all_cpu(pids: &[u32]) -> Result<Duration> {
+    pids.iter().map(|pid| cpu_time(*pid)).sum()
+}
+
+/// Lets the peak of a process's memory begin at what it has now, where that is
+/// permitted (`clear_refs` of proc(5)). Else it goes on from its greatest yet.
+pub(crate) fn reset_peak(pid: u32) {
+    let file = fs::File::options()
+        .write(true)
+        .open(format!("/proc/{pid}/clear_refs"));
+    let _ = file.and_then(|mut file| file.write_all(b"5"));
+}
+
+/// Bytes of memory that a process has had at most (`VmHWM` of proc(5)).
+pub(crate) fn peak_memory(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kibibytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .context("no VmHWM in status")?;
+    Ok(kibibytes.parse::<u64>()? * 1024)
 }
 
 /// Bytes of memory that only this process has (`smaps_rollup` of proc(5)).

@@ -18,6 +18,7 @@ pub(crate) enum Unit {
 impl Unit {
     fn show(self, value: f64) -> String {
         match self {
+            _ if !value.is_finite() => "–".to_owned(),
             Self::Seconds if value < 1e-3 => format!("{:.1} µs", value * 1e6),
             Self::Seconds => format!("{:.2} ms", value * 1e3),
             Self::PerSecond => format!("{value:.0}/s"),
@@ -36,8 +37,10 @@ pub(crate) enum Aim {
     AtLeastShare(f64),
     /// At most this much, whatever the floor.
     AtMost(f64),
-    /// Shown for comparison.
+    /// Shown for comparison, as a multiple of the floor.
     None,
+    /// Shown for comparison, as a share of the floor.
+    Share,
 }
 
 /// One measure: medians of ours and of the floor.
@@ -48,7 +51,7 @@ pub(crate) struct Row {
     pub(crate) unit: Unit,
     /// Ours.
     pub(crate) ours: f64,
-    /// The floor, measured in the same run.
+    /// The floor, measured in the same run; not a number if there is none.
     pub(crate) floor: f64,
     /// What was hoped for.
     pub(crate) aim: Aim,
@@ -64,11 +67,11 @@ impl Row {
                 format!("≤ {}", self.unit.show(most)),
                 Some(self.ours <= most),
             ),
-            Aim::None => ("–".to_owned(), None),
+            Aim::None | Aim::Share => ("–".to_owned(), None),
         };
         let ratio = match self.aim {
             _ if !ratio.is_finite() => "–".to_owned(),
-            Aim::AtLeastShare(_) => format!("{:.0} %", ratio * 100.0),
+            Aim::AtLeastShare(_) | Aim::Share => format!("{:.0} %", ratio * 100.0),
             _ => format!("{ratio:.2} ×"),
         };
         let met = match met {

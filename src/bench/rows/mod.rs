@@ -1,0 +1,11 @@
+//! The measures, one file for each group of rows. Ours and floor take turns in
+//! each, so that what the machine does meanwhile hits both.
+
+mod control;
+mod fire;
+mod idle;
+mod interrupt;
+mod new;
+mod output;
+mod run;
+mod throughput;
