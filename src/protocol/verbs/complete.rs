@@ -46,11 +46,13 @@ pub(super) fn parse<'a>(
 
 /// The structured answer to `complete`. The plain wire has `{"matches": […]}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CompleteReply {
     /// Always true.
     pub ok: bool,
     /// The session's name.
     pub session: SessionName,
-    /// At most [`MAX_MATCHES`].
+    /// What the text may become.
+    #[cfg_attr(feature = "schema", schemars(length(max = MAX_MATCHES)))]
     pub matches: Vec<String>,
 }
