@@ -143,8 +143,9 @@ def test_every_verb_answers_as_the_schema_says(make_daemon):
         assert it.ask("status work --json")["state"] == "idle"
         assert [it["name"] for it in it.ask("vars work --json")["vars"]][-1] == "x"
         assert "print(" in it.ask("complete work --json pri")["matches"]
-        assert it.ask("stack work --json")["threads"]
-        assert it.ask("int work --json")["cells"] == []
+        cell = it.ask(f"run work --detach\n{FOREVER}")["cell_id"]
+        assert it.ask("stack work --json")["threads"][0]["cell_id"] == cell
+        assert it.ask("int work --json")["interrupted"] == [cell]
         assert it.ask("ls --json")["sessions"]
         assert it.ask("info --json")["zygotes"]
         assert "cells" in it.ask("help --json")["help"]
@@ -204,8 +205,8 @@ def test_output_comes_in_the_events_of_the_schema(checked: Checked, session: Ses
 def test_output_that_is_not_kept_is_a_gap(checked: Checked, session: Session):
     name = session.name
     code = "import sys\nfor _ in range(300):\n    sys.stdout.buffer.write(bytes(1 << 20))"
-    cell = checked.ask(f"run {name} --detach\n{code}")["cell_id"]
-    assert checked.ask(f"wait {name} --json", 120)["ok"]
+    cell = fire(checked, session, code)
+    assert checked.ask(f"wait {name} --json {cell}", 120)["ok"]
     (kept,) = checked.ask(f"cells {name} --json")["cells"]
     assert kept["output_bytes"] == 300 << 20
     assert 300 - 256 <= kept["truncated"] >> 20 < 300 - 200
@@ -223,24 +224,21 @@ def test_events_of_sessions_and_cells_have_the_form_of_the_schema(checked: Check
         wire.send(f"events {name} --json")
         ready = event("events", json.loads(wire.receive()))
         assert ready["event"] == "ready"
+        messages: list[dict[str, Any]] = []
+
+        def expect(*kinds: str) -> None:
+            new = [event("events", json.loads(wire.receive())) for _ in kinds]
+            assert sorted(it["event"] for it in new) == sorted(kinds)
+            messages.extend(new)
+
         checked.ask(f"new {name} --json")
         checked.ask(f"run {name} --wait=0\n{FOREVER}")
-        checked.ask(f"run {name} --detach\n1")
+        checked.ask(f"run {name} --detach\n{FOREVER}")
+        expect("session_created", "cell_started", "cell_queued")
         checked.ask(f"int {name} --json")
-        checked.ask(f"wait {name} --json")
+        expect("cell_done", "cell_started")
         checked.ask(f"kill {name} --json")
-        messages = []
-        while not messages or messages[-1]["event"] != "session_closed":
-            messages.append(event("events", json.loads(wire.receive())))
-        assert [it["event"] for it in messages] == [
-            "session_created",
-            "cell_started",
-            "cell_queued",
-            "cell_done",
-            "cell_started",
-            "cell_done",
-            "session_closed",
-        ]
+        expect("cell_done", "session_closed")
     with shared_daemon.connect() as wire:
         wire.send(f"events {name} --since={ready['cursor']}")
         assert event("events", json.loads(wire.receive()))["event"] == "ready"
