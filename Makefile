@@ -54,7 +54,7 @@ install: ## install into PREFIX (default /usr/local), below DESTDIR if given
 	for page in $(PAGES); do \
 		$(BIN)/$${page%%-*} man $${page#*-} >$(DEST)/share/man/man1/$$page.1 || exit 1; \
 	done
-	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE src/protocol/PROTOCOL.md \
+	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE src/protocol/PROTOCOL.md src/protocol/schema.json \
 		$(DEST)/share/doc/pythond
 
 uninstall: ## remove what `make install` put there

@@ -1,6 +1,7 @@
 //! One task per connection: a message in, its handler, the answer out. Knows
 //! neither processes nor Python.
 
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,6 +37,10 @@ const DISCARD_PIECE: usize = 64 << 10;
 
 /// Requests of one connection that are carried out at once.
 const MAX_IN_FLIGHT: usize = 1024;
+/// Requests without a tag that wait for the one before, and their bytes. Up to
+/// here a client is read, so that it is noticed when it goes away.
+const MAX_AHEAD: usize = 64;
+const MAX_AHEAD_BYTES: usize = 1 << 20;
 /// Events that wait for their connection.
 const EVENTS_AHEAD: usize = 4;
 
@@ -64,7 +69,7 @@ pub(crate) async fn serve(
         context,
         access,
         author,
-        ahead: None,
+        ahead: VecDeque::new(),
         running: FuturesUnordered::new(),
         in_order: false,
         events_in,
@@ -111,8 +116,8 @@ struct Connection<'a> {
     context: Arc<Context>,
     access: &'a mut AccessLog,
     author: String,
-    /// A request without a tag that came while another was being carried out.
-    ahead: Option<Message>,
+    /// Requests without a tag that came while another was being carried out.
+    ahead: VecDeque<Utf8Bytes>,
     /// Requests that are being carried out.
     running: FuturesUnordered<Running>,
     /// One of them has no tag: the next one without waits for it.
@@ -127,14 +132,17 @@ impl Connection<'_> {
         let stop = self.context.stop.clone();
         loop {
             if !self.in_order
-                && let Some(message) = self.ahead.take()
+                && let Some(text) = self.ahead.pop_front()
             {
-                if let Some(end) = self.incoming(Some(Ok(message))).await {
+                if let Some(end) = self.message(text).await {
                     return end;
                 }
                 continue;
             }
-            let full = self.ahead.is_some() || self.running.len() >= MAX_IN_FLIGHT;
+            let waiting: usize = self.ahead.iter().map(|text| text.len()).sum();
+            let full = self.ahead.len() >= MAX_AHEAD
+                || waiting > MAX_AHEAD_BYTES
+                || self.running.len() >= MAX_IN_FLIGHT;
             let idle = self.running.is_empty();
             let end = tokio::select! {
                 biased;
@@ -250,7 +258,7 @@ impl Connection<'_> {
         let frame = pythond_protocol::Frame::parse(&text)?;
         let parsed = Parsed::of(&frame);
         if parsed.tag.is_none() && self.in_order {
-            self.ahead = Some(Message::Text(text));
+            self.ahead.push_back(text);
             return None;
         }
         // Options are no names.

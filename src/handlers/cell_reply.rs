@@ -233,6 +233,26 @@ fn empty(
     }
 }
 
+/// A cell of which only this is known.
+pub(super) fn barely_known(cell: CellId, status: CellStatus) -> CellRecord {
+    CellRecord {
+        cell,
+        kind: CellKind::Run,
+        author: String::new(),
+        status,
+        queue_position: None,
+        accepted_us: 0,
+        started_us: None,
+        duration_ns: 0,
+        output_bytes: 0,
+        truncated: 0,
+        interrupt_pending: false,
+        timed_out: false,
+        key: None,
+        code: String::new(),
+    }
+}
+
 /// The reply about a cell that goes on.
 pub(super) fn unfinished(
     context: &Context,

@@ -9,7 +9,7 @@ use pythond_protocol::verbs::ReplyFormat;
 use pythond_protocol::verbs::interrupt::{
     InterruptOutcome, InterruptReply, InterruptRequest, InterruptedCell,
 };
-use pythond_protocol::{CellId, ErrorReply, SessionName};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionName};
 
 use super::{Context, GRACE, Reply};
 use crate::session::{EndReason, Question, SessionHandle};
@@ -31,7 +31,7 @@ pub(super) async fn handle(
     match session.ask(Question::Interrupt(request.cells)).await {
         Ok(HostEvent::Interrupted { cells, .. }) => outcome.cells = cells,
         Ok(_) => return Err(super::ask::unexpected()),
-        Err(error) if request.kill && !session.is_dead() => {
+        Err(error) if request.kill && error.code == ErrorCode::SessionUnreachable => {
             outcome.actions.push(error.message);
             outcome.kill_session(context, session.clone()).await;
         }
@@ -125,8 +125,17 @@ impl Outcome {
     }
 
     fn reply(self, name: &SessionName, format: ReplyFormat) -> Reply {
-        match (format, self.cells.len()) {
-            (ReplyFormat::Json, _) => Reply::json(&InterruptReply {
+        let mut text = match self.cells.len() {
+            0 => format!("OK no running cells in {name}"),
+            1 => format!("OK int {name}: 1 cell"),
+            count => format!("OK int {name}: {count} cells"),
+        };
+        for action in &self.actions {
+            text.push_str(&format!("\n{action}"));
+        }
+        match format {
+            ReplyFormat::Plain => Reply::ok(text),
+            ReplyFormat::Json => Reply::json(&InterruptReply {
                 ok: true,
                 session: name.clone(),
                 interrupted: self.cells.iter().map(|cell| cell.cell_id).collect(),
@@ -134,9 +143,6 @@ impl Outcome {
                 actions: self.actions,
                 killed: self.killed,
             }),
-            (ReplyFormat::Plain, 0) => Reply::ok(format!("OK no running cells in {name}")),
-            (ReplyFormat::Plain, 1) => Reply::ok(format!("OK int {name}: 1 cell")),
-            (ReplyFormat::Plain, count) => Reply::ok(format!("OK int {name}: {count} cells")),
         }
     }
 }

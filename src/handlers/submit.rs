@@ -65,9 +65,10 @@ async fn accepted(
     session: &SessionHandle,
     submission: &mut Submission,
 ) -> Result<Accepted, RunAnswer> {
-    match (&mut submission.accepted).await {
-        Ok(accepted) => Ok(accepted),
-        Err(_) => Err(session.end_of(&mut submission.end).await),
+    match session.accepted(&mut submission.accepted).await {
+        Ok(Some(accepted)) => Ok(accepted),
+        Ok(None) => Err(session.end_of(&mut submission.end).await),
+        Err(error) => Err(RunAnswer::Refused(error)),
     }
 }
 
@@ -131,7 +132,7 @@ async fn run(
         streamed: false,
     };
     if options.detach {
-        return unfinished(context, &session, id, given).await;
+        return unfinished(context, &session, accepted, given, format).await;
     }
     let guard = options
         .cancel_on_disconnect
@@ -152,7 +153,7 @@ async fn run(
         }
         Waited::TimeIsUp(streamed) => {
             let given = Given { streamed, ..given };
-            unfinished(context, &session, id, given).await
+            unfinished(context, &session, accepted, given, format).await
         }
     }
 }
@@ -378,26 +379,34 @@ async fn ended(
 async fn unfinished(
     context: &Arc<Context>,
     session: &SessionHandle,
-    id: CellId,
+    accepted: Accepted,
     given: Given,
+    format: ReplyFormat,
 ) -> Result<Reply, ErrorReply> {
-    let answer = session.ask(Question::Look(Some(id))).await?;
-    let HostEvent::Cell {
-        record: Some(record),
-        end,
-        ..
-    } = answer
-    else {
-        return Err(ErrorReply::new(
-            ErrorCode::Internal,
-            "the session host lost a cell",
-        ));
+    let id = accepted.cell;
+    if format == ReplyFormat::Plain {
+        let message = format!("cell {id} was told to stop after its time-out and has not ended");
+        let hint = "see where it is with `stack`, or end it with `int` and `--kill`";
+        return Err(ErrorReply::new(ErrorCode::Busy, message).with_hint(hint));
+    }
+    let (record, end) = match session.ask(Question::Look(Some(id))).await {
+        Ok(HostEvent::Cell {
+            record: Some(record),
+            end,
+            ..
+        }) => (*record, end),
+        Ok(_) => return Err(super::ask::unexpected()),
+        // It is on its way to a host that does not answer now.
+        Err(error) if error.code == ErrorCode::SessionUnreachable => {
+            (cell_reply::barely_known(id, accepted.status), None)
+        }
+        Err(error) => return Err(error),
     };
     if let Some(end) = end {
         let cell =
             cell_reply::Finished::new(*end, Vec::new()).given(given.existing, given.streamed);
         return cell.structured(context, session).await;
     }
-    let reply = cell_reply::unfinished(context, session, *record, given.existing, given.streamed);
+    let reply = cell_reply::unfinished(context, session, record, given.existing, given.streamed);
     Ok(Reply::json(&reply))
 }

@@ -36,6 +36,9 @@ impl Moment {
 #[derive(Debug)]
 pub(crate) struct QueuedCell {
     pub(crate) id: CellId,
+    /// It came by the cell lane, and so does its end go; what is told of the
+    /// others goes by the control lane, in order.
+    pub(crate) direct: bool,
     /// Work out which names changed.
     pub(crate) changed: bool,
     pub(crate) source: String,

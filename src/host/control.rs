@@ -220,6 +220,7 @@ impl Control {
             Acceptance::New(id) => {
                 let cell = QueuedCell {
                     id,
+                    direct,
                     changed: how.changed,
                     source,
                 };

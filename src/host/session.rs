@@ -106,6 +106,7 @@ impl Session {
             created_at: jiff::Timestamp::now().to_string(),
             unfinished: Vec::new(),
             unfinished_beside: Vec::new(),
+            queued: Vec::new(),
             next_cell: CellId::from_parts(0, 0),
             not_recorded: None,
             zygote_pid,
@@ -135,6 +136,9 @@ impl Session {
                 return None;
             }
             if let Some(cell) = self.shared.next_queued() {
+                if cell.direct {
+                    return Some(cell);
+                }
                 let event = HostEvent::Started {
                     cell: cell.id,
                     kind: CellKind::Run,
@@ -311,6 +315,7 @@ impl Session {
                 }
                 Some(QueuedCell {
                     id,
+                    direct: true,
                     changed: how.changed,
                     source,
                 })
@@ -336,7 +341,11 @@ impl Session {
         let mut finished = self.namespace.run(py, self.shared, &cell);
         let waiting = self.shared.ended(&mut finished);
         let (event, body) = self.shared.finished_message(Box::new(finished));
-        self.deliver(py, &event, &body);
+        if cell.direct {
+            self.deliver(py, &event, &body);
+        } else {
+            self.shared.send(event.clone(), body.clone());
+        }
         let HostEvent::Finished(finished) = event else {
             return;
         };

@@ -142,6 +142,7 @@ impl Shared {
         let mut session = self.hosted.get().cloned();
         if let Some(session) = &mut session {
             (session.unfinished, session.unfinished_beside) = state.cells.unfinished();
+            session.queued = state.cells.queued();
             session.next_cell = state.cells.next_id();
             session.not_recorded = self.recorder.trouble();
         }

@@ -7,6 +7,7 @@ use crate::ExitCode;
 /// Why a request was not carried out: for programs. Words never change their
 /// meaning; new ones may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// The frame or its arguments are malformed.
@@ -48,6 +49,7 @@ pub enum ErrorCode {
     Internal,
     /// A word that came after this version.
     #[serde(other)]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     Unknown,
 }
 
@@ -56,6 +58,7 @@ pub enum ErrorCode {
 /// `message` is lower case, without a full stop, values in backticks; `hint`
 /// says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorReply {
     /// For programs.
     pub code: ErrorCode,

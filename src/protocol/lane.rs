@@ -273,6 +273,9 @@ pub struct HostedSession {
     /// All others that are not finished.
     #[serde(default)]
     pub unfinished_beside: Vec<CellId>,
+    /// Those of both that wait for their turn.
+    #[serde(default)]
+    pub queued: Vec<CellId>,
     /// The id that the next cell from the cell lane will get.
     pub next_cell: CellId,
     /// Why its files cannot be written, if so.

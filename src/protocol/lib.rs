@@ -12,6 +12,8 @@ pub mod lane;
 pub mod names;
 pub mod outcome;
 pub mod output_log;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod verbs;
 
 pub use error::{ErrorCode, ErrorReply};

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What kind of cell it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CellKind {
     /// On the main thread, in order; the client waits.
@@ -18,6 +19,7 @@ pub enum CellKind {
 
 /// Where a cell is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CellStatus {
     /// Accepted, waiting for its turn.
@@ -38,6 +40,7 @@ pub enum CellStatus {
 
 /// An exception that left a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExceptionInfo {
     /// Qualified name of its type, as a traceback shows it.
     #[serde(rename = "type")]
@@ -51,6 +54,7 @@ pub struct ExceptionInfo {
 
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "how", rename_all = "snake_case")]
 pub enum ProcessEnd {
     /// It called `_exit` with this status.

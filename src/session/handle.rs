@@ -319,6 +319,24 @@ impl SessionHandle {
         Ok(Submission { accepted, end })
     }
 
+    /// The id of a submitted cell. None if it has none: its end says why.
+    ///
+    /// # Errors
+    /// [`ErrorCode::SessionUnreachable`] if the host is stopped; it has the cell
+    /// on its way.
+    pub(crate) async fn accepted(
+        &self,
+        accepted: &mut oneshot::Receiver<Accepted>,
+    ) -> Result<Option<Accepted>, ErrorReply> {
+        loop {
+            match tokio::time::timeout(STOPPED_PATIENCE, &mut *accepted).await {
+                Ok(accepted) => return Ok(accepted.ok()),
+                Err(_) if self.process().is_stopped() => return Err(self.unreachable()),
+                Err(_) => {}
+            }
+        }
+    }
+
     /// What became of a submitted cell.
     pub(crate) async fn end_of(&self, end: &mut oneshot::Receiver<RunAnswer>) -> RunAnswer {
         end.await
@@ -375,7 +393,9 @@ impl SessionHandle {
             let mut reply = reply;
             reply.message =
                 format!("the process of session `{name}` (pid {pid}) is stopped (SIGSTOP)");
-            reply.with_hint(format!("continue it with `kill -CONT {pid}`"))
+            reply.with_hint(format!(
+                "continue it with `kill -CONT {pid}`; what was sent to it is carried out then"
+            ))
         } else {
             reply.with_hint(format!("end it with `pysh kill {name}` if it stays so"))
         }

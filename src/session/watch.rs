@@ -50,7 +50,15 @@ impl Watch {
         let beside = beside.map(|cell| (*cell, CellKind::Fire));
         let now: BTreeMap<_, _> = main
             .chain(beside)
-            .map(|(cell, kind)| (cell, (kind, CellStatus::Running)))
+            .map(|(cell, kind)| {
+                let waits = hosted.queued.contains(&cell);
+                let status = if waits {
+                    CellStatus::Queued
+                } else {
+                    CellStatus::Running
+                };
+                (cell, (kind, status))
+            })
             .collect();
         let gone = self
             .unfinished

@@ -10,6 +10,7 @@ use crate::outcome::{CellKind, CellStatus, ExceptionInfo};
 
 /// The structured answer to `run` and `poll`: a cell as it is now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CellReply {
     /// The session's name.
     pub session: SessionName,
@@ -82,6 +83,7 @@ pub fn base64(bytes: &[u8]) -> String {
 
 /// One cell in a listing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CellSummary {
     /// The cell.
     pub cell_id: CellId,
@@ -114,7 +116,8 @@ pub struct CellSummary {
     /// The client's `--id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// The first line of its source, at most [`PREVIEW`] characters.
+    /// The first line of its source that says something, as far as it is shown.
+    #[cfg_attr(feature = "schema", schemars(length(max = PREVIEW)))]
     pub code: String,
 }
 
@@ -130,6 +133,7 @@ pub(crate) fn is_zero(number: &u64) -> bool {
 /// The exception that ended a cell; `code` and `hint` are set if it was not
 /// the cell's own doing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CellError {
     /// The exception.
     #[serde(flatten)]

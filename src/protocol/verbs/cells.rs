@@ -14,6 +14,7 @@ pub struct CellsRequest {
 
 /// The structured answer to `cells`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CellsReply {
     /// Always true.
     pub ok: bool,

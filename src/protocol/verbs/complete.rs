@@ -31,9 +31,10 @@ pub(super) fn parse<'a>(
     while let Some((word, after)) = take_word(rest) {
         match (word, word.strip_prefix("--tag=")) {
             ("--json", _) => format = ReplyFormat::Json,
-            (_, Some(value)) if !value.is_empty() => {
-                (format, tag) = (ReplyFormat::Json, Some(value));
-            }
+            (_, Some(value)) => match super::request::checked_tag(value) {
+                Ok(value) => (format, tag) = (ReplyFormat::Json, Some(value)),
+                Err(error) => return (ReplyFormat::Json, None, Err(error)),
+            },
             _ => break,
         }
         rest = after;
@@ -46,11 +47,13 @@ pub(super) fn parse<'a>(
 
 /// The structured answer to `complete`. The plain wire has `{"matches": […]}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CompleteReply {
     /// Always true.
     pub ok: bool,
     /// The session's name.
     pub session: SessionName,
-    /// At most [`MAX_MATCHES`].
+    /// What the text may become.
+    #[cfg_attr(feature = "schema", schemars(length(max = MAX_MATCHES)))]
     pub matches: Vec<String>,
 }

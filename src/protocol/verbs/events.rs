@@ -31,6 +31,7 @@ pub(super) fn parse(header: &mut Header<'_>) -> Result<EventsRequest, ErrorReply
 
 /// One event with its place in the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EventMessage {
     /// Its place: the `--since` to go on with after it.
     pub cursor: String,
@@ -43,6 +44,7 @@ pub struct EventMessage {
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// First: from here on nothing is missed.
@@ -86,6 +88,7 @@ pub enum Event {
 
 /// A cell at the moment of an event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CellEvent {
     /// The session's name.
     pub session: SessionName,

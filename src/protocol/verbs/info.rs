@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The answer to `info`, always structured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InfoReply {
     /// Always true.
     pub ok: bool,
@@ -27,6 +28,7 @@ pub struct InfoReply {
 
 /// One environment that is kept ready.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ZygoteSummary {
     /// Process id.
     pub pid: i32,

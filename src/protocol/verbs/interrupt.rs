@@ -35,6 +35,7 @@ pub(super) fn parse(header: &mut Header<'_>) -> Result<InterruptRequest, ErrorRe
 
 /// What came of interrupting one cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum InterruptOutcome {
     /// It ended.
@@ -48,6 +49,7 @@ pub enum InterruptOutcome {
 
 /// One cell that was interrupted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InterruptedCell {
     /// The cell.
     pub cell_id: CellId,
@@ -62,6 +64,7 @@ pub struct InterruptedCell {
 
 /// The structured answer to `int`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InterruptReply {
     /// Always true.
     pub ok: bool,

@@ -30,6 +30,7 @@ pub(super) fn parse(header: &mut Header<'_>) -> Result<KillRequest, ErrorReply> 
 
 /// The structured answer to `kill`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KillReply {
     /// Every session that was asked for is gone.
     pub ok: bool,

@@ -6,6 +6,7 @@ use crate::names::{SessionId, SessionName};
 
 /// Where a session is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
     /// Its process is being made.
@@ -22,6 +23,7 @@ pub enum SessionState {
 
 /// One session in a listing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionSummary {
     /// Its name.
     pub session: SessionName,
@@ -57,6 +59,7 @@ impl SessionSummary {
 
 /// The structured answer to `ls`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ListReply {
     /// Always true.
     pub ok: bool,

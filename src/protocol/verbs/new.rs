@@ -19,6 +19,7 @@ pub struct NewRequest {
 
 /// The JSON body of `new`; every field may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct NewOptions {
     /// Absolute path of the interpreter. Default: `python3` on the daemon's
@@ -125,6 +126,7 @@ fn check(options: &NewOptions) -> Result<(), ErrorReply> {
 
 /// The structured answer to `new`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NewReply {
     /// Always true.
     pub ok: bool,
@@ -150,6 +152,7 @@ pub struct NewReply {
 
 /// Which Python a session has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PythonInfo {
     /// `sys.executable` of the session.
     pub executable: String,
@@ -161,6 +164,7 @@ pub struct PythonInfo {
 
 /// How a session's process came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StartKind {
     /// A parked process was handed out.

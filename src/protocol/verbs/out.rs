@@ -73,6 +73,7 @@ pub(super) fn parse(header: &mut Header<'_>) -> Result<OutRequest, ErrorReply> {
 
 /// The structured answer to `out`; after events, what they added up to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OutReply {
     /// Always true.
     pub ok: bool,
@@ -103,6 +104,7 @@ pub struct OutReply {
 
 /// What `run --stream` and `out --stream` send before their reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum StreamEvent {
     /// The cell has an id.

@@ -9,7 +9,7 @@ use crate::names::{CellId, SessionName};
 pub struct PollRequest {
     /// Where.
     pub session: SessionName,
-    /// Which; none means the newest `fire` or `fork` cell, else the newest.
+    /// Which; none means the newest `fire` or `fork` cell.
     pub cell: Option<PolledCell>,
 }
 

@@ -74,12 +74,14 @@ const NOT_AVAILABLE: [&str; 5] = ["fork", "attach", "resize", "connect", "discon
 
 /// Takes `--tag=T` out.
 pub(super) fn take_tag<'a>(header: &mut Header<'a>) -> Result<Option<&'a str>, ErrorReply> {
-    let tag = header.take_value("tag")?;
-    if tag.is_some_and(|tag| tag.is_empty() || tag.len() > submit::MAX_LABEL) {
-        return Err(ErrorReply::new(
-            ErrorCode::Usage,
-            format!("`--tag` takes 1 to {} bytes", submit::MAX_LABEL),
-        ));
+    header.take_value("tag")?.map(checked_tag).transpose()
+}
+
+/// A tag that may be used.
+pub(super) fn checked_tag(tag: &str) -> Result<&str, ErrorReply> {
+    if tag.is_empty() || tag.len() > submit::MAX_LABEL {
+        let message = format!("`--tag` takes 1 to {} bytes", submit::MAX_LABEL);
+        return Err(ErrorReply::new(ErrorCode::Usage, message));
     }
     Ok(tag)
 }

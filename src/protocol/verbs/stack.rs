@@ -13,6 +13,7 @@ pub struct StackRequest {
 
 /// How the frames were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StackMethod {
     /// By the interpreter itself.
@@ -24,6 +25,7 @@ pub enum StackMethod {
 
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Frame {
     /// File, `<cell N>` for code of a cell.
     pub file: String,
@@ -38,6 +40,7 @@ pub struct Frame {
 
 /// One thread that runs Python.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ThreadStack {
     /// Its name, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,6 +87,7 @@ impl ThreadStack {
 
 /// The structured answer to `stack`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StackReply {
     /// Always true.
     pub ok: bool,

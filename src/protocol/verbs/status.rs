@@ -17,6 +17,7 @@ pub struct StatusRequest {
 /// The structured answer to `status`. The plain wire has the same object; its
 /// first four fields are those of 0.4.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StatusReply {
     /// Where the session is in its life.
     pub state: SessionState,
@@ -62,6 +63,7 @@ pub struct StatusReply {
 
 /// What is left of a session whose process is gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Tombstone {
     /// How the process ended.
     pub end: ProcessEnd,

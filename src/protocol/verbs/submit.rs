@@ -160,6 +160,7 @@ pub(super) fn parse<'a>(
 /// The structured answer to `fire`. The plain wire has
 /// `{"cell_id": …, "status": "fired"}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FireReply {
     /// Always true.
     pub ok: bool,

@@ -13,6 +13,7 @@ pub struct VarsRequest {
 
 /// One name under `--json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Variable {
     /// The name; public ones only.
     pub name: String,
@@ -28,6 +29,7 @@ pub struct Variable {
 
 /// The structured answer to `vars`. The plain wire has `{"vars": [names]}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VarsReply {
     /// Always true.
     pub ok: bool,

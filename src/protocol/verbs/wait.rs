@@ -39,6 +39,7 @@ pub(super) fn parse(header: &mut Header<'_>) -> Result<WaitRequest, ErrorReply> 
 
 /// The structured answer to `wait`, in both forms.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WaitReply {
     /// All of them ended well.
     pub ok: bool,

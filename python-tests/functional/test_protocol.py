@@ -1,0 +1,84 @@
+"""The examples of PROTOCOL.md are what a daemon says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.daemon import TestDaemon
+
+TEXT = (Path(__file__).parents[2] / "src/protocol/PROTOCOL.md").read_text()
+EXAMPLES = [block for block in re.findall(r"```text\n(.*?)```", TEXT, re.S) if "C: " in block]
+REST = "…"
+CHANGING = {"time", "cursor"}
+
+
+def turns(example: str) -> list[tuple[str, str]]:
+    """Split an example into who speaks and what; indented lines go on."""
+    messages: list[tuple[str, str]] = []
+    for line in example.splitlines():
+        if line.startswith(("C: ", "S: ")):
+            messages.append((line[0], line[3:]))
+        else:
+            who, text = messages[-1]
+            messages[-1] = (who, f"{text}\n{line[3:]}")
+    return messages
+
+
+def parsed(text: str) -> Any:
+    """Return the JSON of a message, its text if it is none."""
+    if not text.startswith("{"):
+        return text
+    return json.loads(text.replace(f",{REST}", f',"{REST}":0'))
+
+
+def is_said(example: Any, message: Any, ids: dict[str, str], key: str = "") -> bool:
+    """Tell whether a message is that of the example; learns its cells' ids."""
+    if isinstance(example, dict) and isinstance(message, dict):
+        if REST not in example and example.keys() != message.keys():
+            return False
+        return all(
+            name in message and is_said(value, message[name], ids, name)
+            for name, value in example.items()
+            if name != REST
+        )
+    if isinstance(example, list) and isinstance(message, list):
+        return len(example) == len(message) and all(
+            is_said(one, other, ids) for one, other in zip(example, message, strict=True)
+        )
+    if key == "cell_id":
+        return ids.setdefault(example, message) == message
+    if key in CHANGING:
+        return re.sub("[0-9a-f]", "0", example)[:9] == re.sub("[0-9a-f]", "0", message)[:9]
+    return example == message
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 4
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda it: it.split("\n")[0].strip("C: "))
+def test_an_example_is_what_a_daemon_says(shared_daemon: TestDaemon, example: str):
+    ids: dict[str, str] = {}
+    with shared_daemon.session("work"), shared_daemon.connect() as wire:
+        messages = turns(example)
+        while messages:
+            who, text = messages.pop(0)
+            if who == "C":
+                for known, real in ids.items():
+                    text = text.replace(known, real)
+                wire.send(text)
+                continue
+            # Answers with tags come as they are ready.
+            said = [parsed(text)]
+            while messages and messages[0][0] == "S":
+                said.append(parsed(messages.pop(0)[1]))
+            for _ in range(len(said)):
+                message = parsed(wire.receive())
+                found = [it for it in said if is_said(it, message, ids)]
+                assert found, (message, said)
+                said.remove(found[0])
