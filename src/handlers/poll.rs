@@ -7,6 +7,7 @@ use pythond_protocol::outcome::CellStatus;
 use pythond_protocol::verbs::ReplyFormat;
 use pythond_protocol::verbs::poll::{PollRequest, PolledCell};
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
+use serde::Serialize;
 use serde_json::json;
 
 use super::{Context, Reply, cell_reply};
@@ -64,18 +65,34 @@ async fn plain(
     end: Option<FinishedCell>,
     log: Vec<u8>,
 ) -> Result<Reply, ErrorReply> {
+    let cell_id = record.cell.to_string();
     let Some(end) = end else {
-        let reply = json!({ "cell_id": record.cell, "status": "running", "output": "" });
-        return Ok(Reply::spaced_json(&reply));
+        return Ok(Reply::spaced_json(&Plain {
+            cell_id: &cell_id,
+            status: "running",
+            output: "",
+            error: false,
+        }));
     };
     let ok = end.status == CellStatus::Done;
     let cell = cell_reply::Finished::new(end, log);
     let output = cell.plain_text(session).await?;
-    let mut reply = json!({ "cell_id": record.cell, "status": "done", "output": output });
-    if !ok {
-        reply["error"] = true.into();
-    }
-    Ok(Reply::spaced_json(&reply))
+    Ok(Reply::spaced_json(&Plain {
+        cell_id: &cell_id,
+        status: "done",
+        output: &output,
+        error: !ok,
+    }))
+}
+
+/// The object of 0.4, its members in their order.
+#[derive(Serialize)]
+struct Plain<'a> {
+    cell_id: &'a str,
+    status: &'a str,
+    output: &'a str,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    error: bool,
 }
 
 fn idle(format: ReplyFormat) -> Reply {
@@ -90,9 +107,12 @@ fn unknown(id: &str, format: ReplyFormat) -> Result<Reply, ErrorReply> {
         ReplyFormat::Json => Err(ErrorReply::unknown_cell(id)),
         ReplyFormat::Plain => Ok(Reply {
             ok: false,
-            ..Reply::spaced_json(
-                &json!({ "cell_id": id, "status": "error", "output": "unknown cell" }),
-            )
+            ..Reply::spaced_json(&Plain {
+                cell_id: id,
+                status: "error",
+                output: "unknown cell",
+                error: false,
+            })
         }),
     }
 }
