@@ -51,13 +51,11 @@ pub(crate) fn compile<'py>(
     {
         return Err(error);
     }
-    let (statements, last): (Option<Bound<'_, PyCode>>, Option<Bound<'_, PyCode>>) = helpers
+    let (parts, shows): (Vec<Bound<'_, PyCode>>, bool) = helpers
         .compile_cell
         .bind(py)
         .call1((&source, filename))?
         .extract()?;
-    let shows = last.is_some();
-    let parts: Vec<_> = statements.into_iter().chain(last).collect();
     let awaits = parts.iter().any(|code| {
         let flags = code.getattr(pyo3::intern!(py, "co_flags"));
         flags

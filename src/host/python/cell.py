@@ -38,69 +38,76 @@ def compile_cell(source, filename):
     """Compile one cell.
 
     Args: source (str); filename (str), the name that tracebacks show.
-    Returns: (statements or None, last expression or None), code objects; those
-        with CO_COROUTINE set must be awaited.
+    Returns: (list of code objects in order, True if the value of the last is to
+        be shown); those with CO_COROUTINE set must be awaited.
     Raises: SyntaxError, ValueError, MemoryError, RecursionError as `compile`.
     """
-    global _inherited
     flags = _inherited | _AWAIT
     if len(source) < 500 and "\n" not in source and "=" not in source:
         try:
-            return None, compile(source, filename, "eval", flags, True)
+            return [compile(source, filename, "eval", flags, True)], True
         except SyntaxError:
             pass
     if len(source) > _LARGE_SOURCE:
         return _compile_large(source, filename, flags)
     tree = compile(source, filename, "exec", flags | _ONLY_AST, True)
-    statements = last = None
+    return _compile_tree(tree, filename, flags)
+
+
+def _compile_tree(tree, filename, flags):
+    """Compile a module's syntax tree, its last expression apart."""
+    codes = []
     value = None
     if tree.body and isinstance(tree.body[-1], _Expr):
         value = _Expression(tree.body.pop().value)
     if tree.body:
-        statements = compile(tree, filename, "exec", flags, True)
-        _inherited |= statements.co_flags & _FUTURES
-        flags |= _inherited
+        codes.append(_remember_futures(compile(tree, filename, "exec", flags, True)))
     if value is not None:
-        last = compile(value, filename, "eval", flags, True)
-    return statements, last
+        codes.append(compile(value, filename, "eval", flags | _inherited, True))
+    return codes, value is not None
+
+
+def _remember_futures(code):
+    global _inherited
+    _inherited |= code.co_flags & _FUTURES
+    return code
 
 
 def _compile_large(source, filename, flags):
-    """Split off the last expression without a syntax tree of the whole.
+    """Split off the last line that begins a statement, without a syntax tree of
+    the whole.
 
-    A tail is the last statement exactly if it parses as one expression and
-    everything before it compiles alone: an open string, bracket, block or line
-    continuation makes the head fail.
+    A tail is whole exactly if it parses and everything before it compiles alone:
+    an open string, bracket, block or line continuation makes the head fail.
     """
-    global _inherited
     end = len(source)
     for _ in range(_TAIL_LINES):
         start = source.rfind("\n", 0, end - 1 if end else 0) + 1
         tail = source[start:]
-        if tail.strip() and tail[0] not in " \t\f#)]}'\"":
+        if tail.strip() and (start == 0 or tail[0] not in " \t\f#)]}'\""):
             tree = None
             try:
                 tree = compile(tail, filename, "exec", flags | _ONLY_AST, True)
             except (SyntaxError, ValueError):
                 pass
             if tree is not None:
-                if len(tree.body) != 1 or not isinstance(tree.body[0], _Expr):
+                if not tree.body or not isinstance(tree.body[-1], _Expr):
                     break
+                if start == 0:
+                    return _compile_tree(tree, filename, flags)
                 try:
                     head = compile(source[:start], filename, "exec", flags, True)
                 except (SyntaxError, ValueError):
                     pass
                 else:
                     ast.increment_lineno(tree, source.count("\n", 0, start))
-                    _inherited |= head.co_flags & _FUTURES
-                    value = _Expression(tree.body[0].value)
-                    return head, compile(value, filename, "eval", flags | _inherited, True)
+                    head = _remember_futures(head)
+                    codes, shows = _compile_tree(tree, filename, flags | _inherited)
+                    return [head, *codes], shows
         if start == 0:
             break
         end = start
-    statements = compile(source, filename, "exec", flags, True)
-    _inherited |= statements.co_flags & _FUTURES
-    return statements, None
+    return [_remember_futures(compile(source, filename, "exec", flags, True))], False
 
 
 def remember_source(source, filename):
@@ -119,7 +126,7 @@ def remember_source(source, filename):
     _kept_bytes += size
     while _kept_bytes > _SOURCES_KEPT and len(_kept) > 1:
         oldest = next(iter(_kept))
-        _kept_bytes -= _kept.pop(oldest)
+        _kept_bytes -= _kept.pop(oldest, 0)
         linecache.cache.pop(oldest, None)
 
 
