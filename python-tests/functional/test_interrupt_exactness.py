@@ -46,8 +46,7 @@ def test_an_interrupt_never_hits_the_cell_after_the_one_it_names(
     with session.daemon.connect() as cells, session.daemon.connect() as control:
         for number in range(rounds):
             cells.send(f"run {session.name} --stream --tag=a\n{BODIES[body]}")
-            accepted = cells.receive()
-            cell = accepted.split('"cell_id":"')[1][:12]
+            cell = json.loads(cells.receive())["cell_id"]
             cells.send(f"run {session.name} --tag=b\nfor _ in range(200): len('abc')\n{number}")
             instant = time.perf_counter() + rng.random() * typical
             while time.perf_counter() < instant:
@@ -58,6 +57,7 @@ def test_an_interrupt_never_hits_the_cell_after_the_one_it_names(
                 answer = json.loads(cells.receive())
                 if "event" not in answer:
                     replies[answer["tag"]] = answer
+            assert replies["a"]["cell_id"] == cell, (number, replies)
             ended[settle(replies["a"])] += 1
             assert replies["b"]["status"] == "done", (number, replies["b"])
             assert replies["b"]["result"] == str(number)
@@ -82,7 +82,7 @@ def test_an_interrupt_without_an_id_leaves_later_cells_alone(session: Session, s
             assert reply["status"] == "done", reply
 
 
-@pytest.mark.parametrize("body", [0, 1, 2, 3, 5, 7])
+@pytest.mark.parametrize("body", [0, 1, 2, 3, 5])
 def test_an_interrupt_of_a_fire_cell_hits_neither_other_fire_cells_nor_a_run(
     session: Session, body: int
 ) -> None:
