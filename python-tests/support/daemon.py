@@ -16,7 +16,7 @@ from typing import Any
 from . import processes
 from .pythons import base_python
 from .waiting import wait_until
-from .wire import Wire
+from .wire import Wire, text_of
 
 EXECUTABLES = ["pythond", "pythond-host", "pysh", "pyctl"]
 
@@ -83,6 +83,55 @@ class Session:
     def pysh_run(self, code: str, **options: Any) -> subprocess.CompletedProcess:
         """Run a cell with the command line client."""
         return self.daemon.pysh("run", self.name, "-", input=code, **options)
+
+    # Cells that nobody waits for.
+
+    def ask(self, verb: str, rest: str = "", timeout: float = 60) -> dict[str, Any]:
+        """Ask a verb about this session, structured, on a connection of its own."""
+        return self.daemon.json(f"{verb} {self.name} --json {rest}".rstrip(" "), timeout)
+
+    def submit(self, verb: str, code: str, options: str = "") -> dict[str, Any]:
+        """Submit a cell on a connection of its own and return the structured answer."""
+        return self.daemon.json(f"{verb} {self.name} --json {options}".rstrip() + f"\n{code}")
+
+    def fire(self, code: str, options: str = "") -> str:
+        """Fire a cell, which must be accepted, and return its id."""
+        reply = self.submit("fire", code, options)
+        assert reply["ok"], reply
+        return reply["cell_id"]
+
+    def detach(self, code: str, options: str = "") -> str:
+        """Submit a `run` cell that nobody waits for and return its id."""
+        reply = self.submit("run", code, f"--detach {options}")
+        assert reply["cell_id"], reply
+        return reply["cell_id"]
+
+    def poll(self, cell: str = "") -> dict[str, Any]:
+        """Return a cell as it is now."""
+        return self.ask("poll", cell)
+
+    def ended(self, cell: str, timeout: float = 30) -> dict[str, Any]:
+        """Wait until a cell has ended and return it."""
+        reply = self.ask("wait", f"--timeout={timeout} {cell}", timeout + 10)
+        assert not reply.get("timed_out", True), f"{cell} has not ended: {reply}"
+        return self.poll(cell)
+
+    def interrupt(self, *cells: str, kill: bool = False) -> dict[str, Any]:
+        """Interrupt cells, or all that run, and return the structured answer."""
+        return self.ask("int", " ".join([*cells, *(["--kill"] if kill else [])]))
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """Return the listed cells by id, oldest first."""
+        return {cell["cell_id"]: cell for cell in self.ask("cells")["cells"]}
+
+    def wait_for_output(self, cell: str, text: str, timeout: float = 20) -> str:
+        """Wait until a cell has written this text and return its stdout so far."""
+
+        def look() -> str | None:
+            got = text_of(self.ask("out", cell)["stdout"])
+            return got if text in got else None
+
+        return wait_until(look, timeout, what=f"{text!r} from {cell}")
 
     def status(self) -> dict[str, Any]:
         """Return the session's health, asked on a connection of its own."""
