@@ -285,6 +285,10 @@ impl Control {
     }
 
     fn read(&mut self, follower: Follower, follow: bool) -> Option<Outgoing> {
+        if self.shared.is_expected(follower.cell) {
+            // The main thread has not read it yet.
+            self.shared.outputs.open(follower.cell.as_u64());
+        }
         if !follow {
             let Follower {
                 request,
@@ -315,10 +319,6 @@ impl Control {
             );
             let request = follower.request;
             return Some((HostEvent::Refused { request, error }, Vec::new()));
-        }
-        if self.shared.is_expected(follower.cell) {
-            // The main thread has not read it yet.
-            self.shared.outputs.open(follower.cell.as_u64());
         }
         // In this order: an end that comes now is told.
         self.shared.watch_ends(true);

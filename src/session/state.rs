@@ -192,7 +192,8 @@ impl<W> CellBoard<W> {
 
     /// It ended; gives back the cell if somebody waits for it.
     pub(crate) fn finished(&mut self, finished: &FinishedCell) -> Option<(u64, Cell<W>)> {
-        self.next_cell = finished.next_cell;
+        // Ends of cells come by two lanes: an older word may come later.
+        self.next_cell = self.next_cell.max(finished.next_cell);
         self.inherited.retain(|_, id| *id != finished.cell);
         let by_id = || {
             let found = self
@@ -367,6 +368,17 @@ mod tests {
         let added = board.add("a".into(), CellKind::Run, how, ());
         assert_eq!(added, Ok((1, Lane::Control)));
         assert_eq!(board.get(1).unwrap().id, None);
+    }
+
+    #[test]
+    fn an_end_that_is_told_late_does_not_turn_the_count_back() {
+        let mut board = CellBoard::new(id(0));
+        add(&mut board, "a", ()).unwrap();
+        add(&mut board, "b", ()).unwrap();
+        board.finished(&finished(Some(2), id(1), id(2)));
+        board.finished(&finished(Some(1), id(0), id(1)));
+        add(&mut board, "c", ()).unwrap();
+        assert_eq!(board.current(), Some(id(2)));
     }
 
     #[test]
