@@ -1,22 +1,25 @@
 //! What the control lane asks for: answered at once, or as soon as what is
 //! waited for has happened. Never waits itself.
 
+mod interrupts;
+mod readers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use pythond_protocol::lane::{CellSpec, HostCommand, HostEvent, Message, OUTPUT_CHUNK};
 use pythond_protocol::outcome::{CellKind, CellStatus};
-use pythond_protocol::output_log::Stream;
-use pythond_protocol::verbs::interrupt::{InterruptOutcome, InterruptedCell};
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use rustix::process::Signal;
 
+use self::interrupts::Told;
+use self::readers::Follower;
 use crate::cells::{Acceptance, Found, QueuedCell};
 use crate::children::Family;
 use crate::service::{Ask, Question};
 use crate::shared::{Outgoing, Shared};
-use crate::{cell, ends, fire, interrupt, stack};
+use crate::{fire, stack};
 
 /// Questions that may wait for the interpreter at once.
 const MOST_QUESTIONS: usize = 8;
@@ -25,28 +28,6 @@ const MOST_QUESTIONS: usize = 8;
 const LOCK_PATIENCE: Duration = Duration::from_millis(150);
 /// The same for each cell that runs, as they take turns.
 const PATIENCE_PER_CELL: Duration = Duration::from_millis(10);
-/// How long an interrupt may take until it is told as pending.
-const INTERRUPT_PATIENCE: Duration = Duration::from_millis(50);
-/// Readers that may wait for output at once.
-const MOST_FOLLOWERS: usize = 1024;
-
-/// A reader that waits for output.
-#[derive(Clone, Copy, Debug)]
-struct Follower {
-    request: u64,
-    cell: CellId,
-    stream: Option<Stream>,
-    offset: u64,
-    most: usize,
-}
-
-/// Cells that were told to stop, and who wants to know what came of it.
-#[derive(Debug)]
-struct Told {
-    request: u64,
-    cells: Vec<InterruptedCell>,
-    deadline: Instant,
-}
 
 /// A question that waits for the interpreter.
 #[derive(Debug)]
@@ -284,160 +265,6 @@ impl Control {
         (event, body)
     }
 
-    fn read(&mut self, follower: Follower, follow: bool) -> Option<Outgoing> {
-        if self.shared.is_expected(follower.cell) {
-            // The main thread has not read it yet.
-            self.shared.outputs.open(follower.cell.as_u64());
-        }
-        if !follow {
-            let Follower {
-                request,
-                cell,
-                stream,
-                offset,
-                most,
-            } = follower;
-            let ended = self.shared.has_ended(cell);
-            let outputs = &self.shared.outputs;
-            let Some(piece) = outputs.read(cell.as_u64(), stream, offset, most) else {
-                return Some((unknown_cell(request, cell), Vec::new()));
-            };
-            let ended = ended && piece.next >= piece.total;
-            let event = HostEvent::OutputChunk {
-                request,
-                offset: piece.offset,
-                next: piece.next,
-                missing: piece.missing,
-                ended,
-            };
-            return Some((event, piece.records));
-        }
-        if self.followers.len() >= MOST_FOLLOWERS {
-            let error = ErrorReply::new(
-                ErrorCode::Limit,
-                format!("{MOST_FOLLOWERS} readers wait for output of this session already"),
-            );
-            let request = follower.request;
-            return Some((HostEvent::Refused { request, error }, Vec::new()));
-        }
-        // In this order: an end that comes now is told.
-        self.shared.watch_ends(true);
-        let answer = self.follow(follower);
-        if answer.is_none() {
-            self.followers.push(follower);
-        }
-        self.watch();
-        answer
-    }
-
-    /// The answer to a reader, if there is something to say.
-    fn follow(&self, follower: Follower) -> Option<Outgoing> {
-        let Follower {
-            request,
-            cell,
-            stream,
-            offset,
-            most,
-        } = follower;
-        let ended = self.shared.has_ended(cell);
-        let outputs = &self.shared.outputs;
-        let Some(piece) = outputs.follow(cell.as_u64(), stream, offset, most) else {
-            return Some((unknown_cell(request, cell), Vec::new()));
-        };
-        let nothing = piece.records.is_empty() && piece.missing == 0;
-        if nothing && !ended {
-            return None;
-        }
-        let event = HostEvent::OutputChunk {
-            request,
-            offset: piece.offset,
-            next: piece.next,
-            missing: piece.missing,
-            ended: ended && piece.next >= piece.total,
-        };
-        Some((event, piece.records))
-    }
-
-    fn interrupt(&mut self, request: u64, cells: Vec<CellId>) -> Option<Outgoing> {
-        // One that the main thread has not read yet is known by its number.
-        let shared = self.shared;
-        let unknown =
-            |cell: &&CellId| shared.state_of(**cell).is_none() && !shared.is_expected(**cell);
-        if let Some(cell) = cells.iter().find(unknown) {
-            return Some((unknown_cell(request, *cell), Vec::new()));
-        }
-        let targets = if cells.is_empty() {
-            self.shared.running()
-        } else {
-            cells
-        };
-        // In this order: an end that comes now is told.
-        self.shared.watch_ends(true);
-        let cells: Vec<_> = targets
-            .into_iter()
-            .filter_map(|cell| self.tell(cell, false))
-            .collect();
-        self.told.push(Told {
-            request,
-            cells,
-            deadline: Instant::now() + INTERRUPT_PATIENCE,
-        });
-        self.watch();
-        self.tell_what_came().pop()
-    }
-
-    /// Tells one cell to stop. None if it has ended.
-    fn tell(&mut self, cell: CellId, by_timeout: bool) -> Option<InterruptedCell> {
-        let shared = self.shared;
-        // The one that is on its way: see `interrupt`.
-        let state = shared.state_of(cell);
-        let (kind, status) = state.unwrap_or((CellKind::Run, CellStatus::Running));
-        if !matches!(status, CellStatus::Queued | CellStatus::Running) {
-            return None;
-        }
-        let mut told = InterruptedCell {
-            cell_id: cell,
-            kind,
-            outcome: InterruptOutcome::Pending,
-            stack: None,
-        };
-        if shared.dequeue(cell).is_some() {
-            told.outcome = InterruptOutcome::Dequeued;
-            let status = CellStatus::Interrupted;
-            let message = "interrupted before it ran";
-            let end = cell::never_ran(shared, cell, kind, status, "KeyboardInterrupt", message);
-            ends::announce(shared, end);
-            return Some(told);
-        }
-        shared.note_interrupt(cell, by_timeout);
-        if kind == CellKind::Fire {
-            fire::interrupt(shared, cell);
-        } else {
-            if !interrupt::aim_at(cell.as_u64()) {
-                interrupt::aim_at_start(cell.as_u64());
-            }
-            self.repeating = true;
-            if let Some(thread) = self.thread_of(cell) {
-                Family::of(thread).signal(Signal::INT);
-            }
-        }
-        Some(told)
-    }
-
-    /// The kernel's id of the thread that a cell runs on.
-    fn thread_of(&self, cell: CellId) -> Option<i32> {
-        if self.shared.running_main() == Some(cell) {
-            return Some(self.shared.pid);
-        }
-        fire::thread_of(cell).map(|thread| thread.id)
-    }
-
-    /// Interrupts whatever runs on the main thread.
-    pub(crate) fn interrupt_main(&mut self) {
-        let running = self.shared.running_main();
-        self.repeating |= running.is_some_and(|cell| interrupt::aim_at(cell.as_u64()));
-    }
-
     fn stack(&self, request: u64) {
         let shared = self.shared;
         shared.spawner.hand(stack::Look {
@@ -514,40 +341,6 @@ impl Control {
         outgoing
     }
 
-    /// Answers interrupts whose cells have ended, and has those looked at whose
-    /// cells have not in time.
-    fn tell_what_came(&mut self) -> Vec<Outgoing> {
-        let (shared, now) = (self.shared, Instant::now());
-        let mut outgoing = Vec::new();
-        self.told.retain_mut(|told| {
-            mark_ended(shared, &mut told.cells);
-            let pending = |cell: &InterruptedCell| cell.outcome == InterruptOutcome::Pending;
-            let (request, mut cells) = (told.request, std::mem::take(&mut told.cells));
-            if !cells.iter().any(pending) {
-                outgoing.push((HostEvent::Interrupted { request, cells }, Vec::new()));
-                return false;
-            }
-            if told.deadline > now {
-                told.cells = cells;
-                return true;
-            }
-            shared.spawner.hand(stack::Look {
-                shared,
-                then: move |found| {
-                    mark_ended(shared, &mut cells);
-                    let stacks = found.map_or_else(|_| Vec::new(), |(_, stacks)| stacks);
-                    for cell in cells.iter_mut().filter(|cell| pending(cell)) {
-                        let its = stacks.iter().find(|it| it.cell_id == Some(cell.cell_id));
-                        cell.stack = its.cloned();
-                    }
-                    shared.send(HostEvent::Interrupted { request, cells }, Vec::new());
-                },
-            });
-            false
-        });
-        outgoing
-    }
-
     /// When there is something to do at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let told = self.told.iter().map(|told| told.deadline);
@@ -558,14 +351,6 @@ impl Control {
     fn watch(&self) {
         let watch = !self.followers.is_empty() || !self.told.is_empty();
         self.shared.watch_ends(watch);
-    }
-}
-
-fn mark_ended(shared: &Shared, cells: &mut [InterruptedCell]) {
-    for cell in cells {
-        if cell.outcome == InterruptOutcome::Pending && shared.has_ended(cell.cell_id) {
-            cell.outcome = InterruptOutcome::Ended;
-        }
     }
 }
 

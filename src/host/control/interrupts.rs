@@ -1,0 +1,149 @@
+//! Cells that are told to stop, and what came of it.
+
+use std::time::{Duration, Instant};
+
+use pythond_protocol::CellId;
+use pythond_protocol::lane::HostEvent;
+use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::verbs::interrupt::{InterruptOutcome, InterruptedCell};
+use rustix::process::Signal;
+
+use super::{Control, unknown_cell};
+use crate::children::Family;
+use crate::shared::{Outgoing, Shared};
+use crate::{cell, ends, fire, interrupt, stack};
+
+/// How long an interrupt may take until it is told as pending.
+const INTERRUPT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Cells that were told to stop, and who wants to know what came of it.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) request: u64,
+    pub(super) cells: Vec<InterruptedCell>,
+    pub(super) deadline: Instant,
+}
+
+impl Control {
+    pub(super) fn interrupt(&mut self, request: u64, cells: Vec<CellId>) -> Option<Outgoing> {
+        // One that the main thread has not read yet is known by its number.
+        let shared = self.shared;
+        let unknown =
+            |cell: &&CellId| shared.state_of(**cell).is_none() && !shared.is_expected(**cell);
+        if let Some(cell) = cells.iter().find(unknown) {
+            return Some((unknown_cell(request, *cell), Vec::new()));
+        }
+        let targets = if cells.is_empty() {
+            self.shared.running()
+        } else {
+            cells
+        };
+        // In this order: an end that comes now is told.
+        self.shared.watch_ends(true);
+        let cells: Vec<_> = targets
+            .into_iter()
+            .filter_map(|cell| self.tell(cell, false))
+            .collect();
+        self.told.push(Told {
+            request,
+            cells,
+            deadline: Instant::now() + INTERRUPT_PATIENCE,
+        });
+        self.watch();
+        self.tell_what_came().pop()
+    }
+
+    /// Tells one cell to stop. None if it has ended.
+    pub(super) fn tell(&mut self, cell: CellId, by_timeout: bool) -> Option<InterruptedCell> {
+        let shared = self.shared;
+        // The one that is on its way: see `interrupt`.
+        let state = shared.state_of(cell);
+        let (kind, status) = state.unwrap_or((CellKind::Run, CellStatus::Running));
+        if !matches!(status, CellStatus::Queued | CellStatus::Running) {
+            return None;
+        }
+        let mut told = InterruptedCell {
+            cell_id: cell,
+            kind,
+            outcome: InterruptOutcome::Pending,
+            stack: None,
+        };
+        if shared.dequeue(cell).is_some() {
+            told.outcome = InterruptOutcome::Dequeued;
+            let status = CellStatus::Interrupted;
+            let message = "interrupted before it ran";
+            let end = cell::never_ran(shared, cell, kind, status, "KeyboardInterrupt", message);
+            ends::announce(shared, end);
+            return Some(told);
+        }
+        shared.note_interrupt(cell, by_timeout);
+        if kind == CellKind::Fire {
+            fire::interrupt(shared, cell);
+        } else {
+            if !interrupt::aim_at(cell.as_u64()) {
+                interrupt::aim_at_start(cell.as_u64());
+            }
+            self.repeating = true;
+            if let Some(thread) = self.thread_of(cell) {
+                Family::of(thread).signal(Signal::INT);
+            }
+        }
+        Some(told)
+    }
+
+    /// The kernel's id of the thread that a cell runs on.
+    pub(super) fn thread_of(&self, cell: CellId) -> Option<i32> {
+        if self.shared.running_main() == Some(cell) {
+            return Some(self.shared.pid);
+        }
+        fire::thread_of(cell).map(|thread| thread.id)
+    }
+
+    /// Interrupts whatever runs on the main thread.
+    pub(crate) fn interrupt_main(&mut self) {
+        let running = self.shared.running_main();
+        self.repeating |= running.is_some_and(|cell| interrupt::aim_at(cell.as_u64()));
+    }
+
+    /// Answers interrupts whose cells have ended, and has those looked at whose
+    /// cells have not in time.
+    pub(super) fn tell_what_came(&mut self) -> Vec<Outgoing> {
+        let (shared, now) = (self.shared, Instant::now());
+        let mut outgoing = Vec::new();
+        self.told.retain_mut(|told| {
+            mark_ended(shared, &mut told.cells);
+            let pending = |cell: &InterruptedCell| cell.outcome == InterruptOutcome::Pending;
+            let (request, mut cells) = (told.request, std::mem::take(&mut told.cells));
+            if !cells.iter().any(pending) {
+                outgoing.push((HostEvent::Interrupted { request, cells }, Vec::new()));
+                return false;
+            }
+            if told.deadline > now {
+                told.cells = cells;
+                return true;
+            }
+            shared.spawner.hand(stack::Look {
+                shared,
+                then: move |found| {
+                    mark_ended(shared, &mut cells);
+                    let stacks = found.map_or_else(|_| Vec::new(), |(_, stacks)| stacks);
+                    for cell in cells.iter_mut().filter(|cell| pending(cell)) {
+                        let its = stacks.iter().find(|it| it.cell_id == Some(cell.cell_id));
+                        cell.stack = its.cloned();
+                    }
+                    shared.send(HostEvent::Interrupted { request, cells }, Vec::new());
+                },
+            });
+            false
+        });
+        outgoing
+    }
+}
+
+fn mark_ended(shared: &Shared, cells: &mut [InterruptedCell]) {
+    for cell in cells {
+        if cell.outcome == InterruptOutcome::Pending && shared.has_ended(cell.cell_id) {
+            cell.outcome = InterruptOutcome::Ended;
+        }
+    }
+}

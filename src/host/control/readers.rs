@@ -1,0 +1,97 @@
+//! Readers of output, some of which wait for it.
+
+use pythond_protocol::lane::HostEvent;
+use pythond_protocol::output_log::Stream;
+use pythond_protocol::{CellId, ErrorCode, ErrorReply};
+
+use super::{Control, unknown_cell};
+use crate::shared::Outgoing;
+
+/// Readers that may wait for output at once.
+const MOST_FOLLOWERS: usize = 1024;
+
+/// A reader that waits for output.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Follower {
+    pub(super) request: u64,
+    pub(super) cell: CellId,
+    pub(super) stream: Option<Stream>,
+    pub(super) offset: u64,
+    pub(super) most: usize,
+}
+
+impl Control {
+    pub(super) fn read(&mut self, follower: Follower, follow: bool) -> Option<Outgoing> {
+        if self.shared.is_expected(follower.cell) {
+            // The main thread has not read it yet.
+            self.shared.outputs.open(follower.cell.as_u64());
+        }
+        if !follow {
+            let Follower {
+                request,
+                cell,
+                stream,
+                offset,
+                most,
+            } = follower;
+            let ended = self.shared.has_ended(cell);
+            let outputs = &self.shared.outputs;
+            let Some(piece) = outputs.read(cell.as_u64(), stream, offset, most) else {
+                return Some((unknown_cell(request, cell), Vec::new()));
+            };
+            let ended = ended && piece.next >= piece.total;
+            let event = HostEvent::OutputChunk {
+                request,
+                offset: piece.offset,
+                next: piece.next,
+                missing: piece.missing,
+                ended,
+            };
+            return Some((event, piece.records));
+        }
+        if self.followers.len() >= MOST_FOLLOWERS {
+            let error = ErrorReply::new(
+                ErrorCode::Limit,
+                format!("{MOST_FOLLOWERS} readers wait for output of this session already"),
+            );
+            let request = follower.request;
+            return Some((HostEvent::Refused { request, error }, Vec::new()));
+        }
+        // In this order: an end that comes now is told.
+        self.shared.watch_ends(true);
+        let answer = self.follow(follower);
+        if answer.is_none() {
+            self.followers.push(follower);
+        }
+        self.watch();
+        answer
+    }
+
+    /// The answer to a reader, if there is something to say.
+    pub(super) fn follow(&self, follower: Follower) -> Option<Outgoing> {
+        let Follower {
+            request,
+            cell,
+            stream,
+            offset,
+            most,
+        } = follower;
+        let ended = self.shared.has_ended(cell);
+        let outputs = &self.shared.outputs;
+        let Some(piece) = outputs.follow(cell.as_u64(), stream, offset, most) else {
+            return Some((unknown_cell(request, cell), Vec::new()));
+        };
+        let nothing = piece.records.is_empty() && piece.missing == 0;
+        if nothing && !ended {
+            return None;
+        }
+        let event = HostEvent::OutputChunk {
+            request,
+            offset: piece.offset,
+            next: piece.next,
+            missing: piece.missing,
+            ended: ended && piece.next >= piece.total,
+        };
+        Some((event, piece.records))
+    }
+}
