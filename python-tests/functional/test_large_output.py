@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -58,18 +59,24 @@ def test_a_large_print_passes_whole_with_bounded_memory(quiet: Session, megabyte
     before = {pid: forget_peak(pid) for pid in (daemon.pid, quiet.pid)}
     client = daemon.popen("pysh", "run", "work", PRINTER.format(megabytes * 16), "--no-echo")
     assert client.stdout is not None
+    assert client.stderr is not None
     digest, count, highest = hashlib.sha256(), 0, 0
     while chunk := client.stdout.read(MIB):
         digest.update(chunk)
         count += len(chunk)
         if count % (16 * MIB) < MIB and client.poll() is None:
             highest = max(highest, peak(client.pid))
-    assert client.wait(20) == 0, client.stderr and client.stderr.read()
-    assert count == megabytes * MIB
-    want = hashlib.sha256()
-    for _ in range(megabytes * 16):
-        want.update(b"0123456789abcdef" * 4096)
-    assert digest.digest() == want.digest()
+    told = client.stderr.read().decode()
+    assert client.wait(20) == 0, told
+    missing = sum(int(number) for number in re.findall(r"missing here: (\d+) B from", told))
+    assert count + missing == megabytes * MIB
+    # A cell that runs further ahead of its reader than what is kept loses the
+    # rest, by exactly what is said; that takes more than 256 MiB.
+    if megabytes <= 256 or not missing:
+        want = hashlib.sha256()
+        for _ in range(megabytes * 16):
+            want.update(b"0123456789abcdef" * 4096)
+        assert (missing, digest.digest()) == (0, want.digest())
     grown = {pid: peak(pid) - size for pid, size in before.items()}
     assert all(growth <= ROOM for growth in grown.values()), grown
     assert highest <= ROOM, highest
