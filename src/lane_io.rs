@@ -207,6 +207,24 @@ impl LaneIo {
         }
     }
 
+    /// A message that the kernel has here already, also if that was not noticed
+    /// yet.
+    pub(crate) fn take_delivered<H: DeserializeOwned>(&mut self) -> Option<Message<H>> {
+        loop {
+            match self.decoder.next_message() {
+                Ok(Some(message)) => return Some(message),
+                Err(_) => return None,
+                Ok(None) => {}
+            }
+            let flags = rustix::net::RecvFlags::DONTWAIT;
+            // What is wrong with the lane shows again when it is waited for.
+            match rustix::net::recv(&self.stream, &mut self.scratch[..], flags) {
+                Ok((count, _)) if count > 0 => self.decoder.extend(&self.scratch[..count]),
+                _ => return None,
+            }
+        }
+    }
+
     fn read_some(&mut self) -> Result<bool, LaneLoss> {
         match self.stream.try_read(&mut self.scratch) {
             Ok(0) => Err(LaneLoss::Closed),

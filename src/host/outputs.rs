@@ -24,8 +24,10 @@ const KEPT_MEMORY: usize = 16 << 20;
 const LEAD: u64 = KEPT_PER_CELL / 2;
 /// A reader that took nothing for so long is not waited for.
 const STALLED: Duration = Duration::from_secs(1);
-/// How long a cell waits for its readers in all.
+/// How long a cell waits for readers that are too slow.
 const MOST_PATIENCE: Duration = Duration::from_secs(30);
+/// What a reader takes in a second who is not too slow, in bytes.
+const FAST_ENOUGH: u64 = 4 << 20;
 
 /// The outputs of a session's cells.
 #[derive(Debug, Default)]
@@ -60,7 +62,8 @@ struct CellOutput {
     awaited: bool,
     /// Who reads while the cell writes.
     reader: Option<Reader>,
-    /// How long the cell has waited for its readers.
+    /// How long the cell has waited for readers, less what they have earned by
+    /// reading.
     patience: Duration,
 }
 
@@ -275,6 +278,9 @@ impl Outputs {
             let offset = output
                 .reader
                 .map_or(piece.next, |reader| reader.offset.max(piece.next));
+            let taken = offset.saturating_sub(output.reader.map_or(offset, |it| it.offset));
+            let earned = Duration::from_millis(taken.saturating_mul(1000) / FAST_ENOUGH);
+            output.patience = output.patience.saturating_sub(earned);
             output.reader = Some(Reader { offset, moved });
             self.moved.notify_all();
         }

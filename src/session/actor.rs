@@ -61,7 +61,7 @@ enum Link {
 }
 
 enum LinkEvent {
-    Message(Message<HostEvent>),
+    Message(Lane, Message<HostEvent>),
     Broken(String),
     Recovered(Box<Lanes>, Box<HostedSession>),
     /// Nobody listens there any more.
@@ -159,7 +159,7 @@ impl Session {
             tokio::select! {
                 biased;
                 event = self.link.next() => match event {
-                    LinkEvent::Message(message) => self.host_event(message),
+                    LinkEvent::Message(lane, message) => self.from_lane(lane, message),
                     LinkEvent::Broken(why) => self.broken(&why),
                     LinkEvent::Recovered(lanes, hosted) => self.recovered(lanes, &hosted),
                     LinkEvent::Gone => break wait_for_report(exit.take()).await,
@@ -363,6 +363,22 @@ impl Session {
         }
         // Many who do wait are not looked through again for each new one.
         self.many_asks = MANY_QUESTIONS.max(2 * self.asks.len());
+    }
+
+    /// What a cell's end on the cell lane was written before is told after it.
+    fn from_lane(&mut self, lane: Lane, message: Message<HostEvent>) {
+        let about_cells = matches!(
+            message.header,
+            HostEvent::Started { .. } | HostEvent::Finished(_)
+        );
+        if lane == Lane::Control && about_cells {
+            while let Link::Up(lanes) = &mut self.link
+                && let Some(earlier) = lanes.cell.take_delivered()
+            {
+                self.host_event(earlier);
+            }
+        }
+        self.host_event(message);
     }
 
     fn host_event(&mut self, message: Message<HostEvent>) {
@@ -599,13 +615,13 @@ impl Link {
                 let Lanes { cell, control } = &mut **lanes;
                 let (lane, event) = tokio::select! {
                     biased;
-                    event = control.next() => ("control", event),
-                    event = cell.next() => ("cell", event),
+                    event = cell.next() => (Lane::Cell, event),
+                    event = control.next() => (Lane::Control, event),
                 };
                 match event {
-                    Ok(message) => LinkEvent::Message(message),
+                    Ok(message) => LinkEvent::Message(lane, message),
                     Err(loss) => LinkEvent::Broken(format!(
-                        "{lane} lane lost: {}",
+                        "{lane:?} lane lost: {}",
                         crate::error::chain(&loss)
                     )),
                 }
