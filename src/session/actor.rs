@@ -159,7 +159,7 @@ impl Session {
             tokio::select! {
                 biased;
                 event = self.link.next() => match event {
-                    LinkEvent::Message(lane, message) => self.from_lane(lane, message),
+                    LinkEvent::Message(lane, message) => self.arrived(lane, message),
                     LinkEvent::Broken(why) => self.broken(&why),
                     LinkEvent::Recovered(lanes, hosted) => self.recovered(lanes, &hosted),
                     LinkEvent::Gone => break wait_for_report(exit.take()).await,
@@ -366,7 +366,7 @@ impl Session {
     }
 
     /// What a cell's end on the cell lane was written before is told after it.
-    fn from_lane(&mut self, lane: Lane, message: Message<HostEvent>) {
+    fn arrived(&mut self, lane: Lane, message: Message<HostEvent>) {
         let about_cells = matches!(
             message.header,
             HostEvent::Started { .. } | HostEvent::Finished(_)
