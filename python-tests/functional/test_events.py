@@ -15,7 +15,7 @@ class Events:
     """One subscription."""
 
     def __init__(self, daemon: TestDaemon, rest: str = "") -> None:
-        self.wire: Wire = daemon.connect()
+        self.wire: Wire = daemon.connect(close_timeout=0.1)
         self.wire.send(f"events --json {rest}".strip())
         self.seen: list[dict] = []
 
@@ -213,7 +213,7 @@ def test_a_subscriber_that_never_reads_hurts_nobody(
     daemon: TestDaemon, follow: Callable[..., Events]
 ) -> None:
     session = daemon.new("work")
-    with daemon.connect(max_queue=1) as wire:
+    with daemon.connect(max_queue=1, close_timeout=0.1) as wire:
         wire.send("events --json")
         for number in range(3000):
             session.wire.send(f"run work\n{number}")
