@@ -39,18 +39,16 @@ impl Caller {
             self.event(&event).await;
         }
         let mut offset = chunk.offset;
-        for (stream, data) in output_log::records(&chunk.records).flatten() {
-            if only.is_some_and(|only| only != stream) {
-                continue;
-            }
+        for (stream, data) in joined(&chunk.records, only) {
+            let length = data.len() as u64;
             let event = StreamEvent::Output {
                 cell_id,
                 stream: stream as u8,
                 offset,
-                data: Text(data.to_vec()),
+                data: Text(data),
             };
             self.event(&event).await;
-            offset += data.len() as u64;
+            offset += length;
         }
     }
 
@@ -67,9 +65,47 @@ impl Caller {
     }
 }
 
+/// The records of one stream or both, those joined that follow one another: a
+/// record may end inside a character.
+fn joined(records: &[u8], only: Option<Stream>) -> Vec<(Stream, Vec<u8>)> {
+    let mut joined: Vec<(Stream, Vec<u8>)> = Vec::new();
+    for (stream, data) in output_log::records(records).flatten() {
+        if only.is_some_and(|only| only != stream) {
+            continue;
+        }
+        match joined.last_mut() {
+            Some((last, before)) if *last == stream => before.extend_from_slice(data),
+            _ => joined.push((stream, data.to_vec())),
+        }
+    }
+    joined
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_of_one_stream_are_one_piece() {
+        let mut records = Vec::new();
+        for (stream, data) in [
+            (Stream::Stdout, &b"\xc3"[..]),
+            (Stream::Stdout, b"\xa9"),
+            (Stream::Stderr, b"e"),
+            (Stream::Stdout, b"o"),
+        ] {
+            output_log::append(&mut records, stream, data);
+        }
+        let found = joined(&records, None);
+        let expected = [
+            (Stream::Stdout, "é"),
+            (Stream::Stderr, "e"),
+            (Stream::Stdout, "o"),
+        ];
+        let expected = expected.map(|(stream, text)| (stream, text.as_bytes().to_vec()));
+        assert_eq!(found, expected);
+        assert_eq!(joined(&records, Some(Stream::Stderr)).len(), 1);
+    }
 
     #[test]
     fn a_tag_is_put_first_and_escaped() {

@@ -142,7 +142,7 @@ impl Cells {
 
     /// A cell that the main thread has not read yet has this id.
     pub(crate) fn is_expected(&self, id: CellId) -> bool {
-        self.reserved.unwrap_or_else(|| self.next_id()) == id
+        self.reserved == Some(id)
     }
 
     fn take_id(&mut self, kind: CellKind, direct: bool) -> CellId {

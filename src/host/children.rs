@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -11,21 +11,42 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 /// Most processes that one interrupt reaches.
 const MOST: usize = 1000;
 
-/// Children of the main thread that earlier cells left running.
+/// Children of the main thread that other cells left running.
 static LEFT_BEHIND: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// True if this process has children; cheap.
+fn any() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(
+        rustix::process::waitid(WaitId::All, options),
+        Err(Errno::CHILD)
+    )
+}
+
+fn left_behind() -> MutexGuard<'static, BTreeSet<i32>> {
+    // Every change under the lock is complete before anything can panic.
+    LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A cell of the main thread ended: what it leaves running is no other cell's.
 pub(crate) fn leave_behind() {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let none = matches!(
-        rustix::process::waitid(WaitId::All, options),
-        Err(Errno::CHILD)
-    );
-    let mut left = LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner);
-    left.clear();
-    if !none {
-        let main = rustix::process::getpid().as_raw_nonzero().get();
-        left.extend(children_of("self", main));
+    if !any() {
+        left_behind().clear();
+        return;
+    }
+    let main = rustix::process::getpid().as_raw_nonzero().get();
+    let mut left = left_behind();
+    // What an ending thread leaves is the main thread's a moment later.
+    left.retain(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
+    left.extend(children_of("self", main));
+}
+
+/// A thread ends: the kernel makes its children the main thread's, but they are
+/// not those of the cell that runs there.
+pub(crate) fn leave_thread() {
+    if any() {
+        let own = children_of("self", crate::sys::thread_id());
+        left_behind().extend(own);
     }
 }
 
@@ -43,10 +64,7 @@ fn children_of(process: &str, thread: i32) -> Vec<i32> {
 fn family(thread: i32) -> Vec<i32> {
     let main = rustix::process::getpid();
     let left = if thread == main.as_raw_nonzero().get() {
-        LEFT_BEHIND
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        left_behind().clone()
     } else {
         BTreeSet::new()
     };

@@ -160,6 +160,10 @@ impl Control {
                     .thread_of(cell)
                     .map_or_else(Vec::new, |thread| Family::of(thread).signal(Signal::KILL)),
             },
+            HostCommand::Expect { cell } => {
+                shared.reserve(cell);
+                return None;
+            }
             HostCommand::Forget { request } => {
                 self.followers
                     .retain(|follower| follower.request != request);

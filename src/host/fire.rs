@@ -17,7 +17,7 @@ use crate::children::Family;
 use crate::helpers::{self, Helpers};
 use crate::shared::Shared;
 use crate::spawner::Job;
-use crate::{blocked_call, ends, session, streams, sys};
+use crate::{blocked_call, children, ends, session, streams, sys};
 
 /// How long a cell that awaits may take to be cancelled before it is
 /// interrupted where it is.
@@ -76,11 +76,14 @@ pub(crate) fn is_live(cell: u64) -> bool {
 
 /// Notes which lock a cell waits on. False if that cell is none of ours.
 pub(crate) fn set_waits(cell: u64, lock: Option<Py<PyAny>>) -> bool {
-    !streams::forked()
-        && live().get_mut(&cell).is_some_and(|live| {
-            live.waits = lock;
-            true
-        })
+    if streams::forked() {
+        return false;
+    }
+    // Python objects are let go of without the lock: that may run any code.
+    let before = live()
+        .get_mut(&cell)
+        .map(|live| std::mem::replace(&mut live.waits, lock));
+    before.is_some()
 }
 
 /// Starts cells whose turn it is.
@@ -143,7 +146,8 @@ fn refuse(shared: &'static Shared, cell: &QueuedCell, message: &str) {
         "RuntimeError",
         message,
     );
-    live().remove(&cell.id.as_u64());
+    let gone = live().remove(&cell.id.as_u64());
+    drop(gone);
     ends::announce(shared, end);
 }
 
@@ -190,7 +194,8 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
         live.interrupted
     });
     if early {
-        live().remove(&id);
+        let gone = live().remove(&id);
+        drop(gone);
         let end = cell::never_ran(
             shared,
             cell.id,
@@ -221,7 +226,8 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
     let outcome = cell::outcome(py, helpers, value, interrupted);
     // From here on no interrupt reaches this thread: whoever sets one holds the
     // interpreter's lock and looks whether the cell lives, and so do we.
-    live().remove(&id);
+    let gone = live().remove(&id);
+    drop(gone);
     sys::clear_async_exception(py, thread.ident);
     streams::set_thread_cell(0);
     let ending = Ending {
@@ -233,6 +239,7 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
         changed: Vec::new(),
     };
     shared.drain();
+    children::leave_thread();
     let end = ending.finished(shared);
     if let Some(globals) = session::globals(py) {
         shared.set_vars(count_public(globals));
@@ -272,10 +279,10 @@ fn execute(
             .loop_run_beside
             .bind(py)
             .call1((code.parts, globals, begun));
-        if !streams::forked()
-            && let Some(live) = live().get_mut(&id)
-        {
-            live.awaits = None;
+        if !streams::forked() {
+            let before = live().get_mut(&id).and_then(|live| live.awaits.take());
+            // Without the lock: this may run any code.
+            drop(before);
         }
         streams::set_thread_cell(id);
         value?

@@ -12,8 +12,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pythond_protocol::output_log::Stream;
 
-use crate::helpers;
 use crate::shared::Shared;
+use crate::{children, helpers};
 
 /// Set in a process that session code forked: it shares memory with nobody and
 /// writes to the session's descriptors instead.
@@ -38,6 +38,17 @@ pub(crate) fn thread_cell() -> u64 {
 /// Longest piece that is added at once, so that readers can follow a long write.
 const PIECE: usize = 4 << 20;
 
+/// Where the first piece ends: not inside a character.
+fn piece_end(bytes: &[u8]) -> usize {
+    let end = bytes.len().min(PIECE);
+    let inside = |at: &usize| bytes.get(*at).is_some_and(|byte| byte & 0xc0 == 0x80);
+    (end.saturating_sub(3)..=end)
+        .rev()
+        .find(|at| !inside(at))
+        .filter(|at| *at > 0)
+        .unwrap_or(end)
+}
+
 /// Adds output of a cell, no faster than those who read it live can follow.
 pub(crate) fn append(
     py: Python<'_>,
@@ -46,7 +57,10 @@ pub(crate) fn append(
     stream: Stream,
     bytes: &[u8],
 ) -> PyResult<()> {
-    for piece in bytes.chunks(PIECE) {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let piece;
+        (piece, rest) = rest.split_at(piece_end(rest));
         let mut ahead = shared.append(cell, stream, piece);
         while ahead {
             ahead = py.detach(|| shared.wait_for_readers(cell));
@@ -220,7 +234,12 @@ impl ThreadEntry {
         helpers::get(py)
             .cell_variable
             .call_method1(py, "set", (self.cell,))?;
-        self.function.call(py, args, kwargs)
+        let result = self.function.call(py, args, kwargs);
+        let running = Shared::get().and_then(Shared::running_main);
+        if !forked() && running.is_none_or(|running| running.as_u64() != self.cell) {
+            children::leave_thread();
+        }
+        result
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

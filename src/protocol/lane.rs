@@ -380,6 +380,12 @@ pub enum HostCommand {
         /// Whose.
         cell: CellId,
     },
+    /// This cell was sent by the cell lane: it may be asked for before it is
+    /// read there.
+    Expect {
+        /// Its id.
+        cell: CellId,
+    },
     /// Nobody waits for the answer to this request any more.
     Forget {
         /// The daemon's number for it.

@@ -11,7 +11,7 @@ use pythond_protocol::lane::{
     FinishedCell, HostCommand, HostEvent, HostInfo, HostedSession, Lane, Message,
 };
 use pythond_protocol::outcome::{CellKind, CellStatus};
-use pythond_protocol::{ErrorCode, ErrorReply, SessionId};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -84,6 +84,8 @@ struct Session {
     asks: HashMap<u64, (Question, AskReply)>,
     /// How many questions there are when they are looked over.
     many_asks: usize,
+    /// The last cell of the cell lane that the host was told to expect.
+    expected: Option<CellId>,
     /// Cells that were asked for over new lanes: refused means never arrived.
     resending: HashSet<u64>,
 }
@@ -137,6 +139,7 @@ pub(crate) fn start(
         watch,
         asks: HashMap::new(),
         many_asks: MANY_QUESTIONS,
+        expected: None,
         resending: HashSet::new(),
     };
     for (request, cell) in inherited {
@@ -346,6 +349,13 @@ impl Session {
         if self.asks.len() >= self.many_asks {
             self.forget_left();
         }
+        let direct = self.board.on_cell_lane();
+        if direct.is_some() && direct != self.expected {
+            self.expected = direct;
+            if let Some(cell) = direct {
+                self.control(&HostCommand::Expect { cell }, b"");
+            }
+        }
         let request = self.board.next_request();
         self.asks.insert(request, (question.clone(), reply));
         // While the lanes are broken it waits for new ones.
@@ -487,6 +497,7 @@ impl Session {
             self.why_broken
         ));
         self.link = Link::Up(lanes);
+        self.expected = None;
         for step in self.board.resume(hosted.next_cell) {
             match step {
                 Resume::Await { request, cell } => {

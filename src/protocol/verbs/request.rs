@@ -118,7 +118,14 @@ impl Parsed {
             Ok(tag) => tag,
             Err(error) => return (ReplyFormat::Json, None, Err(error)),
         };
-        let format = if json || tag.is_some() {
+        // Events are JSON, and so is what ends them.
+        let follows = |(key, _): &(&str, Option<&str>)| matches!(*key, "follow" | "stream");
+        let events = match frame.verb {
+            "events" => true,
+            "out" => header.options.iter().any(follows),
+            _ => false,
+        };
+        let format = if json || tag.is_some() || events {
             ReplyFormat::Json
         } else {
             ReplyFormat::Plain
