@@ -118,6 +118,53 @@ def test_it_interrupts(client: EarlierClient, name: str) -> None:
         assert "KeyboardInterrupt" in wire.receive()
 
 
+def test_it_fires_and_polls(client: EarlierClient, name: str) -> None:
+    assert json.loads(client.ok("poll", name)) == {"status": "idle"}
+    client.ok("run", name, "import threading; go = threading.Event()")
+    fired = json.loads(client.ok("fire", name, "model = go.wait(60); print('trained')"))
+    cell = fired["cell_id"]
+    assert fired == {"cell_id": cell, "status": "fired"}
+    running = {"cell_id": cell, "status": "running", "output": ""}
+    assert json.loads(client.ok("poll", name, cell)) == running
+    assert json.loads(client.ok("poll", name)) == running
+    assert json.loads(client.ok("status", name))["running"] == [cell]
+    client.ok("run", name, "go.set()")
+    done = {"cell_id": cell, "status": "done", "output": "trained"}
+    wait_until(lambda: json.loads(client.ok("poll", name, cell)) == done, what="it is done")
+    assert json.loads(client.ok("poll", name)) == done
+    assert client.ok("run", name, "model") == "True\n"
+
+
+def test_it_sees_how_a_fired_cell_failed(client: EarlierClient, name: str) -> None:
+    cell = json.loads(client.ok("fire", name, "print('before'); 1/0"))["cell_id"]
+    answer = wait_until(
+        lambda: (a := json.loads(client.ok("poll", name, cell)))["status"] == "done" and a
+    )
+    assert answer["error"] is True
+    assert answer["output"].startswith("before\nTraceback (most recent call last):")
+    assert answer["output"].endswith("ZeroDivisionError: division by zero")
+    unknown = {"cell_id": "nosuch", "status": "error", "output": "unknown cell"}
+    assert json.loads(client.ok("poll", name, "nosuch")) == unknown
+
+
+def test_it_fires_several_words_as_one_cell(client: EarlierClient, name: str) -> None:
+    cell = json.loads(client.ok("fire", name, "x", "=", "6", "*", "7"))["cell_id"]
+    wait_until(lambda: json.loads(client.ok("poll", name, cell))["status"] == "done")
+    assert client.ok("run", name, "x") == "42\n"
+
+
+def test_it_interrupts_a_fired_cell(client: EarlierClient, name: str) -> None:
+    cell = json.loads(client.ok("fire", name, "while True: time.sleep(0.1)"))["cell_id"]
+    wait_until(lambda: json.loads(client.ok("status", name))["running"] == [cell])
+    assert client.ok("int", name).startswith(f"OK int {name}: 1 ")
+    answer = wait_until(
+        lambda: (a := json.loads(client.ok("poll", name, cell)))["status"] == "done" and a
+    )
+    assert answer["error"] is True
+    assert "KeyboardInterrupt" in answer["output"]
+    assert client.ok("run", name, "1 + 1") == "2\n"
+
+
 def test_it_kills(client: EarlierClient, name: str) -> None:
     pid = client.daemon.list()[name]["pid"]
     assert client.ok("kill", name) == f"OK killed {name}\n"

@@ -129,6 +129,16 @@ def test_a_subscription_to_one_session_has_only_its_events(
     assert {event.get("session") for event in events.seen[1:]} == {"one"}
 
 
+def test_a_session_can_be_followed_before_it_is_there(
+    daemon: TestDaemon, follow: Callable[..., Events]
+) -> None:
+    events = follow("later")
+    assert events.next()["event"] == "ready"
+    daemon.new("other")
+    daemon.new("later")
+    assert events.next() | {"event": "session_created", "session": "later"} == events.seen[-1]
+
+
 def test_what_came_after_a_cursor_is_replayed_without_gap_or_repetition(
     daemon: TestDaemon, follow: Callable[..., Events]
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pty
-import re
 import signal
 import subprocess
 import time
@@ -52,9 +51,11 @@ def quiet(daemon: TestDaemon) -> Session:
     return session
 
 
-@pytest.mark.parametrize("megabytes", [100, 1024])
+@pytest.mark.parametrize("megabytes", [100, 300, 1024])
 @pytest.mark.timeout(170)
-def test_a_large_print_passes_whole_with_bounded_memory(quiet: Session, megabytes: int) -> None:
+def test_a_large_print_passes_with_bounded_memory(quiet: Session, megabytes: int) -> None:
+    if megabytes > 300 and quiet.daemon.binaries.name != "release":
+        pytest.skip("takes minutes with programs that are not optimised")
     daemon = quiet.daemon
     before = {pid: forget_peak(pid) for pid in (daemon.pid, quiet.pid)}
     client = daemon.popen("pysh", "run", "work", PRINTER.format(megabytes * 16), "--no-echo")
@@ -68,15 +69,11 @@ def test_a_large_print_passes_whole_with_bounded_memory(quiet: Session, megabyte
             highest = max(highest, peak(client.pid))
     told = client.stderr.read().decode()
     assert client.wait(20) == 0, told
-    missing = sum(int(number) for number in re.findall(r"missing here: (\d+) B from", told))
-    assert count + missing == megabytes * MIB
-    # A cell that runs further ahead of its reader than what is kept loses the
-    # rest, by exactly what is said; that takes more than 256 MiB.
-    if megabytes <= 256 or not missing:
-        want = hashlib.sha256()
-        for _ in range(megabytes * 16):
-            want.update(b"0123456789abcdef" * 4096)
-        assert (missing, digest.digest()) == (0, want.digest())
+    assert told == ""
+    want = hashlib.sha256()
+    for _ in range(megabytes * 16):
+        want.update(b"0123456789abcdef" * 4096)
+    assert (count, digest.digest()) == (megabytes * MIB, want.digest())
     grown = {pid: peak(pid) - size for pid, size in before.items()}
     assert all(growth <= ROOM for growth in grown.values()), grown
     assert highest <= ROOM, highest

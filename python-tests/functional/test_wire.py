@@ -97,7 +97,25 @@ def test_many_requests_on_a_connection_are_answered_in_order(session: Session, w
 
 def test_help_names_the_verbs(wire: Wire) -> None:
     text = wire.ask("help")
-    for verb in ["help", "new", "run", "ls", "status", "vars", "complete", "int", "kill", "stop"]:
+    for verb in [
+        "help",
+        "new",
+        "run",
+        "fire",
+        "poll",
+        "wait",
+        "out",
+        "cells",
+        "events",
+        "ls",
+        "status",
+        "vars",
+        "complete",
+        "int",
+        "stack",
+        "kill",
+        "stop",
+    ]:
         assert verb in text
     assert not text.startswith("ERR")
 
@@ -139,9 +157,19 @@ REFUSALS = [
     ("ls --nonsense", "ERR unknown option `--nonsense`"),
     ("new a --nonsense", "ERR unknown option `--nonsense`"),
     ("run a --nonsense\n1", "ERR unknown option `--nonsense`"),
-    ("fire a 1", "ERR"),
+    ("fire", "ERR need session name"),
+    ("fire nosuch 1", "ERR no session 'nosuch' -- create it first with: new nosuch"),
+    ("poll nosuch", "ERR no session 'nosuch'"),
+    ("wait nosuch", "ERR no session 'nosuch'"),
+    ("cells nosuch", "ERR no session 'nosuch'"),
+    ("stack nosuch", "ERR no session 'nosuch'"),
+    ("int nosuch", "ERR no session 'nosuch'"),
+    ("out nosuch 0123456789ab", "ERR no session 'nosuch'"),
+    ("out", "ERR usage: out <name> <cell_id>"),
+    ("poll", "ERR usage: poll <name>"),
+    ("wait", "ERR usage: wait <name>"),
+    ("cells a b", "ERR usage: cells <name>"),
     ("fork a 1", "ERR"),
-    ("poll a", "ERR"),
     ("attach a", "ERR"),
     ("resize a 1 1", "ERR"),
     ("connect a b:1 c", "ERR"),
@@ -166,8 +194,15 @@ def test_a_run_without_code_is_refused(session: Session, wire: Wire) -> None:
     [
         ("ls --json x", "usage"),
         ("bogus --json", "unknown_verb"),
-        ("fork a --json\n1", "not_available"),
-        ("attach a --json", "not_available"),
+        ("fork a --json", "not_available"),
+        ("fire nosuch --json\n1", "no_session"),
+        ("poll nosuch --json", "no_session"),
+        ("out nosuch --json 0123456789ab", "no_session"),
+        ("wait nosuch --json", "no_session"),
+        ("cells nosuch --json", "no_session"),
+        ("stack nosuch --json", "no_session"),
+        ("wait a --json --timeout=x", "usage"),
+        ("cells --json", "usage"),
         ("new UP --json", "bad_name"),
         ("status nosuch --json", "no_session"),
         ("vars nosuch --json", "no_session"),
@@ -206,7 +241,8 @@ def test_unknown_verbs_are_shown_without_control_characters(wire: Wire) -> None:
 @pytest.mark.parametrize(
     "frame",
     ["ls --json", "info", "info --json", "help --json", "int {0} --json", "vars {0} --json",
-     "status {0} --json", "complete {0} --json o"],
+     "status {0} --json", "complete {0} --json o", "cells {0} --json", "wait {0} --json",
+     "stack {0} --json", "fire {0} --json\n1"],
 )  # fmt: skip
 def test_every_verb_has_a_structured_answer(session: Session, wire: Wire, frame: str) -> None:
     reply = wire.json(frame.format(session.name))

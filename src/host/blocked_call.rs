@@ -7,14 +7,7 @@
 //! others fail with `ECANCELED`. It does so only if the thread is in exactly the
 //! call that was looked at.
 
-use std::time::Duration;
-
 use crate::sys;
-
-/// How often a thread that runs is looked at, as it may be about to wait, and
-/// how long between.
-const LOOKS: u32 = 5;
-const PAUSE: Duration = Duration::from_micros(200);
 
 /// A system call that a thread waits in, from `/proc` (proc(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,20 +88,16 @@ fn cut_result(number: i64) -> Option<i64> {
     }
 }
 
-/// Cuts the call in which a thread waits, if it waits in one that can be cut.
-/// The caller holds the interpreter's lock, so the thread runs no Python.
-pub(crate) fn cut(thread: i32) {
-    for _ in 0..LOOKS {
-        match place(thread) {
-            Place::Waiting(call) => {
-                if let Some(result) = cut_result(call.number) {
-                    sys::cut_call(thread, call.instruction, call.stack, result);
-                }
-                return;
-            }
-            // On its way into a call, out of one, or computing.
-            Place::Running => std::thread::sleep(PAUSE),
-            Place::Unknown => return,
-        }
+/// Cuts the call in which a thread waits. False if it does not wait: it may be
+/// about to. The caller holds the interpreter's lock, so it runs no Python.
+pub(crate) fn cut(thread: i32) -> bool {
+    match place(thread) {
+        Place::Waiting(call) => match cut_result(call.number) {
+            Some(result) => sys::cut_call(thread, call.instruction, call.stack, result),
+            None => true,
+        },
+        // On its way into a call, out of one, or computing.
+        Place::Running => false,
+        Place::Unknown => true,
     }
 }

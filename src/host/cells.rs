@@ -14,6 +14,8 @@ use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 const BESIDE: u32 = 1 << 31;
 /// Cells that may wait in one session.
 const MOST_QUEUED: usize = 10_000;
+/// Bytes of their code.
+const MOST_QUEUED_BYTES: usize = 64 << 20;
 
 /// A moment, for people and for measuring.
 #[derive(Clone, Copy, Debug)]
@@ -208,6 +210,18 @@ impl Cells {
             let error = ErrorReply::new(
                 ErrorCode::Limit,
                 format!("{MOST_QUEUED} cells wait in this session already"),
+            );
+            return Acceptance::Refused(error.with_hint("wait for cells to finish"));
+        }
+        let queues = self.queue.iter().chain(&self.beside);
+        let bytes: usize = queues.map(|cell| cell.source.len()).sum();
+        if bytes > 0 && bytes + source.len() > MOST_QUEUED_BYTES {
+            let error = ErrorReply::new(
+                ErrorCode::Limit,
+                format!(
+                    "more than {} MiB of code wait in this session",
+                    MOST_QUEUED_BYTES >> 20
+                ),
             );
             return Acceptance::Refused(error.with_hint("wait for cells to finish"));
         }

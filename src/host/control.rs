@@ -17,7 +17,7 @@ use self::interrupts::Told;
 use self::readers::Follower;
 use crate::cells::{Acceptance, Found, QueuedCell};
 use crate::children::Family;
-use crate::service::{Ask, Question};
+use crate::service::{self, Ask, Question};
 use crate::shared::{Outgoing, Shared};
 use crate::{fire, stack};
 
@@ -25,7 +25,7 @@ use crate::{fire, stack};
 const MOST_QUESTIONS: usize = 8;
 /// How long a question waits for the interpreter's lock: long enough for every
 /// thread that runs Python to have had its turn.
-const LOCK_PATIENCE: Duration = Duration::from_millis(150);
+const LOCK_PATIENCE: Duration = Duration::from_millis(400);
 /// The same for each cell that runs, as they take turns.
 const PATIENCE_PER_CELL: Duration = Duration::from_millis(10);
 
@@ -271,28 +271,25 @@ impl Control {
 
     fn stack(&self, request: u64) {
         let shared = self.shared;
-        shared.spawner.hand(stack::Look {
-            shared,
-            then: move |found| {
-                let event = match found {
-                    Ok((method, threads)) => HostEvent::Stack {
-                        request,
-                        method,
-                        threads,
-                    },
-                    Err(why) => HostEvent::Refused {
-                        request,
-                        error: ErrorReply::new(ErrorCode::Busy, why),
-                    },
-                };
-                shared.send(event, Vec::new());
-            },
+        stack::look(shared, move |found| {
+            let event = match found {
+                Ok((method, threads)) => HostEvent::Stack {
+                    request,
+                    method,
+                    threads,
+                },
+                Err(why) => HostEvent::Refused {
+                    request,
+                    error: ErrorReply::new(ErrorCode::Busy, why),
+                },
+            };
+            shared.send(event, Vec::new());
         });
     }
 
     fn ask(&mut self, request: u64, question: Question) -> Option<Outgoing> {
-        self.asked.retain(|asked| !asked.answered.load(SeqCst));
-        if self.asked.len() >= MOST_QUESTIONS {
+        // Threads count until the interpreter lets them go, answered or not.
+        if service::waiting() >= MOST_QUESTIONS {
             return Some((busy(request), Vec::new()));
         }
         let running = u32::try_from(self.shared.running().len()).unwrap_or(u32::MAX);
@@ -303,12 +300,8 @@ impl Control {
             answered: Arc::clone(&answered),
             deadline: Instant::now() + patience,
         });
-        self.shared.spawner.hand(Ask {
-            shared: self.shared,
-            request,
-            question,
-            answered,
-        });
+        let ask = Ask::new(self.shared, request, question, answered);
+        self.shared.spawner.hand(ask);
         None
     }
 

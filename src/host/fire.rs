@@ -1,6 +1,6 @@
 //! `fire` cells: each on a thread of its own, beside whatever else runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,17 @@ use crate::{blocked_call, children, ends, session, streams, sys};
 /// interrupted where it is.
 const CANCEL_PATIENCE: Duration = Duration::from_millis(20);
 
+/// When it is looked again whether a thread waits by now.
+const LOOK_AGAIN: [Duration; 7] = [
+    Duration::from_millis(1),
+    Duration::from_millis(4),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
+
 /// The `fire` cells that are not finished and do not wait for their turn.
 static LIVE: Mutex<BTreeMap<u64, Live>> = Mutex::new(BTreeMap::new());
 /// One of them ended.
@@ -37,6 +48,8 @@ struct Live {
     /// The lock of the condition that it waits for.
     waits: Option<Py<PyAny>>,
     interrupted: bool,
+    /// An interrupt is on its way to it.
+    interrupting: bool,
 }
 
 /// A thread that runs a cell.
@@ -88,24 +101,71 @@ pub(crate) fn set_waits(cell: u64, lock: Option<Py<PyAny>>) -> bool {
 
 /// Starts cells whose turn it is.
 pub(crate) fn start(shared: &'static Shared, cells: Vec<QueuedCell>) {
-    for cell in cells {
+    if cells.is_empty() {
+        return;
+    }
+    for cell in &cells {
         live().insert(cell.id.as_u64(), Live::default());
         shared.begins(cell.id);
-        shared.spawner.hand(Start { shared, cell });
+    }
+    let mut starting = starting();
+    starting.waiting.extend(cells);
+    if !starting.at_work {
+        starting.at_work = true;
+        shared.spawner.hand(Start { shared });
     }
 }
 
-/// Starts the Python thread of a cell.
+/// Cells whose threads are to be made, one after the other: each needs the
+/// interpreter, which may be long in coming.
+#[derive(Debug, Default)]
+struct Starting {
+    waiting: VecDeque<QueuedCell>,
+    at_work: bool,
+}
+
+static STARTING: Mutex<Starting> = Mutex::new(Starting {
+    waiting: VecDeque::new(),
+    at_work: false,
+});
+
+fn starting() -> MutexGuard<'static, Starting> {
+    // Every change under the lock is one step.
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The next cell to start; without one the work is done.
+fn next_to_start() -> Option<QueuedCell> {
+    let mut starting = starting();
+    let next = starting.waiting.pop_front();
+    starting.at_work = next.is_some();
+    next
+}
+
+/// Starts the Python threads of cells.
 struct Start {
     shared: &'static Shared,
-    cell: QueuedCell,
 }
 
 impl Job for Start {
     fn run(self: Box<Self>) {
-        let Self { shared, cell } = *self;
         // Threads and child processes inherit the mask.
         sys::unblock_all_signals();
+        while let Some(cell) = next_to_start() {
+            Self::start(self.shared, cell);
+        }
+    }
+
+    fn give_up(self: Box<Self>, why: &std::io::Error) {
+        let message = format!("no thread can be started for this cell: {why}");
+        while let Some(cell) = next_to_start() {
+            refuse(self.shared, &cell, &message);
+        }
+    }
+}
+
+impl Start {
+    fn start(shared: &'static Shared, cell: QueuedCell) {
         let id = cell.id;
         let entry = Entry {
             shared,
@@ -128,11 +188,6 @@ impl Job for Start {
                 cell::explain(py, helpers::get(py), error);
             }
         });
-    }
-
-    fn give_up(self: Box<Self>, why: &std::io::Error) {
-        let message = format!("no thread can be started for this cell: {why}");
-        refuse(self.shared, &self.cell, &message);
     }
 }
 
@@ -323,14 +378,15 @@ fn as_interrupt(py: Python<'_>, helpers: &Helpers, error: PyErr) -> PyErr {
 
 /// Interrupts a cell that runs or is about to. False if there is none.
 pub(crate) fn interrupt(shared: &'static Shared, cell: CellId) -> bool {
-    let known = live().get_mut(&cell.as_u64()).is_some_and(|live| {
+    let before = live().get_mut(&cell.as_u64()).map(|live| {
         live.interrupted = true;
-        true
+        std::mem::replace(&mut live.interrupting, true)
     });
-    if known {
+    // Two that are on their way at once are one.
+    if before == Some(false) {
         shared.spawner.hand(Interrupt { cell });
     }
-    known
+    before.is_some()
 }
 
 /// Raises KeyboardInterrupt in the thread of a cell.
@@ -367,27 +423,68 @@ impl Job for Interrupt {
                 return;
             }
         }
-        Python::attach(|py| {
-            let found = live().get(&id).and_then(|live| {
-                let waits = live.waits.as_ref().map(|lock| lock.clone_ref(py));
-                live.thread.map(|thread| (thread, waits))
-            });
-            let Some((thread, waits)) = found else { return };
-            // The thread cannot run Python while this one holds the lock: the
-            // exception meets this cell and nothing else.
-            sys::set_async_interrupt(py, thread.ident);
-            match waits {
-                // Free already: somebody else woke it.
-                Some(lock) => drop(lock.call_method0(py, "release")),
-                None => blocked_call::cut(thread.id),
-            }
-        });
+        self.raise();
         if !cancelled {
             children.signal(Signal::INT);
+        }
+        if let Some(live) = live().get_mut(&id) {
+            live.interrupting = false;
         }
     }
 
     fn give_up(self: Box<Self>, _why: &std::io::Error) {
         // It stays pending, which the answer says.
+        if let Some(live) = live().get_mut(&self.cell.as_u64()) {
+            live.interrupting = false;
+        }
     }
+}
+
+impl Interrupt {
+    /// Sets the exception and ends the wait that the thread is in, or is about to
+    /// enter: while it has not run a step since, it has not seen the exception.
+    fn raise(&self) {
+        let id = self.cell.as_u64();
+        let mut step = None;
+        for pause in LOOK_AGAIN {
+            let settled = Python::attach(|py| {
+                let found = live().get(&id).and_then(|live| {
+                    let waits = live.waits.as_ref().map(|lock| lock.clone_ref(py));
+                    live.thread.map(|thread| (thread, waits))
+                });
+                let Some((thread, waits)) = found else {
+                    return true;
+                };
+                let now = place_of(py, thread.ident);
+                match step {
+                    // The thread cannot run Python while this one holds the lock:
+                    // the exception meets this cell and nothing else.
+                    None => sys::set_async_interrupt(py, thread.ident),
+                    Some(before) if before != now => return true,
+                    Some(_) => {}
+                }
+                step = Some(now);
+                match waits {
+                    // Free already: somebody else woke it.
+                    Some(lock) => {
+                        drop(lock.call_method0(py, "release"));
+                        true
+                    }
+                    None => blocked_call::cut(thread.id),
+                }
+            });
+            if settled {
+                return;
+            }
+            let gone = |live: &mut BTreeMap<u64, Live>| live.contains_key(&id);
+            let waited = ENDED.wait_timeout_while(live(), pause, gone);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+/// Which step a thread is at: its frame and the instruction there.
+fn place_of(py: Python<'_>, ident: u64) -> Option<(u64, i64)> {
+    let place = helpers::get(py).place.bind(py).call1((ident,));
+    place.and_then(|place| place.extract()).ok().flatten()
 }

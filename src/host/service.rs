@@ -2,7 +2,7 @@
 //! short-lived thread as soon as the interpreter lock is free.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use pyo3::prelude::*;
 use pythond_protocol::lane::HostEvent;
@@ -23,24 +23,52 @@ pub(crate) enum Question {
     Complete(String),
 }
 
+/// Questions that wait for the interpreter, whether anybody still wants to know
+/// or not.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// How many there are.
+pub(crate) fn waiting() -> usize {
+    WAITING.load(SeqCst)
+}
+
 /// One question, to be answered on a thread of its own.
 pub(crate) struct Ask {
-    pub(crate) shared: &'static Shared,
-    pub(crate) request: u64,
-    pub(crate) question: Question,
+    shared: &'static Shared,
+    request: u64,
+    question: Question,
     /// Whoever sets it answers.
-    pub(crate) answered: Arc<AtomicBool>,
+    answered: Arc<AtomicBool>,
+}
+
+impl Ask {
+    pub(crate) fn new(
+        shared: &'static Shared,
+        request: u64,
+        question: Question,
+        answered: Arc<AtomicBool>,
+    ) -> Self {
+        WAITING.fetch_add(1, SeqCst);
+        Self {
+            shared,
+            request,
+            question,
+            answered,
+        }
+    }
 }
 
 impl Job for Ask {
     fn run(self: Box<Self>) {
         let event = answer(self.request, self.question);
+        WAITING.fetch_sub(1, SeqCst);
         if !self.answered.swap(true, SeqCst) {
             self.shared.send(event, Vec::new());
         }
     }
 
     fn give_up(self: Box<Self>, why: &std::io::Error) {
+        WAITING.fetch_sub(1, SeqCst);
         if !self.answered.swap(true, SeqCst) {
             let message = format!("no thread can be started in this session: {why}");
             let event = HostEvent::Refused {

@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::{fire, helpers, interrupt, sys};
 /// How long the interpreter's lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(20);
 /// How long a copy may take to describe itself.
-const COPY_PATIENCE: Duration = Duration::from_millis(500);
+const COPY_PATIENCE: Duration = Duration::from_secs(2);
 /// Most bytes that a copy's description may have.
 const LONGEST_DUMP: usize = 1 << 20;
 
@@ -36,10 +36,35 @@ pub(crate) type Stacks = (StackMethod, Vec<ThreadStack>);
 /// function, source).
 type Row = (String, u64, Vec<(String, u64, String, String)>);
 
-/// Looks at the threads and hands the result on. Runs on a thread of its own.
-pub(crate) struct Look<F: FnOnce(Result<Stacks, String>) + Send> {
-    pub(crate) shared: &'static Shared,
-    pub(crate) then: F,
+/// Looks that may be under way at once, and questions of theirs that wait for
+/// the interpreter.
+const MOST: usize = 8;
+
+static LOOKING: AtomicUsize = AtomicUsize::new(0);
+static ASKING: AtomicUsize = AtomicUsize::new(0);
+
+/// Looks at the threads on a thread of its own and hands the result on.
+pub(crate) fn look(
+    shared: &'static Shared,
+    then: impl FnOnce(Result<Stacks, String>) + Send + 'static,
+) {
+    if LOOKING.fetch_add(1, SeqCst) >= MOST {
+        LOOKING.fetch_sub(1, SeqCst);
+        then(Err(
+            "too many looks at this session are under way".to_owned()
+        ));
+        return;
+    }
+    let then = move |found| {
+        LOOKING.fetch_sub(1, SeqCst);
+        then(found);
+    };
+    shared.spawner.hand(Look { shared, then });
+}
+
+struct Look<F: FnOnce(Result<Stacks, String>) + Send> {
+    shared: &'static Shared,
+    then: F,
 }
 
 impl<F: FnOnce(Result<Stacks, String>) + Send> Job for Look<F> {
@@ -47,10 +72,16 @@ impl<F: FnOnce(Result<Stacks, String>) + Send> Job for Look<F> {
         let Self { shared, then } = *self;
         let (sender, receiver) = sync_channel(1);
         let wanted = Arc::new(AtomicBool::new(true));
-        shared.spawner.hand(Ask {
-            sender,
-            wanted: Arc::clone(&wanted),
-        });
+        // Those that wait already say that the lock will not come soon.
+        if ASKING.fetch_add(1, SeqCst) < MOST {
+            shared.spawner.hand(Ask {
+                sender,
+                wanted: Arc::clone(&wanted),
+            });
+        } else {
+            ASKING.fetch_sub(1, SeqCst);
+            drop(sender);
+        }
         let found = match receiver.recv_timeout(LOCK_PATIENCE) {
             Ok(Some(rows)) => Ok((StackMethod::Interpreter, threads(rows))),
             Ok(None) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -85,11 +116,14 @@ impl Job for Ask {
             let rows = helpers::get(py).stacks.bind(py).call0();
             rows.and_then(|rows| rows.extract()).ok()
         });
+        ASKING.fetch_sub(1, SeqCst);
         // Whoever asked may be gone.
         let _ = self.sender.try_send(rows);
     }
 
-    fn give_up(self: Box<Self>, _why: &std::io::Error) {}
+    fn give_up(self: Box<Self>, _why: &std::io::Error) {
+        ASKING.fetch_sub(1, SeqCst);
+    }
 }
 
 fn threads(rows: Vec<Row>) -> Vec<ThreadStack> {
@@ -178,7 +212,7 @@ fn read_all(pipe: &OwnedFd) -> Vec<u8> {
     while text.len() < LONGEST_DUMP {
         let left = deadline.saturating_duration_since(Instant::now());
         let limit = rustix::event::Timespec {
-            tv_sec: 0,
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
             tv_nsec: left.subsec_nanos().into(),
         };
         let mut set = [PollFd::new(pipe, PollFlags::IN)];

@@ -122,17 +122,14 @@ impl Control {
                 told.cells = cells;
                 return true;
             }
-            shared.spawner.hand(stack::Look {
-                shared,
-                then: move |found| {
-                    mark_ended(shared, &mut cells);
-                    let stacks = found.map_or_else(|_| Vec::new(), |(_, stacks)| stacks);
-                    for cell in cells.iter_mut().filter(|cell| pending(cell)) {
-                        let its = stacks.iter().find(|it| it.cell_id == Some(cell.cell_id));
-                        cell.stack = its.cloned();
-                    }
-                    shared.send(HostEvent::Interrupted { request, cells }, Vec::new());
-                },
+            stack::look(shared, move |found| {
+                mark_ended(shared, &mut cells);
+                let stacks = found.map_or_else(|_| Vec::new(), |(_, stacks)| stacks);
+                for cell in cells.iter_mut().filter(|cell| pending(cell)) {
+                    let its = stacks.iter().find(|it| it.cell_id == Some(cell.cell_id));
+                    cell.stack = its.cloned();
+                }
+                shared.send(HostEvent::Interrupted { request, cells }, Vec::new());
             });
             false
         });

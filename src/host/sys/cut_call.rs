@@ -1,12 +1,14 @@
 //! Makes a system call return in which another thread of this process waits.
 
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The call that is to be cut: thread, address of the instruction after it,
 /// stack pointer, what it is to return. The thread is 0 when nothing is.
 static CUT_THREAD: AtomicI32 = AtomicI32::new(0);
+/// The call was cut.
+static CUT_DONE: AtomicBool = AtomicBool::new(false);
 static CUT_INSTRUCTION: AtomicU64 = AtomicU64::new(0);
 static CUT_STACK: AtomicU64 = AtomicU64::new(0);
 static CUT_RESULT: AtomicI64 = AtomicI64::new(0);
@@ -36,14 +38,15 @@ extern "C" fn on_cut(_signal: i32, _info: *mut libc::siginfo_t, context: *mut li
         && registers[at(libc::REG_RSP)].cast_unsigned() == CUT_STACK.load(SeqCst);
     if interrupted && same {
         registers[at(libc::REG_RAX)] = CUT_RESULT.load(SeqCst);
+        CUT_DONE.store(true, SeqCst);
     }
     CUT_THREAD.store(0, SeqCst);
 }
 
 /// Makes the system call return in which a thread of this process waits, if it
-/// still waits in it: `instruction` and `stack` are what `/proc` says of it.
+/// still waits in it; true if so. `instruction` and `stack` are what `/proc` says of it.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn cut_call(thread: i32, instruction: u64, stack: u64, result: i64) {
+pub(crate) fn cut_call(thread: i32, instruction: u64, stack: u64, result: i64) -> bool {
     let _one = CUTTING.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: all-zero bytes are a valid `sigaction`.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -54,8 +57,9 @@ pub(crate) fn cut_call(thread: i32, instruction: u64, stack: u64, result: i64) {
     // old action is asked for. Set each time: a cell may have changed it.
     let status = unsafe { libc::sigaction(cut_signal(), &raw const action, std::ptr::null_mut()) };
     if status != 0 {
-        return;
+        return true;
     }
+    CUT_DONE.store(false, SeqCst);
     CUT_INSTRUCTION.store(instruction, SeqCst);
     CUT_STACK.store(stack, SeqCst);
     CUT_RESULT.store(result, SeqCst);
@@ -76,8 +80,11 @@ pub(crate) fn cut_call(thread: i32, instruction: u64, stack: u64, result: i64) {
         rustix::thread::sched_yield();
     }
     CUT_THREAD.store(0, SeqCst);
+    CUT_DONE.load(SeqCst)
 }
 
 /// Elsewhere the registers are not known, and calls are not cut.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn cut_call(_thread: i32, _instruction: u64, _stack: u64, _result: i64) {}
+pub(crate) fn cut_call(_thread: i32, _instruction: u64, _stack: u64, _result: i64) -> bool {
+    true
+}
