@@ -206,24 +206,9 @@ impl Cells {
                 return Acceptance::Refused(error.with_hint("choose a new id for new code"));
             }
         }
-        if self.queue.len() + self.beside.len() >= MOST_QUEUED {
-            let error = ErrorReply::new(
-                ErrorCode::Limit,
-                format!("{MOST_QUEUED} cells wait in this session already"),
-            );
-            return Acceptance::Refused(error.with_hint("wait for cells to finish"));
-        }
-        let queues = self.queue.iter().chain(&self.beside);
-        let bytes: usize = queues.map(|cell| cell.source.len()).sum();
-        if bytes > 0 && bytes + source.len() > MOST_QUEUED_BYTES {
-            let error = ErrorReply::new(
-                ErrorCode::Limit,
-                format!(
-                    "more than {} MiB of code wait in this session",
-                    MOST_QUEUED_BYTES >> 20
-                ),
-            );
-            return Acceptance::Refused(error.with_hint("wait for cells to finish"));
+        // One that came by the cell lane does not wait.
+        if !direct && let Err(error) = self.room_for(source.len()) {
+            return Acceptance::Refused(error);
         }
         let id = self.take_id(kind, direct);
         if let Some(key) = &how.key {
@@ -246,6 +231,22 @@ impl Cells {
         };
         self.records.insert(id, record);
         Acceptance::New(id)
+    }
+
+    /// Whether code of this length may wait.
+    fn room_for(&self, length: usize) -> Result<(), ErrorReply> {
+        let queues = self.queue.iter().chain(&self.beside);
+        let bytes: usize = queues.map(|cell| cell.source.len()).sum();
+        let message = if self.queue.len() + self.beside.len() >= MOST_QUEUED {
+            format!("{MOST_QUEUED} cells wait in this session already")
+        } else if bytes > 0 && bytes + length > MOST_QUEUED_BYTES {
+            let most = MOST_QUEUED_BYTES >> 20;
+            format!("more than {most} MiB of code wait in this session")
+        } else {
+            return Ok(());
+        };
+        let error = ErrorReply::new(ErrorCode::Limit, message);
+        Err(error.with_hint("wait for cells to finish, then send it again"))
     }
 
     /// Lets a cell wait for the main thread, in the order of the ids.
