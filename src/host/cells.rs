@@ -14,6 +14,8 @@ use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 const BESIDE: u32 = 1 << 31;
 /// Cells that may wait in one session.
 const MOST_QUEUED: usize = 10_000;
+/// `fire` cells that may run in one session: each has a thread.
+const MOST_BESIDE: usize = 1000;
 /// Bytes of their code.
 const MOST_QUEUED_BYTES: usize = 64 << 20;
 
@@ -108,6 +110,8 @@ pub(crate) struct Cells {
     /// Who asked for the end of which cell.
     waiting: Vec<(CellId, u64)>,
     forgotten: u64,
+    /// `fire` cells that run.
+    beside_running: usize,
 }
 
 impl Cells {
@@ -124,6 +128,7 @@ impl Cells {
             beside: VecDeque::new(),
             waiting: Vec::new(),
             forgotten: 0,
+            beside_running: 0,
         }
     }
 
@@ -205,6 +210,11 @@ impl Cells {
                 );
                 return Acceptance::Refused(error.with_hint("choose a new id for new code"));
             }
+        }
+        if kind == CellKind::Fire && !how.queue && self.beside_running >= MOST_BESIDE {
+            let message = format!("{MOST_BESIDE} `fire` cells run in this session already");
+            let error = ErrorReply::new(ErrorCode::Limit, message);
+            return Acceptance::Refused(error.with_hint("let it wait with `--queue`"));
         }
         // One that came by the cell lane does not wait.
         if !direct && let Err(error) = self.room_for(source.len()) {
@@ -306,6 +316,7 @@ impl Cells {
     pub(crate) fn begins(&mut self, id: CellId) {
         if let Some(record) = self.records.get_mut(&id) {
             record.status = CellStatus::Running;
+            self.beside_running += 1;
         }
     }
 
@@ -336,6 +347,9 @@ impl Cells {
         if let Some(record) = self.records.get_mut(&end.cell) {
             end.request = record.request.take();
             end.timed_out = record.timed_out && end.status == CellStatus::Interrupted;
+            if record.kind == CellKind::Fire && record.status == CellStatus::Running {
+                self.beside_running -= 1;
+            }
             record.status = end.status;
             record.end = Some(Box::new(end.clone()));
         }
