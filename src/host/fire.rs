@@ -1,43 +1,25 @@
 //! `fire` cells: each on a thread of its own, beside whatever else runs.
 
+mod interrupter;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pythond_protocol::CellId;
 use pythond_protocol::lane::HostEvent;
 use pythond_protocol::outcome::{CellKind, CellStatus};
-use rustix::process::Signal;
 
 use crate::cell::{self, Ending, FILE_PREFIX, Shown};
 use crate::cells::{Moment, QueuedCell};
 use crate::changes::count_public;
-use crate::children::Family;
 use crate::helpers::{self, Helpers};
 use crate::shared::Shared;
 use crate::spawner::Job;
-use crate::{blocked_call, children, ends, session, streams, sys};
-
-/// How long a cell that awaits may take to be cancelled before it is
-/// interrupted where it is.
-const CANCEL_PATIENCE: Duration = Duration::from_millis(20);
-
-/// When it is looked again whether a thread waits by now.
-const LOOK_AGAIN: [Duration; 7] = [
-    Duration::from_millis(1),
-    Duration::from_millis(4),
-    Duration::from_millis(20),
-    Duration::from_millis(100),
-    Duration::from_millis(300),
-    Duration::from_secs(1),
-    Duration::from_secs(3),
-];
+use crate::{children, ends, session, streams, sys};
 
 /// The `fire` cells that are not finished and do not wait for their turn.
 static LIVE: Mutex<BTreeMap<u64, Live>> = Mutex::new(BTreeMap::new());
-/// One of them ended.
-static ENDED: Condvar = Condvar::new();
 
 #[derive(Debug, Default)]
 struct Live {
@@ -48,8 +30,6 @@ struct Live {
     /// The lock of the condition that it waits for.
     waits: Option<Py<PyAny>>,
     interrupted: bool,
-    /// An interrupt is on its way to it.
-    interrupting: bool,
 }
 
 /// A thread that runs a cell.
@@ -301,7 +281,6 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
     }
     let record = cell::record_of(py, shared, cell.source, &end);
     py.detach(|| {
-        ENDED.notify_all();
         shared.recorder.push(record);
         if shared.recorder.watch() {
             shared.wake_io();
@@ -378,113 +357,12 @@ fn as_interrupt(py: Python<'_>, helpers: &Helpers, error: PyErr) -> PyErr {
 
 /// Interrupts a cell that runs or is about to. False if there is none.
 pub(crate) fn interrupt(shared: &'static Shared, cell: CellId) -> bool {
-    let before = live().get_mut(&cell.as_u64()).map(|live| {
+    let known = live().get_mut(&cell.as_u64()).is_some_and(|live| {
         live.interrupted = true;
-        std::mem::replace(&mut live.interrupting, true)
+        true
     });
-    // Two that are on their way at once are one.
-    if before == Some(false) {
-        shared.spawner.hand(Interrupt { cell });
+    if known {
+        interrupter::aim_at(shared, cell);
     }
-    before.is_some()
-}
-
-/// Raises KeyboardInterrupt in the thread of a cell.
-struct Interrupt {
-    cell: CellId,
-}
-
-impl Job for Interrupt {
-    fn run(self: Box<Self>) {
-        let id = self.cell.as_u64();
-        // Looked up before: they belong to no thread once theirs has ended. Told
-        // after: the end of a child must not let the cell go on.
-        let children =
-            thread_of(self.cell).map_or_else(Family::default, |thread| Family::of(thread.id));
-        let cancelled = Python::attach(|py| {
-            let awaits = live().get(&id).and_then(|live| {
-                let (event_loop, task) = live.awaits.as_ref()?;
-                Some((event_loop.clone_ref(py), task.clone_ref(py)))
-            });
-            // What fails here is tried the other way.
-            awaits.is_some_and(|awaits| {
-                helpers::get(py)
-                    .loop_cancel_beside
-                    .call1(py, awaits)
-                    .is_ok()
-            })
-        });
-        if cancelled {
-            children.signal(Signal::INT);
-            let gone = |live: &mut BTreeMap<u64, Live>| live.contains_key(&id);
-            let waited = ENDED.wait_timeout_while(live(), CANCEL_PATIENCE, gone);
-            let (live, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            if !live.contains_key(&id) {
-                return;
-            }
-        }
-        self.raise();
-        if !cancelled {
-            children.signal(Signal::INT);
-        }
-        if let Some(live) = live().get_mut(&id) {
-            live.interrupting = false;
-        }
-    }
-
-    fn give_up(self: Box<Self>, _why: &std::io::Error) {
-        // It stays pending, which the answer says.
-        if let Some(live) = live().get_mut(&self.cell.as_u64()) {
-            live.interrupting = false;
-        }
-    }
-}
-
-impl Interrupt {
-    /// Sets the exception and ends the wait that the thread is in, or is about to
-    /// enter: while it has not run a step since, it has not seen the exception.
-    fn raise(&self) {
-        let id = self.cell.as_u64();
-        let mut step = None;
-        for pause in LOOK_AGAIN {
-            let settled = Python::attach(|py| {
-                let found = live().get(&id).and_then(|live| {
-                    let waits = live.waits.as_ref().map(|lock| lock.clone_ref(py));
-                    live.thread.map(|thread| (thread, waits))
-                });
-                let Some((thread, waits)) = found else {
-                    return true;
-                };
-                let now = place_of(py, thread.ident);
-                match step {
-                    // The thread cannot run Python while this one holds the lock:
-                    // the exception meets this cell and nothing else.
-                    None => sys::set_async_interrupt(py, thread.ident),
-                    Some(before) if before != now => return true,
-                    Some(_) => {}
-                }
-                step = Some(now);
-                match waits {
-                    // Free already: somebody else woke it.
-                    Some(lock) => {
-                        drop(lock.call_method0(py, "release"));
-                        true
-                    }
-                    None => blocked_call::cut(thread.id),
-                }
-            });
-            if settled {
-                return;
-            }
-            let gone = |live: &mut BTreeMap<u64, Live>| live.contains_key(&id);
-            let waited = ENDED.wait_timeout_while(live(), pause, gone);
-            drop(waited.unwrap_or_else(PoisonError::into_inner));
-        }
-    }
-}
-
-/// Which step a thread is at: its frame and the instruction there.
-fn place_of(py: Python<'_>, ident: u64) -> Option<(u64, i64)> {
-    let place = helpers::get(py).place.bind(py).call1((ident,));
-    place.and_then(|place| place.extract()).ok().flatten()
+    known
 }
