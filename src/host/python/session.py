@@ -1,5 +1,6 @@
 """What a session's process sets up once: streams, namespace, environment."""
 
+import _thread
 import atexit
 import builtins
 import gc
@@ -253,6 +254,21 @@ def run_exit_handlers():
 
 
 _Thread = threading.Thread
+# As they were before any cell could replace them.
+_start = _Thread.start
+_start_raw = _thread.start_new_thread
+
+
+class _CellThread(_Thread):
+    """The thread of a cell: runs it whatever became of `Thread.run`."""
+
+    def __init__(self, function, name):
+        super().__init__(name=name, daemon=True)
+        self._cell = function
+
+    def run(self):
+        function, self._cell = self._cell, None
+        function()
 
 
 def start_thread(name, function):
@@ -261,7 +277,13 @@ def start_thread(name, function):
     Args: name (str); function (callable without arguments).
     Raises: RuntimeError if there can be no more threads.
     """
-    _Thread(target=function, name=name, daemon=True).start()
+    try:
+        _start(_CellThread(function, name))
+    except RuntimeError:
+        raise
+    except Exception:
+        # A cell has replaced what `threading` is made of.
+        _start_raw(function, ())
 
 
 _JOIN_TURN = 0.05
