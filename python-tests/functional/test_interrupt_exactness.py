@@ -135,3 +135,18 @@ def test_a_storm_of_interrupts_from_many_clients_leaves_the_session_usable(
     assert numbers == sorted(set(numbers))
     for number in range(50):
         assert session.value(str(number)) == str(number)
+
+
+def test_every_interrupt_of_many_at_once_is_answered(session: Session) -> None:
+    """Several that are pending together, some of which end with the same cell."""
+    code = "try: time.sleep(30)\nexcept KeyboardInterrupt: time.sleep(0.003)"
+    with session.daemon.connect() as control:
+        for number in range(60):
+            session.fire(code)
+            tags = [f"{number}-{asker}" for asker in range(6)]
+            for tag in tags:
+                control.send(f"int {session.name} --tag={tag}")
+            answers = [json.loads(control.receive(4)) for _ in tags]
+            assert sorted(answer["tag"] for answer in answers) == tags
+            assert all(answer["ok"] for answer in answers), answers
+    session.wire.json(f"wait {session.name} --json --timeout=10")

@@ -56,7 +56,9 @@ struct Inner {
 #[derive(Debug, Default)]
 struct CellOutput {
     log: CellLog,
-    /// Memory that the cell's end holds.
+    /// The cell has ended.
+    retired: bool,
+    /// Memory that its end holds.
     text: usize,
     /// Somebody waits for more.
     awaited: bool,
@@ -141,6 +143,7 @@ impl Outputs {
         inner.finished.push_back(cell);
         if let Some(output) = inner.cells.get_mut(&cell) {
             output.text = text;
+            output.retired = true;
             output.reader = None;
             output.log.finish();
             let (memory, files) = output.held();
@@ -311,7 +314,14 @@ impl Inner {
         };
         match self.cells.get_mut(&cell) {
             Some(output) => {
+                let before = output.held();
                 output.log.append(stream, data, place);
+                if output.retired {
+                    // What a thread writes that outlives its cell counts too.
+                    let after = output.held();
+                    self.finished_memory = self.finished_memory + after.0 - before.0;
+                    self.finished_files = self.finished_files + after.1 - before.1;
+                }
                 Written {
                     awaited: std::mem::take(&mut output.awaited),
                     too_fast: output.is_too_fast(),

@@ -50,7 +50,11 @@ impl Control {
             deadline: Instant::now() + INTERRUPT_PATIENCE,
         });
         self.watch();
-        self.tell_what_came().pop()
+        // Those who asked earlier may get their answers here as well.
+        for (event, body) in self.tell_what_came() {
+            self.shared.send(event, body);
+        }
+        None
     }
 
     /// Tells one cell to stop. None if it has ended.
