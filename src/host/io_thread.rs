@@ -42,8 +42,9 @@ struct IoThread {
     /// Connections before their first message.
     strangers: Vec<Option<LaneSocket>>,
     requests: Control,
-    /// What child processes write waits in its pipe until readers came near.
-    holding_back: bool,
+    /// Since when what child processes write waits in its pipe for readers to
+    /// come near.
+    held_back: Option<Instant>,
     /// The lock of the session's directory, taken before the first welcome.
     /// Held until the process ends: such a lock belongs to the descriptor
     /// table that took it, so no cell and no process that a cell forks can let
@@ -82,7 +83,7 @@ pub(crate) fn start(
                     cells: None,
                     strangers: Vec::new(),
                     requests: Control::new(shared),
-                    holding_back: false,
+                    held_back: None,
                     lock: None,
                 };
                 loop {
@@ -118,8 +119,9 @@ impl IoThread {
         // Interrupted, timed out or ready: what there is to do shows below.
         let _ = sys::wait_with_signal(&mut set, timeout, sys::wake_signal());
         self.shared.io_is_awake();
-        if self.holding_back {
-            self.holding_back = self.shared.outputs.is_main_too_fast(HOLD_BACK);
+        if let Some(since) = self.held_back.take() {
+            let behind = self.shared.outputs.is_main_too_fast(since.elapsed());
+            self.held_back = behind.then(Instant::now);
         }
         if self.requests.repeating {
             self.requests.repeating = interrupt::repeat();
@@ -145,7 +147,7 @@ impl IoThread {
         let regular = [
             (self.requests.repeating, REPEAT_INTERRUPT),
             (self.shared.recorder.watched(), WRITE_RECORDS),
-            (self.holding_back, HOLD_BACK),
+            (self.held_back.is_some(), HOLD_BACK),
         ];
         let due = self.requests.next_deadline();
         let until = due.map(|due| due.saturating_duration_since(Instant::now()));
@@ -168,7 +170,7 @@ impl IoThread {
             names.push(name);
         };
         let capture = &self.shared.capture;
-        if !self.holding_back {
+        if self.held_back.is_none() {
             for pipe in [&capture.stdout_read, &capture.stderr_read] {
                 add(pipe.as_raw_fd(), libc::POLLIN, Watched::Output);
             }
@@ -203,7 +205,7 @@ impl IoThread {
 
     fn serve(&mut self, what: Watched, events: i16) {
         match what {
-            Watched::Output => self.holding_back = self.shared.drain(),
+            Watched::Output => self.held_back = self.shared.drain().then(Instant::now),
             Watched::Listener => self.accept(),
             Watched::Control => {
                 if let Err(_lost) = self.serve_control(events) {

@@ -202,13 +202,14 @@ impl Outputs {
     /// Waits until a reader takes something, for so long at most. True if the
     /// readers of this cell are still so far behind that it has to wait.
     pub(crate) fn wait_for_readers(&self, cell: u64, most: Duration) -> bool {
+        let began = Instant::now();
         let inner = self.lock();
         let (mut inner, _) = self
             .moved
             .wait_timeout(inner, most)
             .unwrap_or_else(PoisonError::into_inner);
         inner.cells.get_mut(&cell).is_some_and(|output| {
-            output.patience += most;
+            output.patience += began.elapsed();
             output.is_too_fast()
         })
     }
