@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from support.daemon import Session
 from support.waiting import wait_until
 
@@ -315,3 +317,21 @@ def test_fire_cells_reach_the_records_when_they_complete(session: Session) -> No
     )
     assert "failed_one = 1/0" in log
     assert "ZeroDivisionError" in log
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    [
+        "threading.Thread.start = lambda self: None",
+        "threading.Thread.run = lambda self: None",
+        "threading.Event = threading.Condition = threading.Lock = None",
+        "threading.setprofile(lambda *arguments: 1 / 0)",
+    ],
+)
+def test_whatever_a_cell_does_to_threading_a_fire_cell_ends(
+    session: Session, sabotage: str
+) -> None:
+    session.out(f"import threading\n{sabotage}")
+    ended = session.ended(session.fire("21 * 2"))
+    assert ended["status"] in ("done", "failed"), ended
+    assert session.value("1 + 1") == "2"

@@ -203,6 +203,20 @@ impl Entry {
     }
 }
 
+impl Drop for Entry {
+    /// A thread that ends before it calls its entry (a tracer of the user's
+    /// raised in it) leaves a cell that nobody would ever end.
+    fn drop(&mut self) {
+        if let Some(cell) = self.take() {
+            refuse(
+                self.shared,
+                &cell,
+                "the thread of this cell ended before it ran",
+            );
+        }
+    }
+}
+
 #[pymethods]
 impl Entry {
     fn __call__(&self, py: Python<'_>) {

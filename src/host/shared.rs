@@ -521,7 +521,10 @@ impl Shared {
             // A cell may have put every signal back to its default action,
             // which for this one is the end of the process.
             let _ = handle_by_nothing(wake_signal());
-            thread.signal(wake_signal());
+            if !thread.signal(wake_signal()) {
+                // It was not woken: the next one tries again.
+                self.woken.store(false, SeqCst);
+            }
         }
     }
 

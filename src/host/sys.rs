@@ -132,11 +132,12 @@ impl ThreadId {
         self.0
     }
 
-    /// Sends a signal to exactly this thread, which must not have ended.
-    pub(crate) fn signal(self, signal: i32) {
+    /// Sends a signal to exactly this thread, which must not have ended. False if
+    /// the kernel does not take it (a limit of queued signals).
+    pub(crate) fn signal(self, signal: i32) -> bool {
         // SAFETY: both threads that are ever named here, main and I/O, live as
         // long as the process. `tgkill` through std does not exist.
-        unsafe { libc::pthread_kill(self.0, signal) };
+        unsafe { libc::pthread_kill(self.0, signal) == 0 }
     }
 }
 
