@@ -242,7 +242,9 @@ impl Control {
                     shared.send(event, body);
                     None
                 }
-                Found::Later | Found::Unknown => None,
+                Found::Later => None,
+                // It was forgotten in this very moment.
+                Found::Unknown => Some((unknown_cell(request, cell), Vec::new())),
             };
         }
         Some((accepted, Vec::new()))

@@ -8,9 +8,9 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
-use pythond_protocol::CellId;
 use pythond_protocol::lane::{CellSpec, Decoder, HostCommand, HostEvent, HostedSession, LaneError};
 use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::{CellId, ErrorReply};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
@@ -322,9 +322,17 @@ impl Session {
             }
             Acceptance::Existing(id, status) => {
                 shared.send(accepted(id, true, status), Vec::new());
-                if let Found::Ended(end) = shared.find(id, request) {
-                    let (event, body) = shared.finished_message(end);
-                    shared.send(event, body);
+                match shared.find(id, request) {
+                    Found::Ended(end) => {
+                        let (event, body) = shared.finished_message(end);
+                        shared.send(event, body);
+                    }
+                    Found::Later => {}
+                    // It was forgotten in this very moment.
+                    Found::Unknown => {
+                        let error = ErrorReply::unknown_cell(&id.to_string());
+                        shared.send(HostEvent::Refused { request, error }, Vec::new());
+                    }
                 }
                 None
             }
