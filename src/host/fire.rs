@@ -4,6 +4,7 @@ mod interrupter;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use pyo3::prelude::*;
 use pythond_protocol::CellId;
@@ -30,6 +31,8 @@ struct Live {
     /// The lock of the condition that it waits for.
     waits: Option<Py<PyAny>>,
     interrupted: bool,
+    /// Since when what left it is put into words.
+    describing: Option<Instant>,
 }
 
 /// A thread that runs a cell.
@@ -268,7 +271,12 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
     if streams::forked() {
         cell::end_fork(py, helpers, value.err());
     }
-    let interrupted = live().get(&id).is_some_and(|live| live.interrupted);
+    // What was set and not raised yet would hit our own words about the cell.
+    sys::clear_async_exception(py, thread.ident);
+    let interrupted = live().get_mut(&id).is_some_and(|live| {
+        live.describing = Some(Instant::now());
+        live.interrupted
+    });
     if interrupted && let Err(error) = value {
         value = Err(as_interrupt(py, helpers, error));
     }

@@ -7,6 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
@@ -32,6 +33,32 @@ static AWAITING: AtomicBool = AtomicBool::new(false);
 /// a cell that has ended.
 static AIM: Mutex<()> = Mutex::new(());
 static MAIN: OnceLock<ThreadId> = OnceLock::new();
+
+/// How long an exception may be put into words before that can be interrupted.
+pub(crate) const DESCRIBING: Duration = Duration::from_millis(50);
+/// Since when the exception of the running cell is put into words, in
+/// nanoseconds since the first use plus one; 0 while none is.
+static DESCRIBING_SINCE: AtomicU64 = AtomicU64::new(0);
+
+fn clock() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let span = START.get_or_init(Instant::now).elapsed();
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX - 1)
+}
+
+/// What left the running cell is being put into words, or was. An interrupt that
+/// comes meanwhile finds a cell that is ending; only words that take long, as
+/// the user's own `__str__` may, are cut short.
+pub(crate) fn set_describing(describing: bool) {
+    DESCRIBING_SINCE.store(if describing { clock() + 1 } else { 0 }, SeqCst);
+}
+
+fn has_just_ended() -> bool {
+    match DESCRIBING_SINCE.load(SeqCst) {
+        0 => false,
+        since => u128::from(clock().saturating_sub(since - 1)) < DESCRIBING.as_nanos(),
+    }
+}
 
 /// Remembers the main thread. Called on it, once.
 pub(crate) fn set_main_thread() {
@@ -145,7 +172,7 @@ pub(crate) fn on_interrupt(
         (0, _) => true,
         (target, running) => target == running && SEEN.swap(target, SeqCst) != target,
     };
-    if !raises {
+    if !raises || has_just_ended() {
         return Ok(());
     }
     if target == running {

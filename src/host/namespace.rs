@@ -153,12 +153,14 @@ impl Namespace {
             cell::end_fork(py, helpers, value.err());
         }
         let interrupted = interrupt::was_interrupted(id);
+        interrupt::set_describing(true);
         if value.is_err() {
             // The cell may have taken away what shows its own exception.
             let _ = self.repair(py, helpers);
         }
         let outcome = cell::outcome(py, helpers, value, interrupted);
         interrupt::end(py);
+        interrupt::set_describing(false);
         streams::set_thread_cell(0);
         shared.drain();
         children::leave_behind();

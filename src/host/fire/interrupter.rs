@@ -13,6 +13,7 @@ use rustix::process::Signal;
 
 use super::live;
 use crate::children::Family;
+use crate::interrupt::DESCRIBING;
 use crate::shared::Shared;
 use crate::spawner::Job;
 use crate::{blocked_call, helpers, sys};
@@ -169,7 +170,13 @@ fn raise(
     looks: usize,
     children: Option<&Family>,
 ) -> Option<(Duration, Stage)> {
+    if has_just_ended(cell) {
+        return Some((DESCRIBING, Stage::Raise));
+    }
     let unsettled = Python::attach(|py| {
+        if has_just_ended(cell) {
+            return None;
+        }
         let (thread, waits) = live().get(&cell).and_then(|live| {
             let waits = live.waits.as_ref().map(|lock| lock.clone_ref(py));
             live.thread.map(|thread| (thread, waits))
@@ -199,6 +206,13 @@ fn raise(
     let pause = *LOOK_AGAIN.get(looks)?;
     let looks = looks + 1;
     Some((pause, Stage::Look { step, looks }))
+}
+
+/// It is being put into words what left the cell, and has been for a moment only:
+/// see [`crate::interrupt::set_describing`].
+fn has_just_ended(cell: u64) -> bool {
+    let since = live().get(&cell).and_then(|live| live.describing);
+    since.is_some_and(|since| since.elapsed() < DESCRIBING)
 }
 
 fn step_of(py: Python<'_>, ident: u64) -> Step {
