@@ -5,6 +5,7 @@ use pythond_protocol::output_log::Stream;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 
 use super::{Control, unknown_cell};
+use crate::cell_log::Piece;
 use crate::shared::Outgoing;
 
 /// Readers that may wait for output at once.
@@ -28,26 +29,16 @@ impl Control {
         }
         if !follow {
             let Follower {
-                request,
                 cell,
                 stream,
                 offset,
                 most,
+                ..
             } = follower;
             let ended = self.shared.has_ended(cell);
             let outputs = &self.shared.outputs;
-            let Some(piece) = outputs.read(cell.as_u64(), stream, offset, most) else {
-                return Some((unknown_cell(request, cell), Vec::new()));
-            };
-            let ended = ended && piece.next >= piece.total;
-            let event = HostEvent::OutputChunk {
-                request,
-                offset: piece.offset,
-                next: piece.next,
-                missing: piece.missing,
-                ended,
-            };
-            return Some((event, piece.records));
+            let piece = outputs.read(cell.as_u64(), stream, offset, most);
+            return Some(chunk(&follower, piece, ended));
         }
         if self.followers.len() >= MOST_FOLLOWERS {
             let error = ErrorReply::new(
@@ -70,28 +61,35 @@ impl Control {
     /// The answer to a reader, if there is something to say.
     pub(super) fn follow(&self, follower: Follower) -> Option<Outgoing> {
         let Follower {
-            request,
             cell,
             stream,
             offset,
             most,
+            ..
         } = follower;
         let ended = self.shared.has_ended(cell);
         let outputs = &self.shared.outputs;
-        let Some(piece) = outputs.follow(cell.as_u64(), stream, offset, most) else {
-            return Some((unknown_cell(request, cell), Vec::new()));
-        };
-        let nothing = piece.records.is_empty() && piece.missing == 0;
-        if nothing && !ended {
+        let piece = outputs.follow(cell.as_u64(), stream, offset, most);
+        let nothing = |piece: &Piece| piece.records.is_empty() && piece.missing == 0;
+        if !ended && piece.as_ref().is_some_and(nothing) {
             return None;
         }
-        let event = HostEvent::OutputChunk {
-            request,
-            offset: piece.offset,
-            next: piece.next,
-            missing: piece.missing,
-            ended: ended && piece.next >= piece.total,
-        };
-        Some((event, piece.records))
+        Some(chunk(&follower, piece, ended))
     }
+}
+
+/// A piece as it is sent; none means that the cell is not remembered.
+fn chunk(follower: &Follower, piece: Option<Piece>, ended: bool) -> Outgoing {
+    let request = follower.request;
+    let Some(piece) = piece else {
+        return (unknown_cell(request, follower.cell), Vec::new());
+    };
+    let event = HostEvent::OutputChunk {
+        request,
+        offset: piece.offset,
+        next: piece.next,
+        missing: piece.missing,
+        ended: ended && piece.next >= piece.total,
+    };
+    (event, piece.records)
 }
