@@ -124,11 +124,13 @@ def test_a_second_ctrl_c_leaves_a_cell_that_does_not_stop(session: Session, tmp_
     )
     assert client.stdin is not None
     client.stdin.write(
-        f"caught = 0\nwhile not os.path.exists({str(go)!r}):\n"
-        "    try: time.sleep(0.05)\n    except KeyboardInterrupt: caught += 1"
+        "caught = 0\ntry:\n    print('in', flush=True)\n    time.sleep(300)\n"
+        f"except KeyboardInterrupt: caught += 1\nwhile not os.path.exists({str(go)!r}): "
+        "time.sleep(0.01)"
     )
     client.stdin.close()
-    session.wait_for_state("running")
+    assert client.stdout is not None
+    assert client.stdout.readline() == "in\n"
     client.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         client.wait(1)

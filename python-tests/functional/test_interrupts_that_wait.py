@@ -19,8 +19,10 @@ STUCK = {
 """C code that holds the lock for some seconds and looks at no signal."""
 
 SWALLOWS = (
-    "print('in')\nend = time.monotonic() + 3\ncaught = 0\n"
-    "while time.monotonic() < end:\n    try:\n        while time.monotonic() < end: pass\n"
+    "end = time.monotonic() + 3\ncaught = 0\nsaid = False\n"
+    "while time.monotonic() < end:\n    try:\n"
+    "        if not said:\n            said = True\n            print('in')\n"
+    "        while time.monotonic() < end: pass\n"
     "    except KeyboardInterrupt: caught += 1"
 )
 
@@ -115,8 +117,9 @@ def test_kill_ends_a_child_that_does_not_hear_and_keeps_the_session(session: Ses
     session.out("kept = 'precious'")
     cell = session.detach(
         "p = subprocess.Popen(['sh', '-c', \"trap '' INT TERM; while :; do sleep 0.1; done\"])\n"
-        "print('pid', p.pid, 'in')\n"
-        "while p.poll() is None:\n    try: p.wait()\n    except KeyboardInterrupt: pass"
+        "said = False\nwhile p.poll() is None:\n    try:\n"
+        "        if not said:\n            said = True\n            print('pid', p.pid, 'in')\n"
+        "        p.wait()\n    except KeyboardInterrupt: pass"
     )
     pid = int(session.wait_for_output(cell, "in").split()[1])
     reply = session.interrupt(cell, kill=True)

@@ -208,8 +208,8 @@ def test_the_first_ctrl_c_interrupts_the_cell(session: Session) -> None:
 
 def test_the_second_ctrl_c_leaves_the_cell_running_and_says_its_id(session: Session) -> None:
     code = (
-        "stop = False\nprint('in')\nwhile not stop:\n    try: time.sleep(0.05)\n"
-        "    except KeyboardInterrupt: print('caught')\n'went on'"
+        "stop = False\ntry:\n    print('in')\n    time.sleep(300)\n"
+        "except KeyboardInterrupt: print('caught')\nwhile not stop: time.sleep(0.01)\n'went on'"
     )
     client = session.daemon.popen("pysh", "run", session.name, code)
     assert client.stdout is not None

@@ -341,13 +341,13 @@ def test_int_ends_an_awaiting_cell(session: Session) -> None:
 
 
 def test_a_cell_may_catch_the_interrupt(session: Session) -> None:
-    session.wire.send(
-        f"run {session.name} --json\ntry: time.sleep(300)\nexcept KeyboardInterrupt: r = 'caught'\nr"
+    cell = session.detach(
+        "try:\n    print('in')\n    time.sleep(300)\nexcept KeyboardInterrupt: r = 'caught'\nr"
     )
-    session.wait_for_state("running")
+    session.wait_for_output(cell, "in")
     session.daemon.ask(f"int {session.name}")
-    reply = json.loads(session.wire.receive(10))
-    assert (reply["status"], reply["stdout"]) == ("done", "caught\n")
+    reply = session.ended(cell)
+    assert (reply["status"], reply["result"]) == ("done", "caught")
 
 
 # Looking into the namespace.
