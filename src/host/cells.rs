@@ -107,6 +107,8 @@ pub(crate) struct Cells {
     queue: VecDeque<QueuedCell>,
     /// Those that wait for the `fire` cells before them.
     beside: VecDeque<QueuedCell>,
+    /// `fire` cells that wait since agents' cells are to wait.
+    held: VecDeque<QueuedCell>,
     /// Who asked for the end of which cell.
     waiting: Vec<(CellId, u64)>,
     forgotten: u64,
@@ -126,6 +128,7 @@ impl Cells {
             reserved: None,
             queue: VecDeque::new(),
             beside: VecDeque::new(),
+            held: VecDeque::new(),
             waiting: Vec::new(),
             forgotten: 0,
             beside_running: 0,
@@ -245,9 +248,10 @@ impl Cells {
 
     /// Whether code of this length may wait.
     fn room_for(&self, length: usize) -> Result<(), ErrorReply> {
-        let queues = self.queue.iter().chain(&self.beside);
+        let queues = self.queue.iter().chain(&self.beside).chain(&self.held);
         let bytes: usize = queues.map(|cell| cell.source.len()).sum();
-        let message = if self.queue.len() + self.beside.len() >= MOST_QUEUED {
+        let waiting = self.queue.len() + self.beside.len() + self.held.len();
+        let message = if waiting >= MOST_QUEUED {
             format!("{MOST_QUEUED} cells wait in this session already")
         } else if bytes > 0 && bytes + length > MOST_QUEUED_BYTES {
             let most = MOST_QUEUED_BYTES >> 20;
@@ -286,6 +290,18 @@ impl Cells {
         self.beside.push_back(cell);
     }
 
+    /// Lets a `fire` cell wait until agents' cells may run again.
+    pub(crate) fn hold_back(&mut self, cell: QueuedCell) {
+        self.held.push_back(cell);
+    }
+
+    /// Agents' cells may run again: the `fire` cells whose turn it is.
+    pub(crate) fn take_held(&mut self) -> Vec<QueuedCell> {
+        let mut due: Vec<_> = std::mem::take(&mut self.held).into();
+        due.extend(self.due_beside());
+        due
+    }
+
     /// The `fire` cells whose turn it is.
     pub(crate) fn due_beside(&mut self) -> Vec<QueuedCell> {
         let mut due = Vec::new();
@@ -304,7 +320,7 @@ impl Cells {
 
     /// Takes a waiting cell back.
     pub(crate) fn dequeue(&mut self, id: CellId) -> Option<QueuedCell> {
-        for queue in [&mut self.queue, &mut self.beside] {
+        for queue in [&mut self.queue, &mut self.beside, &mut self.held] {
             if let Some(at) = queue.iter().position(|cell| cell.id == id) {
                 return queue.remove(at);
             }
@@ -428,7 +444,7 @@ impl Cells {
 
     /// Cells that wait: for the main thread, then for `fire` cells.
     pub(crate) fn queued(&self) -> Vec<CellId> {
-        let queues = self.queue.iter().chain(&self.beside);
+        let queues = self.queue.iter().chain(&self.beside).chain(&self.held);
         queues.map(|cell| cell.id).collect()
     }
 
@@ -459,7 +475,7 @@ impl Cells {
         if self.is_expected(id) {
             return Some(on_its_way(id, now));
         }
-        let places = [&self.queue, &self.beside].into_iter();
+        let places = [&self.queue, &self.beside, &self.held].into_iter();
         let mut places = places.map(|queue| queue.iter().position(|cell| cell.id == id));
         let place = places.find_map(|place| place);
         self.described(id, place, now)
@@ -467,7 +483,7 @@ impl Cells {
 
     /// The same of all cells, by age.
     pub(crate) fn all(&self, now: Moment) -> Vec<CellRecord> {
-        let queues = [&self.queue, &self.beside].into_iter();
+        let queues = [&self.queue, &self.beside, &self.held].into_iter();
         let places: HashMap<CellId, usize> = queues
             .flat_map(|queue| queue.iter().enumerate())
             .map(|(place, cell)| (cell.id, place))

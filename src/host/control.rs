@@ -176,6 +176,8 @@ impl Control {
                 shared.shut_down();
                 return None;
             }
+            // The I/O thread itself does these.
+            HostCommand::Hold { .. } | HostCommand::Resize { .. } => return None,
         };
         Some((event, Vec::new()))
     }
@@ -214,7 +216,7 @@ impl Control {
                     let due = if how.queue {
                         shared.enqueue_beside(cell)
                     } else {
-                        vec![cell]
+                        shared.hold_back(cell).into_iter().collect()
                     };
                     if due.iter().any(|due| due.id == id) {
                         status = CellStatus::Running;

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pythond_protocol::CellId;
 use pythond_protocol::lane::{Hello, HostCommand, HostEvent, Lane, Message};
 use pythond_protocol::outcome::CellKind;
 use rustix::fs::FlockOperation;
@@ -18,7 +19,8 @@ use crate::files::session_directory;
 use crate::handoff;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::shared::Shared;
-use crate::{interrupt, outputs, sys};
+use crate::terminal::{Arrived, Leader, Terminals};
+use crate::{fire, interrupt, outputs, sys};
 
 /// How often an interrupt is repeated until the main thread has seen it.
 const REPEAT_INTERRUPT: Duration = Duration::from_millis(20);
@@ -42,6 +44,7 @@ struct IoThread {
     /// Connections before their first message.
     strangers: Vec<Option<LaneSocket>>,
     requests: Control,
+    terminals: Terminals,
     /// Since when what child processes write waits in its pipe for readers to
     /// come near.
     held_back: Option<Instant>,
@@ -60,8 +63,10 @@ pub(crate) fn start(
     shared: &'static Shared,
     listener: OwnedFd,
     handoff: OwnedFd,
+    leader: Option<Leader>,
 ) -> std::io::Result<()> {
-    let theirs = [listener.as_raw_fd(), handoff.as_raw_fd()];
+    let mut theirs = vec![listener.as_raw_fd(), handoff.as_raw_fd()];
+    theirs.extend(leader.iter().flat_map(Leader::descriptors));
     let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
     sys::handle_by_nothing(sys::wake_signal())?;
     std::thread::Builder::new()
@@ -83,6 +88,7 @@ pub(crate) fn start(
                     cells: None,
                     strangers: Vec::new(),
                     requests: Control::new(shared),
+                    terminals: Terminals::new(shared, leader),
                     held_back: None,
                     lock: None,
                 };
@@ -110,6 +116,8 @@ enum Watched {
     Control,
     Cells,
     Stranger(usize),
+    Terminal,
+    Attached(u64),
 }
 
 impl IoThread {
@@ -130,6 +138,10 @@ impl IoThread {
             self.shared.recorder.tick();
         }
         self.send_outbox();
+        self.terminals.write_next();
+        if self.shared.terminal.has_news() {
+            handoff::nudge(&self.handoff);
+        }
         for (entry, name) in set.iter().zip(&names) {
             if entry.revents != 0 {
                 self.serve(*name, entry.revents);
@@ -193,6 +205,10 @@ impl IoThread {
         {
             add(cells.as_fd().as_raw_fd(), libc::POLLIN, Watched::Cells);
         }
+        self.terminals.watched(|descriptor, events, id| {
+            let name = id.map_or(Watched::Terminal, Watched::Attached);
+            add(descriptor, events, name);
+        });
         for (index, stranger) in self.strangers.iter().flatten().enumerate() {
             add(
                 stranger.as_fd().as_raw_fd(),
@@ -218,6 +234,11 @@ impl IoThread {
                     self.cells = None;
                 }
             }
+            Watched::Terminal => self.terminals.serve_leader(),
+            Watched::Attached(id) => {
+                let arrived = self.terminals.serve(id, events);
+                self.act(arrived);
+            }
             Watched::Stranger(index) => {
                 // One that breaks the framing is dropped with the error.
                 let _ = self.greet(index);
@@ -235,6 +256,46 @@ impl IoThread {
         if known && self.strangers.len() < MOST_STRANGERS {
             self.strangers.push(Some(LaneSocket::new(socket)));
         }
+    }
+
+    /// What those who are attached have made necessary.
+    fn act(&mut self, arrived: Vec<Arrived>) {
+        for arrived in arrived {
+            match arrived {
+                Arrived::Nudge => handoff::nudge(&self.handoff),
+                Arrived::Interrupt(cell) => {
+                    if let Some(cell) = CellId::from_u64(cell) {
+                        self.requests.interrupt_one(cell);
+                    }
+                }
+                Arrived::Hold { terminal, by } => self.hold(None, by, Some(terminal)),
+            }
+        }
+    }
+
+    /// Agents' new cells are to wait, or not any more.
+    fn hold(&mut self, request: Option<u64>, by: Option<String>, terminal: Option<u64>) {
+        let changed = self.shared.hold(by, terminal);
+        let (waiting, due) = match changed {
+            Some((waiting, due)) => (waiting, due),
+            None if request.is_none() => return,
+            None => (self.shared.status().queued.len() as u64, Vec::new()),
+        };
+        fire::start(self.shared, due);
+        let held_by = self.shared.held_by();
+        self.terminals.tell_held(held_by.clone(), waiting);
+        let words = match &held_by {
+            Some(by) => format!("[pythond] agents' new cells wait for {by}"),
+            None => "[pythond] agents' cells run again".to_owned(),
+        };
+        self.shared.terminal.say(&words);
+        let event = HostEvent::Hold {
+            request,
+            held_by,
+            waiting,
+        };
+        self.shared.send(event, Vec::new());
+        handoff::nudge(&self.handoff);
     }
 
     /// Learns which lane a new connection is and answers.
@@ -266,6 +327,12 @@ impl IoThread {
                 }
                 self.cells = Some(lane);
             }
+            Lane::Terminal => {
+                let id = self.terminals.adopt(lane);
+                // Its first words may have come with the hello.
+                let arrived = self.terminals.serve(id, 0);
+                self.act(arrived);
+            }
         }
         Ok(())
     }
@@ -287,6 +354,19 @@ impl IoThread {
             let Some(message) = control.next::<HostCommand>()? else {
                 return Ok(());
             };
+            match message.header {
+                HostCommand::Hold { request, by } => {
+                    self.hold(Some(request), by, None);
+                    continue;
+                }
+                HostCommand::Resize { request, size } => {
+                    self.terminals.resize_unsized(size);
+                    handoff::nudge(&self.handoff);
+                    self.answer(&HostEvent::Resized { request }, b"")?;
+                    continue;
+                }
+                _ => {}
+            }
             let handoff = &self.handoff;
             let answer = self.requests.obey(message, || handoff::nudge(handoff));
             if let Some((event, body)) = answer {

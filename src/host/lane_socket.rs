@@ -107,6 +107,11 @@ impl LaneSocket {
         !self.outgoing.is_empty()
     }
 
+    /// Bytes that wait to be written.
+    pub(crate) fn waiting(&self) -> usize {
+        self.outgoing.len()
+    }
+
     /// False while so much waits to be written that no command is read.
     pub(crate) fn may_read(&self) -> bool {
         self.outgoing.len() < MOST_WAITING

@@ -34,6 +34,7 @@ mod stack;
 mod start;
 mod streams;
 mod sys;
+mod terminal;
 mod waiter;
 mod zygote;
 

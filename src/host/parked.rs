@@ -10,6 +10,7 @@ use pythond_private_fs::PrivateDir;
 use crate::journal::Journal;
 use crate::namespace::Namespace;
 use crate::shared::{Capture, Shared};
+use crate::terminal::{self, Follower, Terminal};
 use crate::{handoff, helpers, interrupt, io_thread, streams, sys};
 
 /// Lowest number of a descriptor of ours: out of the way of what cells open
@@ -52,6 +53,9 @@ impl Ready {
             stdout_write: out_of_the_way_copy(rustix::stdio::stdout())?,
             stderr_write: out_of_the_way_copy(rustix::stdio::stderr())?,
         };
+        // Without a terminal a session still runs; nobody can attach to it.
+        let (leader, follower) = terminal::open().ok().unzip();
+        let follower = follower.map(out_of_the_way_both).transpose()?;
         let (mine, theirs) = handoff::pair().map_err(std::io::Error::from)?;
         let (mine, theirs) = (out_of_the_way(mine)?, out_of_the_way(theirs)?);
         // Without a journal a session still runs; only its last words are lost.
@@ -60,7 +64,7 @@ impl Ready {
             .map(Arc::new);
         let mut salt = [0; 2];
         getrandom::fill(&mut salt).map_err(std::io::Error::from)?;
-        let shared = Shared::install(u16::from_ne_bytes(salt), capture, journal.clone());
+        let shared = Shared::install(u16::from_ne_bytes(salt), capture, journal.clone(), Terminal::new(follower));
         if let Some(journal) = journal {
             shared.outputs.keep_end_in(journal);
         }
@@ -72,7 +76,7 @@ impl Ready {
             .call_method0("be_another_process")?;
         // Before the I/O thread gets a descriptor table of its own.
         shared.spawner.start()?;
-        io_thread::start(shared, listener, theirs)?;
+        io_thread::start(shared, listener, theirs, leader)?;
         Ok(Self {
             shared,
             namespace,
@@ -106,6 +110,13 @@ fn install_hooks(py: Python<'_>, shared: &Shared) -> PyResult<()> {
 /// A descriptor with a number that cells are unlikely to meet.
 pub(crate) fn out_of_the_way(descriptor: OwnedFd) -> std::io::Result<OwnedFd> {
     out_of_the_way_copy(&descriptor)
+}
+
+fn out_of_the_way_both(follower: Follower) -> std::io::Result<Follower> {
+    Ok(Follower {
+        terminal: out_of_the_way(follower.terminal)?,
+        side: out_of_the_way(follower.side)?,
+    })
 }
 
 fn out_of_the_way_copy(descriptor: impl AsFd) -> std::io::Result<OwnedFd> {

@@ -109,6 +109,7 @@ impl Session {
             queued: Vec::new(),
             next_cell: CellId::from_parts(0, 0),
             not_recorded: None,
+            held_by: None,
             zygote_pid,
         };
         hosted.spec.env.clear();

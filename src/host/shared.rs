@@ -22,6 +22,7 @@ use crate::outputs::{Outputs, Written};
 use crate::recorder::Recorder;
 use crate::spawner::Spawner;
 use crate::sys::{ThreadId, handle_by_nothing, wake_signal};
+use crate::terminal::Terminal;
 
 static SHARED: OnceLock<Shared> = OnceLock::new();
 
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) capture: Capture,
     /// Starts the threads that run Python beside the main thread.
     pub(crate) spawner: Spawner,
+    pub(crate) terminal: Terminal,
     journal: Option<Arc<Journal>>,
     hosted: OnceLock<HostedSession>,
     state: Mutex<State>,
@@ -79,6 +81,16 @@ struct State {
     main: Option<CellId>,
     /// When cells are to be interrupted by their time-outs.
     deadlines: Vec<(Instant, CellId)>,
+    /// Who lets agents' new cells wait.
+    held: Option<Held>,
+}
+
+/// Somebody lets agents' new cells wait.
+#[derive(Clone, Debug)]
+struct Held {
+    by: String,
+    /// The terminal that it was done at; with that one it ends.
+    terminal: Option<u64>,
 }
 
 /// A message for the control lane.
@@ -90,18 +102,21 @@ impl Shared {
         salt: u16,
         capture: Capture,
         journal: Option<Arc<Journal>>,
+        terminal: Terminal,
     ) -> &'static Self {
         SHARED.get_or_init(|| Self {
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             outputs: Outputs::default(),
             recorder: Recorder::default(),
             capture,
+            terminal,
             journal,
             hosted: OnceLock::new(),
             state: Mutex::new(State {
                 cells: Cells::new(salt),
                 main: None,
                 deadlines: Vec::new(),
+                held: None,
             }),
             spawner: Spawner::default(),
             vars: AtomicU64::new(0),
@@ -145,6 +160,7 @@ impl Shared {
             session.queued = state.cells.queued();
             session.next_cell = state.cells.next_id();
             session.not_recorded = self.recorder.trouble();
+            session.held_by = state.held.as_ref().map(|held| held.by.clone());
         }
         HostInfo {
             version: LINK_VERSION,
@@ -183,7 +199,54 @@ impl Shared {
 
     /// The next waiting cell.
     pub(crate) fn next_queued(&self) -> Option<QueuedCell> {
-        self.state().cells.next_queued()
+        let mut state = self.state();
+        if state.held.is_some() {
+            return None;
+        }
+        state.cells.next_queued()
+    }
+
+    /// Agents' new cells wait from now on, or run again. `terminal`: where that
+    /// was asked for; a terminal lets go only what it holds. None if nothing
+    /// changes; else how many cells wait, and the `fire` cells whose turn it is.
+    pub(crate) fn hold(
+        &self,
+        by: Option<String>,
+        terminal: Option<u64>,
+    ) -> Option<(u64, Vec<QueuedCell>)> {
+        let mut state = self.state();
+        let changes = match (&state.held, &by) {
+            (None, None) => false,
+            (Some(held), None) => terminal.is_none() || held.terminal == terminal,
+            (held, Some(by)) => held.as_ref().is_none_or(|held| held.by != *by),
+        };
+        if !changes {
+            return None;
+        }
+        state.held = by.map(|by| Held { by, terminal });
+        let waiting = u64::try_from(state.cells.queued().len()).unwrap_or(u64::MAX);
+        let due = if state.held.is_none() {
+            state.cells.take_held()
+        } else {
+            Vec::new()
+        };
+        self.queued.notify_all();
+        Some((waiting, due))
+    }
+
+    /// Who lets agents' new cells wait.
+    pub(crate) fn held_by(&self) -> Option<String> {
+        self.state().held.as_ref().map(|held| held.by.clone())
+    }
+
+    /// Lets a `fire` cell wait if agents' cells are to wait; else gives it back.
+    pub(crate) fn hold_back(&self, cell: QueuedCell) -> Option<QueuedCell> {
+        let mut state = self.state();
+        if state.held.is_none() {
+            return Some(cell);
+        }
+        state.cells.hold_back(cell);
+        None
     }
 
     /// Lets a `fire` cell wait for those before it; returns those whose turn it
@@ -191,12 +254,19 @@ impl Shared {
     pub(crate) fn enqueue_beside(&self, cell: QueuedCell) -> Vec<QueuedCell> {
         let mut state = self.state();
         state.cells.enqueue_beside(cell);
+        if state.held.is_some() {
+            return Vec::new();
+        }
         state.cells.due_beside()
     }
 
     /// The `fire` cells whose turn it is now.
     pub(crate) fn due_beside(&self) -> Vec<QueuedCell> {
-        self.state().cells.due_beside()
+        let mut state = self.state();
+        if state.held.is_some() {
+            return Vec::new();
+        }
+        state.cells.due_beside()
     }
 
     /// Takes a waiting cell back.
@@ -207,7 +277,8 @@ impl Shared {
     /// Waits for a cell or the end, without descriptors.
     pub(crate) fn wait_for_queue(&self, longest: Option<Duration>) {
         let state = self.state();
-        if state.cells.queue_is_empty() && !self.shutting_down() {
+        let nothing = state.held.is_some() || state.cells.queue_is_empty();
+        if nothing && !self.shutting_down() {
             // A spurious wake-up only makes the caller look again.
             match longest {
                 Some(longest) => drop(self.queued.wait_timeout(state, longest)),
@@ -383,6 +454,8 @@ impl Shared {
             vars: self.vars.load(SeqCst),
             cells: state.cells.count(),
             not_recorded: self.recorder.trouble(),
+            held_by: state.held.as_ref().map(|held| held.by.clone()),
+            attached: self.terminal.attached(),
         }
     }
 
@@ -422,7 +495,21 @@ impl Shared {
     pub(crate) fn append(&self, cell: u64, stream: Stream, data: &[u8]) -> bool {
         let written = self.outputs.append(cell, stream, data);
         self.tell_written(written);
+        if self.terminal.is_wanted() {
+            self.show(cell, data);
+        }
         written.too_fast
+    }
+
+    /// Shows the person what a cell wrote that is not theirs.
+    fn show(&self, cell: u64, data: &[u8]) {
+        if self.terminal.is_persons(cell) {
+            return;
+        }
+        let main = self.running_main().map(CellId::as_u64);
+        if self.terminal.output(cell, main != Some(cell), data) {
+            self.wake_io();
+        }
     }
 
     fn tell_written(&self, written: Written) {
@@ -451,14 +538,23 @@ impl Shared {
         if matches!(poll(&mut ready, Some(&now)), Ok(0) | Err(_)) {
             return false;
         }
+        let shown = self.terminal.is_wanted();
+        let mut copy = Vec::new();
         let written = self.outputs.drain(|stream, buffer| {
             let descriptor = match stream {
                 Stream::Stdout => out.as_fd(),
                 Stream::Stderr => err.as_fd(),
             };
             // Empty, closed by a cell, or broken: nothing to take in.
-            rustix::io::read(descriptor, buffer).unwrap_or(0)
+            let count = rustix::io::read(descriptor, &mut *buffer).unwrap_or(0);
+            if shown {
+                copy.extend_from_slice(&buffer[..count]);
+            }
+            count
         });
+        if !copy.is_empty() {
+            self.show(self.running_main().map_or(0, CellId::as_u64), &copy);
+        }
         self.tell_written(written);
         written.too_fast
     }

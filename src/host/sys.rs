@@ -7,6 +7,7 @@ mod cut_call;
 mod shared_map;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyCode, PyDict};
@@ -273,4 +274,11 @@ pub(crate) fn clear_async_exception(_py: Python<'_>, ident: u64) {
 
 fn as_c_long(ident: u64) -> libc::c_long {
     ident.cast_signed()
+}
+
+/// The descriptor that `owner` keeps open under this number.
+pub(crate) fn borrow_descriptor<T: ?Sized>(number: i32, _owner: &T) -> BorrowedFd<'_> {
+    // SAFETY: the owner, which is borrowed for as long as the result lives, keeps
+    // the descriptor open.
+    unsafe { BorrowedFd::borrow_raw(number) }
 }

@@ -24,7 +24,7 @@ use crate::verbs::stack::{StackMethod, ThreadStack};
 use crate::verbs::vars::Variable;
 
 /// Version of these words.
-pub const LINK_VERSION: u32 = 2;
+pub const LINK_VERSION: u32 = 3;
 /// Tag of a [`Hello`]; every other message carries the tag that it agreed.
 pub const HELLO_TAG: u64 = u64::from_le_bytes(*b"pythond1");
 /// Bytes of a message before its header.
@@ -204,6 +204,8 @@ pub enum Lane {
     Cell,
     /// Everything that must not wait behind a cell.
     Control,
+    /// One attached terminal; a host takes many.
+    Terminal,
 }
 
 /// The first message on every connection to a host or a zygote, with
@@ -280,6 +282,9 @@ pub struct HostedSession {
     pub next_cell: CellId,
     /// Why its files cannot be written, if so.
     pub not_recorded: Option<String>,
+    /// Who lets agents' new cells wait.
+    #[serde(default)]
+    pub held_by: Option<String>,
     /// Process id of the zygote that reaps it.
     pub zygote_pid: i32,
 }
@@ -390,6 +395,22 @@ pub enum HostCommand {
     Forget {
         /// The daemon's number for it.
         request: u64,
+    },
+    /// Let new cells of agents wait, or let them run again; answer with
+    /// [`HostEvent::Hold`].
+    Hold {
+        /// The daemon's number for it.
+        request: u64,
+        /// Who holds the session; none lets it go.
+        by: Option<String>,
+    },
+    /// Set the size of the terminal for those who are attached without saying
+    /// theirs; answer with [`HostEvent::Resized`].
+    Resize {
+        /// The daemon's number for it.
+        request: u64,
+        /// In characters.
+        size: TerminalSize,
     },
     /// Run the exit handlers and end, interrupting a running cell.
     Shutdown,
@@ -553,6 +574,22 @@ pub enum HostEvent {
         /// Their process ids.
         pids: Vec<i32>,
     },
+    /// Whether agents' new cells wait, after it changed or was asked for.
+    Hold {
+        /// The daemon's number for it; none if nobody asked.
+        request: Option<u64>,
+        /// Who holds the session.
+        held_by: Option<String>,
+        /// Cells that wait.
+        waiting: u64,
+    },
+    /// The size of the terminal, after somebody asked for one.
+    Resized {
+        /// The daemon's number for it.
+        request: u64,
+    },
+    /// The session ends because its person said so.
+    Leaving,
     /// A command could not be carried out.
     Refused {
         /// The daemon's number for it.
@@ -575,6 +612,12 @@ pub struct HostStatus {
     pub cells: u64,
     /// Why files cannot be written, if so.
     pub not_recorded: Option<String>,
+    /// Who lets agents' new cells wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
+    /// Terminals that are attached.
+    #[serde(default)]
+    pub attached: u64,
 }
 
 /// The end of a cell.
@@ -611,6 +654,90 @@ pub struct FinishedCell {
     /// Why files cannot be written, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_recorded: Option<String>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+}
+
+/// How somebody attaches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Attach {
+    /// The size of the person's terminal, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<TerminalSize>,
+    /// Sees everything, types nothing.
+    pub read_only: bool,
+    /// Wants the screen as it is; else the last bytes that were written to it.
+    pub screen: bool,
+    /// Whose cells are typed here.
+    pub author: String,
+    /// What the person's terminal is (`TERM`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub term: Option<String>,
+    /// How many colours it has (`COLORTERM`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub colorterm: Option<String>,
+}
+
+/// From the daemon to a host, on a terminal lane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum TerminalCommand {
+    /// The first: answer with [`TerminalEvent::Attached`].
+    Attach(Attach),
+    /// What was typed, in the body.
+    Input,
+    /// The person's terminal has another size now.
+    Resize(TerminalSize),
+    /// Let new cells of agents wait until this terminal lets them go, or is
+    /// gone.
+    Hold {
+        /// Or let them run again.
+        held: bool,
+    },
+}
+
+/// From a host to the daemon, on a terminal lane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum TerminalEvent {
+    /// The first; the body is what is to be written first.
+    Attached {
+        /// The size that all who are attached share.
+        size: TerminalSize,
+        /// How many are attached, with this one.
+        attached: u64,
+        /// Who lets agents' new cells wait.
+        held_by: Option<String>,
+    },
+    /// Nobody can attach.
+    Refused {
+        /// Why.
+        error: ErrorReply,
+    },
+    /// Bytes for the terminal, in the body.
+    Output,
+    /// The shared size changed.
+    Resized(TerminalSize),
+    /// Agents' new cells wait, or run again.
+    Held {
+        /// Who lets them wait.
+        held_by: Option<String>,
+        /// Cells that wait.
+        waiting: u64,
+    },
+    /// This terminal did not read for so long that it is left behind; the last.
+    CutOff {
+        /// Bytes that waited for it.
+        backlog: u64,
+    },
 }
 
 /// From the daemon to a zygote.

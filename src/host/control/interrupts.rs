@@ -95,6 +95,12 @@ impl Control {
         Some(told)
     }
 
+    /// Tells one cell to stop; nobody waits to hear what came of it.
+    pub(crate) fn interrupt_one(&mut self, cell: CellId) {
+        self.tell(cell, false);
+        self.watch();
+    }
+
     /// The kernel's id of the thread that a cell runs on.
     pub(super) fn thread_of(&self, cell: CellId) -> Option<i32> {
         if self.shared.running_main() == Some(cell) {

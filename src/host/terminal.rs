@@ -1,0 +1,389 @@
+//! The session's terminal as its threads share it: who has it, what is to be
+//! shown on it, who is attached.
+//!
+//! The I/O thread has the leading end and those who are attached; the main
+//! thread has the prompt. What agents' cells write is shown by whoever writes
+//! it, without ever waiting: what the terminal does not take at once is written
+//! by the I/O thread.
+
+mod attached;
+mod label;
+mod pty;
+mod screen;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pythond_protocol::lane::TerminalSize;
+use rustix::io::Errno;
+
+pub(crate) use self::attached::{Arrived, Terminals};
+pub(crate) use self::label::label;
+pub(crate) use self::pty::{DEFAULT_SIZE, Follower, Leader, open};
+
+/// Most output of one cell that is shown, in bytes.
+const SHOWN_PER_CELL: usize = 64 << 10;
+/// Most that waits to be shown, in bytes.
+const MOST_WAITING: usize = 1 << 20;
+
+/// Who writes to the terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// Nobody: no one was ever attached.
+    #[default]
+    Nobody,
+    /// The prompt with what is typed; others are shown above it.
+    Prompt,
+    /// An agent's cell runs, the prompt is out of the way.
+    Agent,
+    /// A cell of the person's.
+    Person,
+}
+
+/// What somebody who attached told of their terminal.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Person {
+    pub(crate) author: String,
+    pub(crate) term: Option<String>,
+    pub(crate) colorterm: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    holder: Holder,
+    /// Waits for the prompt to be out of the way.
+    aside: Vec<u8>,
+    /// Is to be written next: the terminal did not take it at once.
+    next: Vec<u8>,
+    /// Bytes that were not shown since too much waited.
+    dropped: u64,
+    /// How much of each cell is still to be shown.
+    budgets: HashMap<u64, usize>,
+    /// Output whose line is not complete, of cells that write beside others.
+    partial: BTreeMap<u64, Vec<u8>>,
+    /// The last thing that was written directly did not end its line.
+    open_line: bool,
+    person: Person,
+    size: Option<TerminalSize>,
+}
+
+/// The shared part.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    /// None if the system gave none.
+    follower: Option<Follower>,
+    state: Mutex<State>,
+    written: Condvar,
+    /// Somebody is or was attached.
+    wanted: AtomicBool,
+    /// Something was typed that the prompt has not taken.
+    typed: AtomicBool,
+    /// The size changed since the prompt looked.
+    resized: AtomicBool,
+    /// The line that is typed is to be given up.
+    cancelled: AtomicBool,
+    attached: AtomicU64,
+    /// The running cell of the person plus one; 0 while none runs.
+    persons_cell: AtomicU64,
+}
+
+impl Terminal {
+    pub(crate) fn new(follower: Option<Follower>) -> Self {
+        Self {
+            follower,
+            state: Mutex::default(),
+            written: Condvar::new(),
+            wanted: AtomicBool::new(false),
+            typed: AtomicBool::new(false),
+            resized: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
+            attached: AtomicU64::new(0),
+            persons_cell: AtomicU64::new(0),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change under the lock is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn follower(&self) -> Option<&Follower> {
+        self.follower.as_ref()
+    }
+
+    /// Somebody attached: the main thread is to show its prompt.
+    pub(crate) fn want(&self, person: Person) {
+        let mut state = self.state();
+        // Who types later is said with what they type.
+        state.person = person;
+        drop(state);
+        self.wanted.store(true, SeqCst);
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(SeqCst)
+    }
+
+    /// Whose typing the next line is.
+    pub(crate) fn set_author(&self, author: &str) {
+        let mut state = self.state();
+        if state.person.author != author {
+            author.clone_into(&mut state.person.author);
+        }
+    }
+
+    pub(crate) fn person(&self) -> Person {
+        self.state().person.clone()
+    }
+
+    pub(crate) fn note_typed(&self) {
+        self.typed.store(true, SeqCst);
+    }
+
+    pub(crate) fn take_typed(&self) -> bool {
+        self.typed.swap(false, SeqCst)
+    }
+
+    pub(crate) fn cancel_line(&self) {
+        self.cancelled.store(true, SeqCst);
+    }
+
+    pub(crate) fn take_cancelled(&self) -> bool {
+        self.cancelled.swap(false, SeqCst)
+    }
+
+    pub(crate) fn set_size(&self, size: TerminalSize) {
+        self.state().size = Some(size);
+        self.resized.store(true, SeqCst);
+    }
+
+    pub(crate) fn size(&self) -> TerminalSize {
+        self.state().size.unwrap_or(DEFAULT_SIZE)
+    }
+
+    pub(crate) fn take_resized(&self) -> bool {
+        self.resized.swap(false, SeqCst)
+    }
+
+    pub(crate) fn set_attached(&self, count: usize) {
+        self.attached.store(u64::try_from(count).unwrap_or(u64::MAX), SeqCst);
+    }
+
+    pub(crate) fn attached(&self) -> u64 {
+        self.attached.load(SeqCst)
+    }
+
+    /// A cell of the person's begins to run, or has ended.
+    pub(crate) fn set_persons_cell(&self, cell: Option<u64>) {
+        self.persons_cell.store(cell.map_or(0, |cell| cell + 1), SeqCst);
+    }
+
+    /// The person's cell that runs.
+    pub(crate) fn persons_cell(&self) -> Option<u64> {
+        self.persons_cell.load(SeqCst).checked_sub(1)
+    }
+
+    /// True for the cell of the person's that runs now.
+    pub(crate) fn is_persons(&self, cell: u64) -> bool {
+        self.persons_cell.load(SeqCst) == cell + 1
+    }
+
+    /// The terminal is handed over. What waited is shown if it may be now.
+    pub(crate) fn hand_to(&self, holder: Holder) {
+        let mut state = self.state();
+        state.holder = holder;
+        if holder == Holder::Agent {
+            let waiting = std::mem::take(&mut state.aside);
+            self.write(&mut state, &waiting);
+        }
+    }
+
+    /// Something waits to be shown above the prompt.
+    pub(crate) fn has_news(&self) -> bool {
+        let state = self.state();
+        state.holder == Holder::Prompt && !state.aside.is_empty()
+    }
+
+    /// Shows words of ours. True if the I/O thread has to see to it.
+    pub(crate) fn say(&self, text: &str) -> bool {
+        let mut state = self.state();
+        self.show(&mut state, format!("{text}\n").as_bytes())
+    }
+
+    /// An agent's cell begins: shows what it is. True if the I/O thread has to
+    /// see to it.
+    pub(crate) fn introduce(&self, cell: u64, kind: &str, source: &str) -> bool {
+        if !self.is_wanted() {
+            return false;
+        }
+        let mut state = self.state();
+        state.budgets.insert(cell, SHOWN_PER_CELL);
+        self.show(&mut state, label(kind, source).as_bytes())
+    }
+
+    /// A cell wrote something. True if the I/O thread has to see to it.
+    pub(crate) fn output(&self, cell: u64, beside: bool, bytes: &[u8]) -> bool {
+        if !self.is_wanted() {
+            return false;
+        }
+        let mut state = self.state();
+        if state.holder == Holder::Nobody {
+            return false;
+        }
+        let budget = state.budgets.get(&cell).copied().unwrap_or(if beside {
+            0
+        } else {
+            SHOWN_PER_CELL
+        });
+        if budget == 0 {
+            return false;
+        }
+        let shown = &bytes[..bytes.len().min(budget)];
+        state.budgets.insert(cell, budget - shown.len());
+        let mut text = label::visible(shown);
+        if budget == shown.len() {
+            text.extend_from_slice(b"\n[pythond] more output of this cell: pysh out\n");
+        }
+        if !beside {
+            return self.show(&mut state, &text);
+        }
+        // Lines of cells that run beside each other are kept whole.
+        let line = state.partial.entry(cell).or_default();
+        line.extend_from_slice(&text);
+        let end = line.iter().rposition(|byte| *byte == b'\n');
+        let whole = match end {
+            Some(end) => line.drain(..=end).collect(),
+            None if line.len() > 4096 => std::mem::take(line),
+            None => return false,
+        };
+        self.show(&mut state, &whole)
+    }
+
+    /// A cell has ended; `error` is what is shown of its end.
+    pub(crate) fn conclude(&self, cell: u64, error: Option<&str>) -> bool {
+        if !self.is_wanted() {
+            return false;
+        }
+        let mut state = self.state();
+        let known = state.budgets.remove(&cell).is_some();
+        let mut text = state.partial.remove(&cell).unwrap_or_default();
+        if !text.is_empty() {
+            text.push(b'\n');
+        }
+        if known && let Some(error) = error {
+            let error = error.as_bytes();
+            text.extend(label::visible(&error[..error.len().min(SHOWN_PER_CELL)]));
+            if text.last() != Some(&b'\n') {
+                text.push(b'\n');
+            }
+        }
+        !text.is_empty() && self.show(&mut state, &text)
+    }
+
+    fn show(&self, state: &mut State, bytes: &[u8]) -> bool {
+        match state.holder {
+            Holder::Nobody => false,
+            Holder::Agent => {
+                self.write(state, bytes);
+                !state.next.is_empty()
+            }
+            Holder::Prompt | Holder::Person => {
+                if state.aside.len() + bytes.len() > MOST_WAITING {
+                    state.dropped += bytes.len() as u64;
+                } else {
+                    state.aside.extend_from_slice(bytes);
+                }
+                state.holder == Holder::Prompt
+            }
+        }
+    }
+
+    /// Writes as much as the terminal takes; the rest is the I/O thread's.
+    fn write(&self, state: &mut State, bytes: &[u8]) {
+        let Some(follower) = &self.follower else { return };
+        if let Some(last) = bytes.last() {
+            state.open_line = *last != b'\n';
+        }
+        let mut rest = bytes;
+        if state.next.is_empty() {
+            while !rest.is_empty() {
+                match rustix::io::write(&follower.side, rest) {
+                    Ok(count) => rest = &rest[count..],
+                    Err(Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+        if state.next.len() + rest.len() > MOST_WAITING {
+            state.dropped += rest.len() as u64;
+        } else {
+            state.next.extend_from_slice(rest);
+        }
+    }
+
+    /// Writes what waited for room. False if there is more. Called by the I/O
+    /// thread, which makes the room.
+    pub(crate) fn write_next(&self) -> bool {
+        let mut state = self.state();
+        if state.next.is_empty() {
+            return true;
+        }
+        let waiting = std::mem::take(&mut state.next);
+        let open = state.open_line;
+        self.write(&mut state, &waiting);
+        state.open_line = open;
+        let done = state.next.is_empty();
+        if done {
+            self.written.notify_all();
+        }
+        done
+    }
+
+    /// Before the prompt is shown again: takes what waits to be shown above it
+    /// and lets the terminal take what was written. The line above the prompt
+    /// is ended.
+    pub(crate) fn take_aside(&self) -> Vec<u8> {
+        let mut state = self.state();
+        let mut aside = std::mem::take(&mut state.aside);
+        if std::mem::take(&mut state.open_line) {
+            aside.insert(0, b'\n');
+        }
+        if state.dropped > 0 {
+            let dropped = std::mem::take(&mut state.dropped);
+            aside.extend(format!("[pythond] {dropped} bytes are not shown here\n").bytes());
+        }
+        aside
+    }
+
+    /// Waits until the terminal has taken what was written to it, not for long.
+    pub(crate) fn wait_until_written(&self) {
+        const PATIENCE: Duration = Duration::from_millis(300);
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.state();
+        while !state.next.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.written.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Writes to the terminal as a program does, waiting for room. For words
+    /// that belong to the prompt.
+    pub(crate) fn write_through(&self, bytes: &[u8]) {
+        let Some(follower) = &self.follower else { return };
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match rustix::io::write(follower.terminal.as_fd(), rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! The leading end of the terminal and everybody who is attached to it. Lives
+//! on the I/O thread.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use pythond_protocol::lane::{Attach, Message, TerminalCommand, TerminalEvent, TerminalSize};
+use pythond_protocol::{ErrorCode, ErrorReply};
+use rustix::io::Errno;
+use rustix::termios::{LocalModes, QueueSelector, SpecialCodeIndex};
+
+use super::screen::Screen;
+use super::{DEFAULT_SIZE, Leader, Person};
+use crate::lane_socket::{LaneLost, LaneSocket};
+use crate::shared::Shared;
+
+/// Bytes that may wait for a terminal that does not read; with more it is cut
+/// off.
+const BACKLOG: usize = 1 << 20;
+/// What was typed and not taken; with more the typist is not read.
+const MOST_TYPED: usize = 1 << 20;
+/// How much is read from the terminal at once.
+const PIECE: usize = 64 << 10;
+/// Terminals that may be attached at once.
+const MOST_ATTACHED: usize = 256;
+
+/// One terminal.
+#[derive(Debug)]
+struct Attached {
+    id: u64,
+    lane: LaneSocket,
+    /// How; none before its first message.
+    how: Option<Attach>,
+    /// It was told that it is attached, and is told all that follows.
+    told: bool,
+}
+
+/// What the I/O thread has to do about what somebody typed or asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Arrived {
+    /// The main thread has to look at its prompt.
+    Nudge,
+    /// The person's running cell is to be interrupted.
+    Interrupt(u64),
+    /// Agents' cells are to wait for this terminal, or not any more.
+    Hold {
+        terminal: u64,
+        by: Option<String>,
+    },
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Terminals {
+    shared: &'static Shared,
+    leader: Option<Leader>,
+    /// None before anybody was attached.
+    screen: Option<Screen>,
+    size: TerminalSize,
+    attached: Vec<Attached>,
+    next_id: u64,
+    /// What was typed and the terminal has not taken.
+    typed: VecDeque<u8>,
+}
+
+impl Terminals {
+    pub(crate) fn new(shared: &'static Shared, leader: Option<Leader>) -> Self {
+        Self {
+            shared,
+            leader,
+            screen: None,
+            size: DEFAULT_SIZE,
+            attached: Vec::new(),
+            next_id: 0,
+            typed: VecDeque::new(),
+        }
+    }
+
+    /// Takes a lane whose first message is still to come.
+    pub(crate) fn adopt(&mut self, lane: LaneSocket) -> u64 {
+        self.next_id += 1;
+        self.attached.push(Attached {
+            id: self.next_id,
+            lane,
+            how: None,
+            told: false,
+        });
+        self.next_id
+    }
+
+    /// What to wait for: descriptor and events; none is the terminal itself.
+    pub(crate) fn watched(&self, mut add: impl FnMut(i32, i16, Option<u64>)) {
+        if let (Some(leader), true) = (&self.leader, self.screen.is_some()) {
+            let write = if self.typed.is_empty() { 0 } else { libc::POLLOUT };
+            add(leader.as_fd().as_raw_fd(), libc::POLLIN | write, None);
+        }
+        for attached in &self.attached {
+            let read = if attached.lane.may_read() && self.typed.len() < MOST_TYPED {
+                libc::POLLIN
+            } else {
+                0
+            };
+            let write = if attached.lane.wants_to_write() {
+                libc::POLLOUT
+            } else {
+                0
+            };
+            let descriptor = attached.lane.as_fd().as_raw_fd();
+            add(descriptor, read | write, Some(attached.id));
+        }
+    }
+
+    /// Passes on what programs wrote, and what was typed.
+    pub(crate) fn serve_leader(&mut self) {
+        self.write_typed();
+        self.read_leader();
+    }
+
+    fn read_leader(&mut self) {
+        let Some(leader) = &self.leader else { return };
+        let mut bytes = vec![0; PIECE];
+        // A program that writes without end leaves time for the rest.
+        for _ in 0..4 {
+            match rustix::io::read(leader.as_fd(), &mut bytes) {
+                Ok(0) | Err(_) => break,
+                Ok(count) => {
+                    let written = &bytes[..count];
+                    if let Some(screen) = &mut self.screen {
+                        screen.feed(written);
+                    }
+                    tell_all(&mut self.attached, &TerminalEvent::Output, written);
+                    if count < 4096 {
+                        break;
+                    }
+                }
+            }
+        }
+        self.count();
+    }
+
+    /// Writes what waits for room, making room by reading.
+    pub(crate) fn write_next(&mut self) {
+        // Each turn takes at least what a terminal holds.
+        for _ in 0..1024 {
+            if self.shared.terminal.write_next() {
+                return;
+            }
+            self.read_leader();
+        }
+    }
+
+    fn write_typed(&mut self) {
+        let Some(leader) = &self.leader else { return };
+        while !self.typed.is_empty() {
+            let (front, _) = self.typed.as_slices();
+            match rustix::io::write(leader.as_fd(), front) {
+                Ok(count) => drop(self.typed.drain(..count)),
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Serves one who is attached; what else is to be done.
+    pub(crate) fn serve(&mut self, id: u64, events: i16) -> Vec<Arrived> {
+        let mut arrived = Vec::new();
+        if self.serve_lane(id, events, &mut arrived).is_err() {
+            self.attached.retain(|attached| attached.id != id);
+            self.settle_size();
+            arrived.push(Arrived::Hold {
+                terminal: id,
+                by: None,
+            });
+        }
+        self.count();
+        arrived
+    }
+
+    /// Fails for one who is gone, or is to go.
+    fn of(&mut self, id: u64) -> Result<&mut Attached, LaneLost> {
+        let mut all = self.attached.iter_mut();
+        all.find(|attached| attached.id == id)
+            .ok_or(LaneLost::Closed)
+    }
+
+    fn serve_lane(
+        &mut self,
+        id: u64,
+        events: i16,
+        arrived: &mut Vec<Arrived>,
+    ) -> Result<(), LaneLost> {
+        let attached = self.of(id)?;
+        if events & libc::POLLOUT != 0 {
+            attached.lane.flush()?;
+        }
+        if events & !libc::POLLOUT != 0 {
+            attached.lane.receive()?;
+        }
+        while let Some(message) = self.of(id)?.lane.next::<TerminalCommand>()? {
+            self.obey(id, message, arrived)?;
+        }
+        Ok(())
+    }
+
+    fn obey(
+        &mut self,
+        id: u64,
+        message: Message<TerminalCommand>,
+        arrived: &mut Vec<Arrived>,
+    ) -> Result<(), LaneLost> {
+        match message.header {
+            TerminalCommand::Attach(how) => {
+                self.attach(id, how)?;
+                arrived.push(Arrived::Nudge);
+            }
+            TerminalCommand::Input => self.input(id, &message.body, arrived)?,
+            TerminalCommand::Resize(size) => {
+                if let Some(how) = &mut self.of(id)?.how {
+                    how.size = Some(size);
+                }
+                self.settle_size();
+                arrived.push(Arrived::Nudge);
+            }
+            TerminalCommand::Hold { held } => {
+                let how = self.of(id)?.how.as_ref();
+                let by = how.map(|how| how.author.clone()).filter(|_| held);
+                arrived.push(Arrived::Hold { terminal: id, by });
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, id: u64, how: Attach) -> Result<(), LaneLost> {
+        let Some(leader) = &self.leader else {
+            let error = ErrorReply::new(
+                ErrorCode::NotAvailable,
+                "the system gave this session no terminal",
+            );
+            let hint = "see /proc/sys/kernel/pty/max, then create the session again";
+            let error = error.with_hint(hint);
+            return self.refuse(id, error);
+        };
+        if self.attached.len() > MOST_ATTACHED {
+            let message = format!("{MOST_ATTACHED} terminals are attached to this session already");
+            return self.refuse(id, ErrorReply::new(ErrorCode::Limit, message));
+        }
+        if self.screen.is_none() {
+            if let Some(follower) = self.shared.terminal.follower() {
+                // Ours from now on: keys that mean signals, `/dev/tty`. The
+                // process leads its session and has no other, so it cannot fail.
+                let _ = rustix::process::ioctl_tiocsctty(&follower.terminal);
+            }
+            leader.resize(self.size);
+            self.screen = Some(Screen::new(self.size));
+        }
+        let person = Person {
+            author: how.author.clone(),
+            term: how.term.clone(),
+            colorterm: how.colorterm.clone(),
+        };
+        let (screen, read_only) = (how.screen, how.read_only);
+        // What was written until now is part of the screen that it gets.
+        self.read_leader();
+        self.of(id)?.how = Some(how);
+        self.settle_size();
+        self.count();
+        let model = self.screen.as_ref();
+        let first = match (model, screen) {
+            (Some(model), true) => model.restore(),
+            (Some(model), false) => model.recent(),
+            (None, _) => Vec::new(),
+        };
+        let event = TerminalEvent::Attached {
+            size: self.size,
+            attached: self.shared.terminal.attached(),
+            held_by: self.shared.held_by(),
+        };
+        let attached = self.of(id)?;
+        attached.lane.send(&event, &first)?;
+        attached.told = true;
+        self.shared.terminal.want(person);
+        if screen && !read_only {
+            self.shared.terminal.say(
+                "[pythond] Ctrl-] detaches, Ctrl-\\ lets agents wait, exit() ends the session",
+            );
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, id: u64, error: ErrorReply) -> Result<(), LaneLost> {
+        let lane = &mut self.of(id)?.lane;
+        lane.send(&TerminalEvent::Refused { error }, b"")?;
+        Err(LaneLost::Closed)
+    }
+
+    /// Somebody typed. A key that means an interrupt is not left to the kernel:
+    /// it would hit whatever runs by then, and all children of agents' cells.
+    fn input(
+        &mut self,
+        id: u64,
+        bytes: &[u8],
+        arrived: &mut Vec<Arrived>,
+    ) -> Result<(), LaneLost> {
+        let shared = self.shared;
+        match &self.of(id)?.how {
+            Some(how) if !how.read_only && !bytes.is_empty() => {
+                shared.terminal.set_author(&how.author);
+            }
+            _ => return Ok(()),
+        }
+        let mut rest = bytes;
+        while let Some(at) = self.interrupt_key(rest) {
+            // What was typed before it is given up, as every terminal does.
+            self.typed.clear();
+            rest = &rest[at + 1..];
+            self.give_up_typed();
+            arrived.push(match self.shared.terminal.persons_cell() {
+                Some(cell) => Arrived::Interrupt(cell),
+                None => {
+                    self.shared.terminal.cancel_line();
+                    Arrived::Nudge
+                }
+            });
+        }
+        self.typed.extend(rest);
+        self.write_typed();
+        self.shared.terminal.note_typed();
+        Ok(())
+    }
+
+    /// Where in what was typed the interrupt key is, if it means an interrupt
+    /// of what runs in our own process group.
+    fn interrupt_key(&self, bytes: &[u8]) -> Option<usize> {
+        let follower = self.shared.terminal.follower()?;
+        let modes = rustix::termios::tcgetattr(&follower.terminal).ok()?;
+        let key = modes.special_codes[SpecialCodeIndex::VINTR];
+        let at = bytes.iter().position(|byte| *byte == key && key != 0)?;
+        let foreground = rustix::termios::tcgetpgrp(&follower.terminal).ok();
+        let ours = foreground.is_none_or(|group| group == rustix::process::getpgrp());
+        (ours && modes.local_modes.contains(LocalModes::ISIG)).then_some(at)
+    }
+
+    /// The input queue is emptied and the key is echoed.
+    fn give_up_typed(&self) {
+        let Some(follower) = self.shared.terminal.follower() else {
+            return;
+        };
+        let _ = rustix::termios::tcflush(&follower.terminal, QueueSelector::IFlush);
+        let echo = LocalModes::ECHO | LocalModes::ECHOCTL;
+        if rustix::termios::tcgetattr(&follower.terminal)
+            .is_ok_and(|modes| modes.local_modes.contains(echo))
+        {
+            // A picture of the key; if there is no room, it is not shown.
+            let _ = rustix::io::write(&follower.side, b"^C");
+        }
+    }
+
+    /// The smallest of those who type decides.
+    fn settle_size(&mut self) {
+        let sizes = self.attached.iter().filter_map(|attached| {
+            let how = attached.how.as_ref()?;
+            how.size.filter(|_| !how.read_only)
+        });
+        let smallest = sizes.reduce(|one, other| TerminalSize {
+            rows: one.rows.min(other.rows),
+            cols: one.cols.min(other.cols),
+        });
+        if let Some(size) = smallest {
+            self.resize(size);
+        }
+    }
+
+    /// Sets the size for those who did not say theirs.
+    pub(crate) fn resize_unsized(&mut self, size: TerminalSize) {
+        let mut asked = false;
+        for how in self.attached.iter_mut().filter_map(|it| it.how.as_mut()) {
+            if !how.screen && !how.read_only {
+                how.size = Some(size);
+                asked = true;
+            }
+        }
+        if asked {
+            self.settle_size();
+        } else if self.attached.is_empty() {
+            self.resize(size);
+        }
+    }
+
+    fn resize(&mut self, size: TerminalSize) {
+        let size = TerminalSize {
+            rows: size.rows.max(1),
+            cols: size.cols.max(1),
+        };
+        if size == self.size {
+            return;
+        }
+        self.size = size;
+        // What was written before belongs to the old size.
+        self.read_leader();
+        if let Some(leader) = &self.leader {
+            leader.resize(size);
+        }
+        if let Some(screen) = &mut self.screen {
+            screen.resize(size);
+        }
+        self.shared.terminal.set_size(size);
+        tell_all(&mut self.attached, &TerminalEvent::Resized(size), b"");
+    }
+
+    /// Agents' cells wait, or not any more.
+    pub(crate) fn tell_held(&mut self, held_by: Option<String>, waiting: u64) {
+        tell_all(
+            &mut self.attached,
+            &TerminalEvent::Held { held_by, waiting },
+            b"",
+        );
+        self.count();
+    }
+
+    fn count(&self) {
+        let attached = self.attached.iter().filter(|it| it.how.is_some());
+        self.shared.terminal.set_attached(attached.count());
+    }
+}
+
+/// Tells everybody; who does not read is cut off.
+fn tell_all(all: &mut Vec<Attached>, event: &TerminalEvent, body: &[u8]) {
+    all.retain_mut(|attached| {
+        if !attached.told {
+            return true;
+        }
+        attached.lane.send(event, body).is_ok() && attached.lane.waiting() <= BACKLOG
+    });
+}
