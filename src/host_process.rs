@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
-use pythond_protocol::lane::{HostEvent, HostInfo, LINK_VERSION, Lane};
+use pythond_protocol::lane::{
+    Attach, HostEvent, HostInfo, LINK_VERSION, Lane, Message, TerminalCommand, TerminalEvent,
+};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::unix::AsyncFd;
@@ -66,6 +68,26 @@ pub(crate) async fn open_cell(dir: &PrivateDir, socket: &str) -> Result<LaneIo, 
             HostEvent::CellLaneReady => Ok(cell),
             _ => Err(ConnectError::Unexpected),
         }
+    })
+    .await
+}
+
+/// Opens the lane of a terminal and attaches; the host's first words.
+///
+/// # Errors
+/// [`ConnectError`].
+pub(crate) async fn open_terminal(
+    dir: &PrivateDir,
+    socket: &str,
+    how: Attach,
+) -> Result<(LaneIo, Message<TerminalEvent>), ConnectError> {
+    within(async {
+        let deadline = Instant::now() + HELLO_DEADLINE;
+        let mut lane = LaneIo::connect(dir, socket, Lane::Terminal, deadline).await?;
+        lane.send(&TerminalCommand::Attach(how), b"")
+            .map_err(|_| ConnectError::Unexpected)?;
+        let first = lane.next().await.map_err(ConnectError::Lost)?;
+        Ok((lane, first))
     })
     .await
 }

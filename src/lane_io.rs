@@ -145,6 +145,12 @@ impl LaneIo {
         Ok(())
     }
 
+    /// Bytes that the other end has not taken.
+    pub(crate) fn waiting(&self) -> usize {
+        let all: usize = self.outgoing.iter().map(Vec::len).sum();
+        all - self.written
+    }
+
     fn queue(&mut self, message: Vec<u8>) {
         self.outgoing.push_back(message);
         // An error shows again, and is told, when the lane is read.

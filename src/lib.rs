@@ -24,5 +24,6 @@ mod registry;
 mod router;
 mod session;
 pub mod settings;
+mod terminal;
 mod zygote;
 mod zygotes;

@@ -12,7 +12,10 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
-use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_protocol::verbs::attach::{
+    self, AttachEvent, AttachRequest, TerminalEnd, no_session,
+};
+use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -25,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access_log::{AccessLog, Fields};
 use crate::handlers::{self, Caller, Context, Reply};
+use crate::terminal::{AttachedTerminal, FromTerminal};
 
 /// How long a client may take to answer our close.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(250);
@@ -43,6 +47,9 @@ const MAX_AHEAD: usize = 64;
 const MAX_AHEAD_BYTES: usize = 1 << 20;
 /// Events that wait for their connection.
 const EVENTS_AHEAD: usize = 4;
+/// How long an attached client may take nothing of what its terminal writes
+/// before it is left behind.
+const STALL: Duration = Duration::from_secs(10);
 
 type Socket = WebSocketStream<UnixStream>;
 type Incoming = Option<Result<Message, WsError>>;
@@ -74,6 +81,7 @@ pub(crate) async fn serve(
         in_order: false,
         events_in,
         events,
+        terminal: None,
     };
     let end = connection.serve().await;
     drop(connection);
@@ -125,6 +133,8 @@ struct Connection<'a> {
     events_in: mpsc::Sender<String>,
     /// Events of all requests, each request's in order.
     events: mpsc::Receiver<String>,
+    /// The client's terminal, while it is attached to a session.
+    terminal: Option<AttachedTerminal>,
 }
 
 impl Connection<'_> {
@@ -143,14 +153,20 @@ impl Connection<'_> {
             let full = self.ahead.len() >= MAX_AHEAD
                 || waiting > MAX_AHEAD_BYTES
                 || self.running.len() >= MAX_IN_FLIGHT;
+            let full = full || self.terminal.as_ref().is_some_and(AttachedTerminal::is_full);
             let idle = self.running.is_empty();
             let end = tokio::select! {
                 biased;
+                from = from_terminal(self.terminal.as_mut()) => self.from_terminal(from).await,
                 Some(event) = self.events.recv() => self.send(event).await,
                 Some(done) = self.running.next(), if !idle => self.done(done).await,
                 incoming = self.socket.next(), if !full => self.incoming(incoming).await,
                 () = stop.cancelled(), if idle => {
-                    Some(End::Close(CloseCode::Away, "daemon stopping"))
+                    let message = "the daemon stops, and the session with it".to_owned();
+                    let reason = TerminalEnd::Stopped;
+                    let event = AttachEvent::TerminalClosed { reason, message };
+                    let gone = self.terminal_event(&event).await;
+                    Some(gone.unwrap_or(End::Close(CloseCode::Away, "daemon stopping")))
                 }
             };
             if let Some(end) = end {
@@ -160,9 +176,122 @@ impl Connection<'_> {
     }
 
     async fn send(&mut self, text: String) -> Option<End> {
-        match self.socket.send(Message::text(text)).await {
+        match self.deliver(Message::text(text)).await {
             Ok(()) => None,
             Err(_) => Some(End::Gone),
+        }
+    }
+
+    /// Sends a message; to an attached client not for ever.
+    async fn deliver(&mut self, message: Message) -> Result<(), WsError> {
+        let sent = self.socket.send(message);
+        if self.terminal.is_none() {
+            return sent.await;
+        }
+        let stalled = |_| WsError::Io(std::io::ErrorKind::TimedOut.into());
+        tokio::time::timeout(STALL, sent).await.map_err(stalled)?
+    }
+
+    /// Makes the client's connection a terminal.
+    async fn attach(
+        &mut self,
+        request: AttachRequest,
+        format: ReplyFormat,
+        asked: &Asked,
+    ) -> Result<(), ErrorReply> {
+        let refused = "this connection is attached already";
+        if self.terminal.is_some() {
+            return Err(ErrorReply::new(ErrorCode::Usage, refused)
+                .with_hint("send `detach`, or attach on a connection of its own"));
+        }
+        let name = request.session.clone();
+        let session = self.context.registry.get(&name).map_err(|error| match format {
+            ReplyFormat::Plain => no_session(name.as_str()),
+            ReplyFormat::Json => error,
+        })?;
+        let author = self.author.clone();
+        let host = self.context.host.clone();
+        let attached = AttachedTerminal::attach(session, request, format, author, host).await;
+        let status = if attached.is_ok() { "ok" } else { "error" };
+        let fields = Fields {
+            status: Some(status),
+            ..asked.fields()
+        };
+        self.access.event("attach", &fields);
+        let (terminal, reply, first) = attached?;
+        let text = match format {
+            ReplyFormat::Plain => "OK attached".to_owned(),
+            ReplyFormat::Json => {
+                serde_json::to_string(&reply).expect("replies have text keys only")
+            }
+        };
+        let text = self.caller(asked.tag.clone()).tagged(text);
+        self.terminal = Some(terminal);
+        // A client that is gone shows when it is read.
+        let _ = self.deliver(Message::text(text)).await;
+        if !first.is_empty() {
+            let _ = self.deliver(Message::binary(first)).await;
+        }
+        Ok(())
+    }
+
+    /// Passes on what the session's terminal has.
+    async fn from_terminal(&mut self, from: FromTerminal) -> Option<End> {
+        match from {
+            FromTerminal::Bytes(bytes) => match self.deliver(Message::binary(bytes)).await {
+                Ok(()) => None,
+                Err(_) => Some(self.left()),
+            },
+            FromTerminal::Event(event) => self.terminal_event(&event).await,
+            FromTerminal::Nothing => None,
+            FromTerminal::Closed(reason, message) => {
+                let event = AttachEvent::TerminalClosed { reason, message };
+                let gone = self.terminal_event(&event).await;
+                self.left();
+                let close = match reason {
+                    TerminalEnd::CutOff => End::Close(CloseCode::Again, "did not read"),
+                    _ => End::Close(CloseCode::Normal, "session ended"),
+                };
+                Some(gone.unwrap_or(close))
+            }
+        }
+    }
+
+    async fn terminal_event(&mut self, event: &AttachEvent) -> Option<End> {
+        let terminal = self.terminal.as_ref()?;
+        if terminal.format() == ReplyFormat::Plain {
+            return None;
+        }
+        let text = serde_json::to_string(event).expect("events have text keys only");
+        self.send(text).await
+    }
+
+    /// The terminal is attached no longer.
+    fn left(&mut self) -> End {
+        if let Some(terminal) = self.terminal.take() {
+            let fields = Fields {
+                session: Some(terminal.session().as_str()),
+                ..Fields::default()
+            };
+            self.access.event("detach", &fields);
+        }
+        End::Gone
+    }
+
+    /// The client said that it detaches.
+    async fn detach(&mut self) -> Option<End> {
+        let gone = self.send("OK detached".to_owned()).await;
+        self.left();
+        Some(gone.unwrap_or(End::Close(CloseCode::Normal, "detached")))
+    }
+
+    fn caller(&self, tag: Option<String>) -> Caller {
+        let terminal = self.terminal.as_ref();
+        Caller {
+            author: self.author.clone(),
+            tag,
+            terminal: terminal.map(|terminal| (terminal.session().clone(), terminal.id())),
+            outgoing: self.events_in.clone(),
         }
     }
 
@@ -189,7 +318,7 @@ impl Connection<'_> {
     async fn incoming(&mut self, incoming: Incoming) -> Option<End> {
         match incoming {
             Some(Ok(Message::Text(text))) => self.message(text).await,
-            Some(Ok(Message::Binary(_))) => self.binary().await,
+            Some(Ok(Message::Binary(bytes))) => self.binary(&bytes).await,
             Some(Ok(Message::Ping(_))) => {
                 // Reading queued the pong; only this sends it.
                 let _ = self.socket.flush().await;
@@ -211,7 +340,11 @@ impl Connection<'_> {
         }
     }
 
-    async fn binary(&mut self) -> Option<End> {
+    async fn binary(&mut self, bytes: &[u8]) -> Option<End> {
+        if let Some(terminal) = &mut self.terminal {
+            terminal.type_in(bytes);
+            return None;
+        }
         let fields = Fields {
             status: Some("rejected"),
             detail: Some("binary-frame"),
@@ -256,6 +389,9 @@ impl Connection<'_> {
 
     async fn message(&mut self, text: Utf8Bytes) -> Option<End> {
         let frame = pythond_protocol::Frame::parse(&text)?;
+        if self.terminal.is_some() && frame.verb == attach::DETACH {
+            return self.detach().await;
+        }
         let parsed = Parsed::of(&frame);
         if parsed.tag.is_none() && self.in_order {
             self.ahead.push_back(text);
@@ -284,11 +420,7 @@ impl Connection<'_> {
             request,
         } = parsed;
         self.in_order |= tag.is_none();
-        let caller = Caller {
-            author: self.author.clone(),
-            tag,
-            outgoing: self.events_in.clone(),
-        };
+        let caller = self.caller(tag);
         match request {
             Ok(Request::Cancel(tag)) => {
                 let cancelled = self.cancel(&tag);
@@ -298,6 +430,21 @@ impl Connection<'_> {
                     ok: true,
                     pieces: None,
                 };
+                self.done(Done::new(&caller, Some(reply), asked)).await
+            }
+            Ok(Request::Attach(request)) => {
+                let attached = self.attach(request, format, &asked).await;
+                if attached.is_ok() && asked.tag.is_none() {
+                    self.in_order = false;
+                }
+                let reply = Reply::refused(format, &attached.err()?);
+                self.done(Done::new(&caller, Some(reply), asked)).await
+            }
+            Ok(Request::Resize(request)) if self.is_attached_to(&request.session) => {
+                if let Some(terminal) = &mut self.terminal {
+                    terminal.resize(request.size);
+                }
+                let reply = handlers::resized(&request, format);
                 self.done(Done::new(&caller, Some(reply), asked)).await
             }
             Ok(request) => {
@@ -311,6 +458,11 @@ impl Connection<'_> {
                 self.done(Done::new(&caller, Some(reply), asked)).await
             }
         }
+    }
+
+    fn is_attached_to(&self, session: &SessionName) -> bool {
+        let terminal = self.terminal.as_ref();
+        terminal.is_some_and(|terminal| terminal.session() == session)
     }
 
     /// Gives up what the request of a tag waits for; its cell goes on. Returns
@@ -375,6 +527,14 @@ impl Connection<'_> {
         asked
             .stops
             .then_some(End::Close(CloseCode::Away, "daemon stopping"))
+    }
+}
+
+/// What comes from a terminal; nothing ever without one.
+async fn from_terminal(terminal: Option<&mut AttachedTerminal>) -> FromTerminal {
+    match terminal {
+        Some(terminal) => terminal.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Context, Reply};
 use crate::session::Question;
 
 /// The host answered something else: a fault of its words, not of the client.
-pub(super) fn unexpected() -> ErrorReply {
+pub(crate) fn unexpected() -> ErrorReply {
     ErrorReply::new(
         ErrorCode::Internal,
         "the session host gave an answer to another question",

@@ -1,6 +1,6 @@
 //! Who asks, and how events reach them before the reply.
 
-use pythond_protocol::CellId;
+use pythond_protocol::{CellId, SessionName};
 use pythond_protocol::output_log::{self, Stream};
 use pythond_protocol::verbs::cell::Text;
 use pythond_protocol::verbs::out::StreamEvent;
@@ -16,6 +16,8 @@ pub(crate) struct Caller {
     pub(crate) author: String,
     /// What its answers carry.
     pub(crate) tag: Option<String>,
+    /// The terminal that its connection is: session, and which there.
+    pub(crate) terminal: Option<(SessionName, u64)>,
     /// Texts for its connection, which takes them as fast as they are read.
     pub(crate) outgoing: mpsc::Sender<String>,
 }
@@ -110,6 +112,7 @@ mod tests {
     #[test]
     fn a_tag_is_put_first_and_escaped() {
         let mut caller = Caller {
+            terminal: None,
             author: String::new(),
             tag: Some("a\"b".to_owned()),
             outgoing: mpsc::channel(1).0,

@@ -6,6 +6,7 @@ mod caller;
 mod cell_reply;
 mod cells;
 mod follow_events;
+mod hold;
 mod info;
 mod interrupt;
 mod kill;
@@ -15,12 +16,15 @@ mod new;
 mod out;
 mod output;
 mod poll;
+mod resize;
 mod stack;
 mod status;
 mod submit;
 mod wait;
 
+pub(crate) use ask::unexpected;
 pub(crate) use caller::Caller;
+pub(crate) use resize::answer as resized;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,7 +33,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pythond_protocol::verbs::{ReplyFormat, Request};
-use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_protocol::ErrorReply;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -184,11 +188,10 @@ pub(crate) async fn handle(
         Request::Vars(request) => ask::vars(context, &request, format).await,
         Request::Complete(request) => ask::complete(context, request, format).await,
         Request::Interrupt(request) => interrupt::handle(context, request, format).await,
-        Request::Attach(_) | Request::Resize(_) | Request::Hold(_) => Err(ErrorReply::new(
-            ErrorCode::NotAvailable,
-            "terminals are not available in this version",
-        )
-        .with_hint("send `help` for what is")),
+        Request::Resize(request) => resize::handle(context, request, format).await,
+        Request::Hold(request) => hold::handle(context, caller, request, format).await,
+        // The connection does it.
+        Request::Attach(_) => Err(ErrorReply::usage("attach <name> [<rows> <cols>]")),
     };
     answered.unwrap_or_else(|error| Reply::refused(format, &error))
 }
@@ -233,6 +236,10 @@ Commands:
   complete <name> <text>
   int <name> [<cell_id> ...] [--kill]
   cancel <tag>
+  attach <name> [<rows> <cols>] [--read-only]
+  resize <name> <rows> <cols>
+  hold <name>
+  release <name>
   kill <name>
   kill --all
   stop
@@ -241,7 +248,8 @@ Notes:
   pysh/pyctl prefixes are accepted but not required.
   --json asks for one JSON object as the answer; on run and fire options need
   a body. --tag=T lets answers come out of order; they carry the tag.
-  WebSocket is message-framed, not a terminal stream.
+  WebSocket is message-framed, not a terminal stream. After `OK attached`
+  binary messages carry the terminal both ways; `detach` ends that.
   Empty frames are ignored; no prompt is emitted.
 "
 );

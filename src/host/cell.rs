@@ -41,6 +41,7 @@ pub(crate) struct Code<'py> {
 pub(crate) fn compile<'py>(
     py: Python<'py>,
     helpers: &Helpers,
+    kind: CellKind,
     source: &str,
     filename: &str,
 ) -> PyResult<Code<'py>> {
@@ -51,11 +52,12 @@ pub(crate) fn compile<'py>(
     {
         return Err(error);
     }
-    let (parts, shows): (Vec<Bound<'_, PyCode>>, bool) = helpers
-        .compile_cell
-        .bind(py)
-        .call1((&source, filename))?
-        .extract()?;
+    let compile = match kind {
+        CellKind::Human => &helpers.compile_typed,
+        _ => &helpers.compile_cell,
+    };
+    let (parts, shows): (Vec<Bound<'_, PyCode>>, bool) =
+        compile.bind(py).call1((&source, filename))?.extract()?;
     let awaits = parts.iter().any(|code| {
         let flags = code.getattr(pyo3::intern!(py, "co_flags"));
         flags
@@ -82,8 +84,8 @@ pub(crate) fn evaluate<'py>(
     Ok(value)
 }
 
-/// Writes the value of a last expression to the cell's stdout; `prompt` also
-/// makes it `_`, as at the prompt.
+/// Writes the value of a last expression to the cell's stdout; those of the main
+/// thread also make it `_`, as at the prompt.
 pub(crate) fn show(
     py: Python<'_>,
     shared: &Shared,
@@ -91,13 +93,17 @@ pub(crate) fn show(
     id: CellId,
     shows: bool,
     value: Bound<'_, PyAny>,
-    prompt: bool,
+    kind: CellKind,
 ) -> PyResult<Shown> {
     if !shows || value.is_none() || streams::forked() {
         return Ok(None);
     }
-    let shown = helpers.show.bind(py).call1((&value,))?;
-    if prompt {
+    let show = match kind {
+        CellKind::Human => &helpers.show_typed,
+        _ => &helpers.show,
+    };
+    let shown = show.bind(py).call1((&value,))?;
+    if matches!(kind, CellKind::Run | CellKind::Human) {
         helpers
             .live_builtins
             .bind(py)

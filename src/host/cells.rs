@@ -239,7 +239,8 @@ impl Cells {
             key: how.key.clone(),
             digest,
             code: preview(source),
-            request: Some(request),
+            // What the person types nobody asked for.
+            request: (kind != CellKind::Human).then_some(request),
             end: None,
         };
         self.records.insert(id, record);

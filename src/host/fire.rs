@@ -266,6 +266,7 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
         kind: CellKind::Fire,
     };
     shared.send(event, Vec::new());
+    shared.introduce(cell.id, CellKind::Fire, &cell.source);
     let mut value = execute(py, shared, helpers, &cell);
     let duration = started.instant.elapsed();
     if streams::forked() {
@@ -298,6 +299,7 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
     shared.drain();
     children::leave_thread();
     let end = ending.finished(shared);
+    shared.conclude(&end);
     if let Some(globals) = session::globals(py) {
         shared.set_vars(count_public(globals));
     }
@@ -323,7 +325,7 @@ fn execute(
         .call_method1(py, pyo3::intern!(py, "set"), (id,))?;
     streams::set_thread_cell(id);
     let filename = format!("{FILE_PREFIX}{}>", shared.next_file_number());
-    let code = cell::compile(py, helpers, &cell.source, &filename)?;
+    let code = cell::compile(py, helpers, CellKind::Fire, &cell.source, &filename)?;
     let globals = session::globals(py)
         .ok_or_else(|| pyo3::exceptions::PyRuntimeError::new_err("the session has no namespace"))?;
     let shows = code.shows();
@@ -345,7 +347,7 @@ fn execute(
     } else {
         cell::evaluate(py, code.parts, globals)?
     };
-    cell::show(py, shared, helpers, cell.id, shows, value, false)
+    cell::show(py, shared, helpers, cell.id, shows, value, CellKind::Fire)
 }
 
 /// Learns the loop and the task of a cell that awaits.

@@ -11,6 +11,7 @@ pub(crate) struct Helpers {
     pub(crate) compile_cell: Py<PyAny>,
     pub(crate) remember_source: Py<PyAny>,
     pub(crate) show: Py<PyAny>,
+    pub(crate) show_typed: Py<PyAny>,
     pub(crate) replay_form: Py<PyAny>,
     pub(crate) describe: Py<PyAny>,
     pub(crate) explain_uncaught: Py<PyAny>,
@@ -27,6 +28,8 @@ pub(crate) struct Helpers {
     pub(crate) install_find_source: Py<PyAny>,
     pub(crate) install_create_task: Py<PyAny>,
     pub(crate) session: Py<PyModule>,
+    pub(crate) prompt: Py<PyModule>,
+    pub(crate) compile_typed: Py<PyAny>,
     pub(crate) usable: Py<PyAny>,
     pub(crate) variables: Py<PyAny>,
     pub(crate) completions: Py<PyAny>,
@@ -62,6 +65,7 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
     let event_loop = module("event_loop", include_str!("python/event_loop.py"))?;
     let find_source = module("find_source", include_str!("python/find_source.py"))?;
     let session = module("session", include_str!("python/session.py"))?;
+    let prompt = module("prompt", include_str!("python/prompt.py"))?;
     let look = module("look", include_str!("python/look.py"))?;
     let default = PyDict::new(py);
     default.set_item("default", 0)?;
@@ -74,6 +78,7 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
         compile_cell: get(&cell, "compile_cell")?,
         remember_source: get(&cell, "remember_source")?,
         show: get(&cell, "show")?,
+        show_typed: get(&cell, "show_typed")?,
         replay_form: get(&cell, "replay_form")?,
         describe: get(&describe, "describe")?,
         explain_uncaught: get(&describe, "explain_uncaught")?,
@@ -92,6 +97,8 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
         variables: get(&look, "variables")?,
         completions: get(&look, "completions")?,
         usable: get(&session, "usable")?,
+        compile_typed: get(&cell, "compile_typed")?,
+        prompt: prompt.unbind(),
         session: session.unbind(),
         sys: py.import("sys")?.unbind(),
         live_builtins: live_builtins.unbind(),

@@ -268,7 +268,7 @@ impl IoThread {
                         self.requests.interrupt_one(cell);
                     }
                 }
-                Arrived::Hold { terminal, by } => self.hold(None, by, Some(terminal)),
+                Arrived::Left(terminal) => self.hold(None, None, Some(terminal)),
             }
         }
     }
@@ -355,8 +355,14 @@ impl IoThread {
                 return Ok(());
             };
             match message.header {
-                HostCommand::Hold { request, by } => {
-                    self.hold(Some(request), by, None);
+                HostCommand::Hold {
+                    request,
+                    by,
+                    terminal,
+                } => {
+                    // What was asked for at a terminal, others may let go.
+                    let terminal = terminal.filter(|_| by.is_some());
+                    self.hold(Some(request), by, terminal);
                     continue;
                 }
                 HostCommand::Resize { request, size } => {

@@ -1,6 +1,7 @@
 //! The namespace that persists, and what guards it while cells of the main
 //! thread run in it.
 
+use pyo3::exceptions::PySystemExit;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pythond_protocol::CellId;
@@ -32,6 +33,10 @@ pub(crate) struct Namespace {
     builtins_seen: usize,
     /// Size of the namespace when its public names were last counted.
     counted: usize,
+    /// The last cell ended with `SystemExit`.
+    exits: bool,
+    /// Standard input while a cell of the person's runs, once there was one.
+    terminal: Option<Py<PyAny>>,
 }
 
 impl Namespace {
@@ -53,6 +58,8 @@ impl Namespace {
             tracers: [None, None],
             builtins_seen: 0,
             counted: 0,
+            exits: false,
+            terminal: None,
         };
         namespace.put_streams(py)?;
         let sys = helpers::get(py).sys.bind(py);
@@ -91,6 +98,32 @@ impl Namespace {
         sys.setattr(pyo3::intern!(py, "stdout"), &self.stdout)?;
         sys.setattr(pyo3::intern!(py, "stderr"), &self.stderr)?;
         sys.setattr(pyo3::intern!(py, "stdin"), &self.stdin)
+    }
+
+    /// The last cell ended with `SystemExit`.
+    pub(crate) fn exits(&self) -> bool {
+        self.exits
+    }
+
+    /// Lets a cell of the person's read from the terminal.
+    fn put_terminal(&mut self, py: Python<'_>) {
+        let helpers = helpers::get(py);
+        let made = match &self.terminal {
+            Some(terminal) => Ok(terminal.clone_ref(py)),
+            None => pyo3::wrap_pyfunction!(streams::at_terminal, helpers.session.bind(py))
+                .and_then(|at_terminal| {
+                    let input = helpers.prompt.getattr(py, "TerminalInput")?;
+                    input.call1(py, (&self.stdin, at_terminal))
+                }),
+        };
+        let put = made.and_then(|terminal| {
+            helpers.sys.bind(py).setattr("stdin", &terminal)?;
+            self.terminal = Some(terminal);
+            Ok(())
+        });
+        if let Err(error) = put {
+            cell::explain(py, helpers, error);
+        }
     }
 
     /// Repairs what an earlier cell took away: builtins, the standard streams.
@@ -133,6 +166,7 @@ impl Namespace {
         &mut self,
         py: Python<'_>,
         shared: &Shared,
+        kind: CellKind,
         cell: &QueuedCell,
     ) -> FinishedCell {
         let helpers = helpers::get(py);
@@ -141,17 +175,21 @@ impl Namespace {
         let started = Moment::now();
         // In this order: what the journal names as running has its own log.
         shared.outputs.begin_main(id);
-        shared.started(cell.id, CellKind::Run, started);
+        shared.started(cell.id, kind, started);
         self.repair_for_others(py);
+        if kind == CellKind::Human {
+            self.put_terminal(py);
+        }
         let before = cell.changed.then(|| Names::of(self.globals.bind(py)));
         interrupt::begin(id);
-        let value = self.execute(py, shared, helpers, cell, &filename);
+        let value = self.execute(py, shared, helpers, kind, cell, &filename);
         let duration = started.instant.elapsed();
         if streams::forked() {
             // The cell called `fork` and this is the child, at its end. Locks
             // may be held for ever by threads that do not exist here.
             cell::end_fork(py, helpers, value.err());
         }
+        self.exits = matches!(&value, Err(error) if error.is_instance_of::<PySystemExit>(py));
         let interrupted = interrupt::was_interrupted(id);
         interrupt::set_describing(true);
         if value.is_err() {
@@ -169,7 +207,7 @@ impl Namespace {
             .unwrap_or_default();
         let ending = Ending {
             id: cell.id,
-            kind: CellKind::Run,
+            kind,
             outcome,
             started,
             duration,
@@ -187,6 +225,7 @@ impl Namespace {
         py: Python<'_>,
         shared: &Shared,
         helpers: &Helpers,
+        kind: CellKind,
         cell: &QueuedCell,
         filename: &str,
     ) -> PyResult<Shown> {
@@ -195,12 +234,12 @@ impl Namespace {
             .cell_variable
             .call_method1(py, pyo3::intern!(py, "set"), (id.as_u64(),))?;
         streams::set_thread_cell(id.as_u64());
-        let code = cell::compile(py, helpers, &cell.source, filename)?;
+        let code = cell::compile(py, helpers, kind, &cell.source, filename)?;
         let shows = code.shows();
         self.resume_tracers(py, helpers);
         let value = self.evaluate(py, helpers, code, id);
         self.pause_tracers(py, helpers);
-        cell::show(py, shared, helpers, id, shows, value?, true)
+        cell::show(py, shared, helpers, id, shows, value?, kind)
     }
 
     fn resume_tracers(&mut self, py: Python<'_>, helpers: &Helpers) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
-use pythond_protocol::lane::{CellSpec, Decoder, HostCommand, HostEvent, HostedSession, LaneError};
+use pythond_protocol::lane::{CellSpec, Decoder, FinishedCell, HostCommand, HostEvent, HostedSession, LaneError};
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::{CellId, ErrorReply};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,7 +23,9 @@ use crate::handoff::{self, Handed};
 use crate::lane_socket::receive_into;
 use crate::namespace::Namespace;
 use crate::parked::{self, Ready};
+use crate::prompt::Prompt;
 use crate::shared::Shared;
+use crate::terminal::Holder;
 use crate::{control, ends, helpers, sys};
 
 /// How long the main thread waits for another cell before it writes records.
@@ -66,6 +68,16 @@ struct Session {
     namespace: Namespace,
     handoff: OwnedFd,
     lane: Option<CellLane>,
+    /// The person's prompt, once somebody attached.
+    prompt: Option<Prompt>,
+}
+
+/// What is to be run next.
+enum Next {
+    /// A cell that an agent submitted.
+    Cell(QueuedCell),
+    /// What the person typed.
+    Typed(String),
 }
 
 /// The cell lane as the main thread sees it.
@@ -121,34 +133,41 @@ impl Session {
             namespace,
             handoff,
             lane: None,
+            prompt: None,
         })
     }
 
     fn run(&mut self, py: Python<'_>) {
-        while let Some(cell) = self.next_cell(py) {
-            self.run_cell(py, cell);
+        while let Some(next) = self.next(py) {
+            match next {
+                Next::Cell(cell) => self.run_agents_cell(py, cell),
+                Next::Typed(source) => self.run_persons_cell(py, source),
+            }
         }
     }
 
-    /// Waits for the next cell. None when the session is to end.
-    fn next_cell(&mut self, py: Python<'_>) -> Option<QueuedCell> {
+    /// Waits for what is to be run next. None when the session is to end.
+    fn next(&mut self, py: Python<'_>) -> Option<Next> {
         loop {
             if self.shared.shutting_down() {
                 return None;
             }
+            if let Some(source) = self.look_at_prompt(py) {
+                return Some(Next::Typed(source));
+            }
             if let Some(cell) = self.shared.next_queued() {
                 if cell.direct {
-                    return Some(cell);
+                    return Some(Next::Cell(cell));
                 }
                 let event = HostEvent::Started {
                     cell: cell.id,
                     kind: CellKind::Run,
                 };
                 self.shared.send(event, Vec::new());
-                return Some(cell);
+                return Some(Next::Cell(cell));
             }
             if let Some(cell) = self.decode() {
-                return Some(cell);
+                return Some(Next::Cell(cell));
             }
             if helpers::get(py).loop_has_work(py) {
                 self.serve_tasks(py);
@@ -158,6 +177,8 @@ impl Session {
                     shared.recorder.flush();
                     shared.wait_for_queue(None);
                 });
+            } else if self.prompt.is_some() {
+                self.wait_at_prompt(py);
             } else {
                 py.detach(|| self.wait());
             }
@@ -166,6 +187,47 @@ impl Session {
                 cell::explain(py, helpers::get(py), error);
             }
             self.take_what_came();
+        }
+    }
+
+    /// Makes the prompt once somebody attached, and takes what was typed; the
+    /// source of a cell once one is whole.
+    fn look_at_prompt(&mut self, py: Python<'_>) -> Option<String> {
+        let terminal = &self.shared.terminal;
+        match &mut self.prompt {
+            Some(prompt) if terminal.take_typed() => prompt.take_keys(py),
+            Some(_) => None,
+            None if terminal.is_wanted() => {
+                let globals = self.namespace.globals().bind(py);
+                match Prompt::begin(py, self.shared, globals) {
+                    Ok(prompt) => self.prompt = prompt,
+                    Err(error) => cell::explain(py, helpers::get(py), error),
+                }
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// Waits for a cell or a key. The prompt comes back when no cell follows at
+    /// once.
+    fn wait_at_prompt(&mut self, py: Python<'_>) {
+        if matches!(
+            py.detach(|| self.wait_for(Some(IDLE_BEFORE_WRITING))),
+            Ok(0)
+        ) {
+            if self.shared.recorder.has_waiting() {
+                py.detach(|| self.shared.recorder.flush());
+            }
+            if let Some(prompt) = &mut self.prompt {
+                prompt.show(py);
+            }
+            let _ = py.detach(|| self.wait_for(None));
+        }
+        if let Some(prompt) = &mut self.prompt
+            && self.shared.terminal.has_news()
+        {
+            prompt.show(py);
         }
     }
 
@@ -198,19 +260,35 @@ impl Session {
 
     fn wait_for(&mut self, longest: Option<Duration>) -> Result<usize, Errno> {
         let lost = PollFlags::NVAL;
-        let mut set = Vec::with_capacity(2);
+        let mut set = Vec::with_capacity(3);
         set.push(PollFd::new(&self.handoff, PollFlags::IN));
         if let Some(lane) = &self.lane {
             set.push(PollFd::new(&lane.socket, PollFlags::IN));
+        }
+        let terminal = self.prompt.as_ref().map(Prompt::as_fd);
+        if let Some(terminal) = &terminal {
+            set.push(PollFd::new(terminal, PollFlags::IN));
         }
         let limit = longest.map(|longest| Timespec {
             tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: longest.subsec_nanos().into(),
         });
         let ready = poll(&mut set, limit.as_ref())?;
+        let mut terminal_lost = false;
+        if terminal.is_some()
+            && let Some(entry) = set.pop()
+        {
+            if entry.revents().contains(PollFlags::IN) {
+                self.shared.terminal.note_typed();
+            }
+            terminal_lost = entry.revents().contains(lost);
+        }
         if set.iter().any(|entry| entry.revents().contains(lost)) {
             let lane = self.lane.take();
             self.lose_descriptors(lane);
+        }
+        if terminal_lost {
+            self.reopen_terminal();
         }
         Ok(ready)
     }
@@ -224,6 +302,10 @@ impl Session {
         if !indirect {
             descriptors.push(self.handoff.as_raw_fd());
             descriptors.extend(self.lane.as_ref().map(|lane| lane.socket.as_raw_fd()));
+        }
+        if let Some(prompt) = &mut self.prompt {
+            prompt.show(py);
+            descriptors.push(prompt.as_fd().as_raw_fd());
         }
         let longest = indirect.then_some(LOOK_FOR_CELLS);
         if let Err(error) = helpers::get(py)
@@ -344,10 +426,79 @@ impl Session {
         }
     }
 
-    fn run_cell(&mut self, py: Python<'_>, cell: QueuedCell) {
+    fn run_agents_cell(&mut self, py: Python<'_>, cell: QueuedCell) {
+        if let Some(prompt) = &mut self.prompt {
+            prompt.put_aside();
+            self.shared.terminal.hand_to(Holder::Agent);
+            self.shared
+                .introduce(cell.id, CellKind::Run, &cell.source);
+        }
+        self.run_cell(py, CellKind::Run, cell);
+    }
+
+    /// Runs what the person typed, with the terminal as its standard streams.
+    fn run_persons_cell(&mut self, py: Python<'_>, source: String) {
+        let how = CellSpec {
+            author: self.shared.terminal.person().author,
+            ..CellSpec::default()
+        };
+        let accepted = self.shared.accept(0, CellKind::Human, false, &how, &source);
+        let Acceptance::New(id) = accepted else {
+            return;
+        };
+        let event = HostEvent::Started {
+            cell: id,
+            kind: CellKind::Human,
+        };
+        self.shared.send(event, Vec::new());
+        self.shared.terminal.hand_to(Holder::Person);
+        self.restore_descriptors();
+        self.terminal_on_standard_streams();
+        self.shared.terminal.set_persons_cell(Some(id.as_u64()));
+        let cell = QueuedCell {
+            id,
+            direct: false,
+            changed: false,
+            source,
+        };
+        self.run_cell(py, CellKind::Human, cell);
+        if self.namespace.exits() {
+            let name = self.shared.session_name();
+            let words = format!("[pythond] session {name} has ended: exit() was typed here\n");
+            self.shared.terminal.write_through(words.as_bytes());
+            self.shared.send(HostEvent::Leaving, Vec::new());
+            self.shared.shut_down();
+        }
+    }
+
+    fn terminal_on_standard_streams(&self) {
+        if let Some(prompt) = &self.prompt {
+            let terminal = prompt.as_fd();
+            // Each was open a moment ago.
+            let _ = rustix::stdio::dup2_stdin(terminal);
+            let _ = rustix::stdio::dup2_stdout(terminal);
+            let _ = rustix::stdio::dup2_stderr(terminal);
+        }
+    }
+
+    /// A cell of the person's is over: the standard streams are those of agents'
+    /// cells again.
+    fn standard_streams_as_before(&self) {
+        let capture = &self.shared.capture;
+        let _ = rustix::stdio::dup2_stdout(&capture.stdout_write);
+        let _ = rustix::stdio::dup2_stderr(&capture.stderr_write);
+        if let Ok(null) = open_null() {
+            let _ = rustix::stdio::dup2_stdin(&null);
+        }
+    }
+
+    fn run_cell(&mut self, py: Python<'_>, kind: CellKind, cell: QueuedCell) {
         self.restore_descriptors();
         self.see_to_records();
-        let mut finished = self.namespace.run(py, self.shared, &cell);
+        let mut finished = self.namespace.run(py, self.shared, kind, &cell);
+        if kind == CellKind::Human {
+            self.end_persons_cell(&finished);
+        }
         let waiting = self.shared.ended(&mut finished);
         let (event, body) = self.shared.finished_message(Box::new(finished));
         if cell.direct {
@@ -358,12 +509,29 @@ impl Session {
         let HostEvent::Finished(finished) = event else {
             return;
         };
+        if kind == CellKind::Run && self.prompt.is_some() {
+            self.shared.conclude(&finished);
+        }
         ends::tell_others(self.shared, &finished, waiting, &body);
         let record = cell::record_of(py, self.shared, cell.source, &finished);
         self.shared.outputs.end_main(finished.cell.as_u64());
         ends::settle(self.shared, &finished);
         if self.shared.recorder.push(record) {
             py.detach(|| self.shared.recorder.flush());
+        }
+    }
+
+    fn end_persons_cell(&mut self, finished: &FinishedCell) {
+        let terminal = &self.shared.terminal;
+        if let Some(exception) = &finished.exception
+            && !self.namespace.exits()
+        {
+            terminal.write_through(exception.traceback.as_bytes());
+        }
+        terminal.set_persons_cell(None);
+        self.standard_streams_as_before();
+        if let Some(prompt) = &mut self.prompt {
+            prompt.take_back();
         }
     }
 
@@ -404,11 +572,7 @@ impl Session {
     fn restore_descriptors(&self) {
         let capture = &self.shared.capture;
         if rustix::io::fcntl_getfd(rustix::stdio::stdin()) == Err(Errno::BADF)
-            && let Ok(null) = rustix::fs::open(
-                "/dev/null",
-                rustix::fs::OFlags::RDONLY,
-                rustix::fs::Mode::empty(),
-            )
+            && let Ok(null) = open_null()
         {
             let _ = rustix::stdio::dup2_stdin(&null);
         }
@@ -436,6 +600,38 @@ impl Session {
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
         rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()
     }
+
+    /// A cell closed the terminal's descriptors: puts them back under their
+    /// numbers, from the I/O thread's table (proc(5)).
+    fn reopen_terminal(&mut self) {
+        let Some(follower) = self.shared.terminal.follower() else {
+            return;
+        };
+        let thread = self.shared.io_thread_id();
+        let mut whole = true;
+        for (descriptor, extra) in [
+            (&follower.terminal, rustix::fs::OFlags::empty()),
+            (&follower.side, rustix::fs::OFlags::NONBLOCK),
+        ] {
+            let number = descriptor.as_raw_fd();
+            let flags = rustix::fs::OFlags::RDWR
+                | rustix::fs::OFlags::NOCTTY
+                | rustix::fs::OFlags::CLOEXEC
+                | extra;
+            let path = format!("/proc/self/task/{thread}/fd/{number}");
+            let opened = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
+            whole &= opened.is_ok_and(|opened| sys::put_at(opened, number));
+        }
+        if !whole {
+            // Nothing can be typed any more; agents' cells go on.
+            self.prompt = None;
+        }
+    }
+}
+
+fn open_null() -> Result<OwnedFd, Errno> {
+    let flags = rustix::fs::OFlags::RDONLY;
+    rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())
 }
 
 impl CellLane {

@@ -501,6 +501,32 @@ impl Shared {
         written.too_fast
     }
 
+    /// Shows the person which cell of an agent's begins.
+    pub(crate) fn introduce(&self, cell: CellId, kind: CellKind, source: &str) {
+        let word = match kind {
+            CellKind::Fire => "fire",
+            CellKind::Fork => "fork",
+            _ => "run",
+        };
+        if self.terminal.introduce(cell.as_u64(), word, source) {
+            self.wake_io();
+        }
+    }
+
+    /// Shows the person how a cell of an agent's ended.
+    pub(crate) fn conclude(&self, end: &FinishedCell) {
+        let error = end.exception.as_ref().map(|exception| {
+            if exception.traceback.is_empty() {
+                exception.message.as_str()
+            } else {
+                exception.traceback.as_str()
+            }
+        });
+        if self.terminal.conclude(end.cell.as_u64(), error) {
+            self.wake_io();
+        }
+    }
+
     /// Shows the person what a cell wrote that is not theirs.
     fn show(&self, cell: u64, data: &[u8]) {
         if self.terminal.is_persons(cell) {
@@ -640,6 +666,12 @@ impl Shared {
         self.hosted
             .get()
             .map(|hosted| hosted.spec.directory.as_str())
+    }
+
+    /// The session's name.
+    pub(crate) fn session_name(&self) -> String {
+        let hosted = self.hosted.get();
+        hosted.map_or_else(String::new, |hosted| hosted.spec.session.to_string())
     }
 
     /// Says which session this is. Once.

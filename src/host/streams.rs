@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pythond_protocol::output_log::Stream;
 
@@ -129,6 +130,13 @@ impl Sink {
         match Shared::get() {
             Some(shared) if !forked() => {
                 let cell = current_cell(py);
+                if shared.terminal.is_persons(cell) {
+                    // Recorded first: writing may take as long as it likes.
+                    append(py, shared, cell, self.stream, bytes)?;
+                    let bytes = bytes.to_vec();
+                    py.detach(|| shared.terminal.write_through(&bytes));
+                    return Ok(bytes.len());
+                }
                 shared.drain();
                 append(py, shared, cell, self.stream, bytes)?;
             }
@@ -145,8 +153,8 @@ impl Sink {
         self.descriptor()
     }
 
-    fn isatty(&self) -> bool {
-        false
+    fn isatty(&self, py: Python<'_>) -> bool {
+        at_terminal(py)
     }
 
     fn readable(&self) -> bool {
@@ -200,10 +208,36 @@ fn write_descriptor(py: Python<'_>, stream: Stream, bytes: &[u8]) {
     });
 }
 
-/// `input` of a session without a person: says so at once instead of waiting.
+/// True for the cell of the person's that runs: it has a terminal.
+#[pyfunction]
+pub(crate) fn at_terminal(py: Python<'_>) -> bool {
+    let shared = Shared::get().filter(|_| !forked());
+    shared.is_some_and(|shared| shared.terminal.is_persons(current_cell(py)))
+}
+
+static INPUT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// Remembers Python's own `input`.
+pub(crate) fn keep_input(py: Python<'_>, input: &Bound<'_, PyAny>) {
+    let _ = INPUT.set(py, input.clone().unbind());
+}
+
+/// `input` of a session: Python's own for the person at the terminal; for all
+/// others says at once that there is nobody, instead of waiting.
 #[pyfunction]
 #[pyo3(signature = (prompt = None, /))]
-pub(crate) fn input(py: Python<'_>, prompt: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+pub(crate) fn input<'py>(
+    py: Python<'py>,
+    prompt: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    if at_terminal(py)
+        && let Some(input) = INPUT.get(py)
+    {
+        return match prompt {
+            Some(prompt) => input.bind(py).call1((prompt,)),
+            None => input.bind(py).call0(),
+        };
+    }
     if let Some(prompt) = prompt {
         let stdout = helpers::get(py).sys.bind(py).getattr("stdout")?;
         stdout.call_method1("write", (prompt.str()?,))?;

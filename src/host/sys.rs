@@ -4,10 +4,11 @@
 
 mod copy;
 mod cut_call;
+pub(crate) mod readline;
 mod shared_map;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyCode, PyDict};
@@ -281,4 +282,35 @@ pub(crate) fn borrow_descriptor<T: ?Sized>(number: i32, _owner: &T) -> BorrowedF
     // SAFETY: the owner, which is borrowed for as long as the result lives, keeps
     // the descriptor open.
     unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Does something while this thread does not hear a signal.
+pub(crate) fn with_signal_blocked<T>(signal: i32, work: impl FnOnce() -> T) -> T {
+    let mask = |set: *mut libc::sigset_t| {
+        // SAFETY: the set was initialised; the signal has a valid number.
+        unsafe { libc::sigaddset(set, signal) };
+    };
+    change_mask(libc::SIG_BLOCK, mask);
+    let done = work();
+    change_mask(libc::SIG_UNBLOCK, mask);
+    done
+}
+
+/// True while the process ignores this signal.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all-zero bytes are a valid action.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: only asks; the result is written to the action.
+    let status = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    status == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Puts a descriptor under a number that is not open. False if it is taken.
+pub(crate) fn put_at(descriptor: OwnedFd, number: i32) -> bool {
+    // SAFETY: asks about a number, open or not.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } != -1 {
+        return false;
+    }
+    // SAFETY: the source is open, and nobody has the target.
+    unsafe { libc::dup3(descriptor.as_raw_fd(), number, libc::O_CLOEXEC) == number }
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pythond_protocol::lane::TerminalSize;
+use pythond_protocol::verbs::attach::TerminalSize;
 use rustix::io::Errno;
 
 pub(crate) use self::attached::{Arrived, Terminals};

@@ -18,6 +18,7 @@ use crate::ErrorReply;
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::{CellKind, CellStatus, ExceptionInfo, ProcessEnd};
 use crate::output_log::Stream;
+use crate::verbs::attach::TerminalSize;
 use crate::verbs::interrupt::InterruptedCell;
 use crate::verbs::new::{PythonInfo, StartKind};
 use crate::verbs::stack::{StackMethod, ThreadStack};
@@ -403,6 +404,9 @@ pub enum HostCommand {
         request: u64,
         /// Who holds the session; none lets it go.
         by: Option<String>,
+        /// The terminal that this was asked for at: when that one is gone, the
+        /// session is let go.
+        terminal: Option<u64>,
     },
     /// Set the size of the terminal for those who are attached without saying
     /// theirs; answer with [`HostEvent::Resized`].
@@ -656,15 +660,6 @@ pub struct FinishedCell {
     pub not_recorded: Option<String>,
 }
 
-/// Size of a terminal, in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TerminalSize {
-    /// Lines.
-    pub rows: u16,
-    /// Characters in a line.
-    pub cols: u16,
-}
-
 /// How somebody attaches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -696,20 +691,17 @@ pub enum TerminalCommand {
     Input,
     /// The person's terminal has another size now.
     Resize(TerminalSize),
-    /// Let new cells of agents wait until this terminal lets them go, or is
-    /// gone.
-    Hold {
-        /// Or let them run again.
-        held: bool,
-    },
 }
 
-/// From a host to the daemon, on a terminal lane.
+/// From a host to the daemon, on a terminal lane. A host that closes it while
+/// the session lives has cut the terminal off: it was too far behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
 pub enum TerminalEvent {
     /// The first; the body is what is to be written first.
     Attached {
+        /// Tells the terminals of a host apart.
+        terminal: u64,
         /// The size that all who are attached share.
         size: TerminalSize,
         /// How many are attached, with this one.
@@ -732,11 +724,6 @@ pub enum TerminalEvent {
         held_by: Option<String>,
         /// Cells that wait.
         waiting: u64,
-    },
-    /// This terminal did not read for so long that it is left behind; the last.
-    CutOff {
-        /// Bytes that waited for it.
-        backlog: u64,
     },
 }
 

@@ -113,14 +113,18 @@ pub(crate) fn start(
         .map(|cell| (board.inherit(*cell), *cell))
         .collect();
     let watch = Watch::new(events, &hosted);
+    let held_by = hosted.held_by.clone();
     let shared = Arc::new(SessionShared {
         hosted,
         process: HostProcess::of(pid),
         view: Mutex::new(View {
             running: watch.something_runs(),
             death: None,
+            told: None,
+            held_by,
         }),
         dead: CancellationToken::new(),
+        socket: Some((Arc::clone(&dir), socket.clone())),
     });
     let handle = SessionHandle {
         shared: Arc::clone(&shared),
@@ -142,6 +146,7 @@ pub(crate) fn start(
         expected: None,
         resending: HashSet::new(),
     };
+    session.board.set_held(session.shared.hosted.held_by.is_some());
     for (request, cell) in inherited {
         session.control(&HostCommand::Await { request, cell }, b"");
     }
@@ -233,9 +238,15 @@ impl Session {
             how,
             busy_fails,
         } = submit;
-        if busy_fails && !self.board.is_idle() {
+        if busy_fails && (!self.board.is_idle() || self.board.is_held()) {
             let name = &self.shared.hosted.spec.session;
-            let error = ErrorReply::new(ErrorCode::Busy, format!("session `{name}` is busy"))
+            let view = self.shared.view.lock();
+            let held_by = view.unwrap_or_else(PoisonError::into_inner).held_by.clone();
+            let message = match held_by {
+                Some(by) => format!("session `{name}` is held by {by}"),
+                None => format!("session `{name}` is busy"),
+            };
+            let error = ErrorReply::new(ErrorCode::Busy, message)
                 .with_hint("send it without `--busy=fail` to let it wait for its turn");
             answer(waiter, RunAnswer::Refused(error));
             return;
@@ -269,7 +280,7 @@ impl Session {
         let after = before.filter(|_| cell.lane == Lane::Control);
         let lane = match cell.lane {
             Lane::Cell => &mut lanes.cell,
-            Lane::Control => &mut lanes.control,
+            Lane::Control | Lane::Terminal => &mut lanes.control,
         };
         let how = cell.how.clone();
         let command = match cell.kind {
@@ -415,8 +426,25 @@ impl Session {
                 return self.accepted(*request, accepted);
             }
             HostEvent::Started { cell, kind } => {
+                if *kind == CellKind::Human {
+                    // The main thread is the person's: cells queue in the host.
+                    self.board.inherit(*cell);
+                }
                 self.watch.started(*cell, *kind);
                 return self.publish_running();
+            }
+            HostEvent::Leaving => {
+                self.told.get_or_insert(EndReason::Exited);
+                return;
+            }
+            HostEvent::Hold {
+                request, held_by, ..
+            } => {
+                self.set_held(held_by.clone());
+                match request {
+                    Some(request) => *request,
+                    None => return,
+                }
             }
             HostEvent::Refused { request, error } => {
                 return self.refused(*request, error.clone());
@@ -429,6 +457,7 @@ impl Session {
             | HostEvent::OutputChunk { request, .. }
             | HostEvent::Interrupted { request, .. }
             | HostEvent::Stack { request, .. }
+            | HostEvent::Resized { request }
             | HostEvent::ChildrenKilled { request, .. } => *request,
         };
         if let Some((_, reply)) = self.asks.remove(&request) {
@@ -497,6 +526,7 @@ impl Session {
             self.why_broken
         ));
         self.link = Link::Up(lanes);
+        self.set_held(hosted.held_by.clone());
         self.expected = None;
         for step in self.board.resume(hosted.next_cell) {
             match step {
@@ -540,6 +570,13 @@ impl Session {
             self.control(&HostCommand::Shutdown, b"");
         }
         self.publish_running();
+    }
+
+    /// Agents' new cells wait in the host from now on, or do not any more.
+    fn set_held(&mut self, held_by: Option<String>) {
+        self.board.set_held(held_by.is_some());
+        let view = self.shared.view.lock();
+        view.unwrap_or_else(PoisonError::into_inner).held_by = held_by;
     }
 
     fn publish_running(&self) {
@@ -586,6 +623,8 @@ impl Session {
             *view = View {
                 running: false,
                 death: Some(tombstone),
+                told: self.told,
+                held_by: None,
             };
         }
         self.shared.dead.cancel();

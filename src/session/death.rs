@@ -61,6 +61,7 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         queued: Vec::new(),
         next_cell: CellId::from_parts(0, 0),
         not_recorded: None,
+        held_by: None,
         zygote_pid: 0,
     };
     let process = HostProcess::gone(exit.pid);

@@ -4,17 +4,22 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pythond_protocol::lane::{CellSpec, FinishedCell, HostCommand, HostEvent, HostedSession};
+use pythond_protocol::lane::{
+    Attach, CellSpec, FinishedCell, HostCommand, HostEvent, HostedSession, Message, TerminalEvent,
+};
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::output_log::Stream;
 use pythond_protocol::verbs::list::{SessionState, SessionSummary};
+use pythond_protocol::verbs::attach::{TerminalEnd, TerminalSize};
 use pythond_protocol::verbs::status::Tombstone;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionName};
+use pythond_private_fs::PrivateDir;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::death;
-use crate::host_process::HostProcess;
+use crate::host_process::{self, HostProcess};
+use crate::lane_io::LaneIo;
 
 /// After how long it is looked whether a host that does not answer is stopped.
 const STOPPED_PATIENCE: Duration = Duration::from_millis(250);
@@ -91,6 +96,8 @@ pub(crate) enum EndReason {
     Replaced,
     /// The daemon stops.
     Stopped,
+    /// The person at its terminal said so.
+    Exited,
 }
 
 impl EndReason {
@@ -101,6 +108,7 @@ impl EndReason {
             Self::Interrupted => "ended by `int --kill`",
             Self::Replaced => "replaced by `new --replace`",
             Self::Stopped => "the daemon stopped",
+            Self::Exited => "ended by `exit()` at its terminal",
         }
     }
 
@@ -110,6 +118,17 @@ impl EndReason {
             Self::Killed | Self::Interrupted => "killed",
             Self::Replaced => "replaced",
             Self::Stopped => "stopped",
+            Self::Exited => "exited",
+        }
+    }
+
+    /// In the word for those who are attached.
+    fn terminal_end(self) -> TerminalEnd {
+        match self {
+            Self::Killed | Self::Interrupted => TerminalEnd::Killed,
+            Self::Replaced => TerminalEnd::Replaced,
+            Self::Stopped => TerminalEnd::Stopped,
+            Self::Exited => TerminalEnd::Exited,
         }
     }
 }
@@ -147,6 +166,11 @@ pub(crate) enum Question {
     Interrupt(Vec<CellId>),
     Stack,
     KillChildren(CellId),
+    Hold {
+        by: Option<String>,
+        terminal: Option<u64>,
+    },
+    Resize(TerminalSize),
 }
 
 /// Which output is asked for.
@@ -186,6 +210,12 @@ impl Question {
             Self::Interrupt(cells) => HostCommand::Interrupt { request, cells },
             Self::Stack => HostCommand::Stack { request },
             Self::KillChildren(cell) => HostCommand::KillChildren { request, cell },
+            Self::Hold { by, terminal } => HostCommand::Hold {
+                request,
+                by,
+                terminal,
+            },
+            Self::Resize(size) => HostCommand::Resize { request, size },
         }
     }
 }
@@ -195,6 +225,10 @@ impl Question {
 pub(super) struct View {
     pub(super) running: bool,
     pub(super) death: Option<Tombstone>,
+    /// Why it was ended, if by somebody.
+    pub(super) told: Option<EndReason>,
+    /// Who lets agents' new cells wait.
+    pub(super) held_by: Option<String>,
 }
 
 /// What a session's task and its handles share.
@@ -204,6 +238,8 @@ pub(super) struct SessionShared {
     pub(super) process: HostProcess,
     pub(super) view: Mutex<View>,
     pub(super) dead: CancellationToken,
+    /// The host's socket; none for a session that died before we saw it.
+    pub(super) socket: Option<(Arc<PrivateDir>, String)>,
 }
 
 /// The way to a session.
@@ -221,12 +257,15 @@ impl SessionHandle {
         let view = Mutex::new(View {
             running: false,
             death: Some(death),
+            told: None,
+            held_by: None,
         });
         let shared = Arc::new(SessionShared {
             hosted,
             process,
             view,
             dead,
+            socket: None,
         });
         Self {
             shared,
@@ -274,6 +313,48 @@ impl SessionHandle {
             _ if self.process().is_stopped() => SessionState::Stopped,
             View { running: true, .. } => SessionState::Running,
             View { running: false, .. } => SessionState::Idle,
+        }
+    }
+
+    /// Returns when its process is gone.
+    pub(crate) async fn died(&self) {
+        self.shared.dead.cancelled().await;
+    }
+
+    /// Why its terminals closed, after it died.
+    pub(crate) fn terminal_end(&self) -> (TerminalEnd, String) {
+        let view = self.view();
+        let reason = view.told.map_or(TerminalEnd::Died, EndReason::terminal_end);
+        let cause = view.death.map(|death| death.cause);
+        (reason, cause.unwrap_or_else(|| "its process is gone".to_owned()))
+    }
+
+    /// Who lets agents' new cells wait.
+    pub(crate) fn held_by(&self) -> Option<String> {
+        self.view().held_by
+    }
+
+    /// Opens a lane for a terminal; the host's first words.
+    ///
+    /// # Errors
+    /// [`ErrorCode::SessionDied`], [`ErrorCode::SessionUnreachable`].
+    pub(crate) async fn open_terminal(
+        &self,
+        how: Attach,
+    ) -> Result<(LaneIo, Message<TerminalEvent>), ErrorReply> {
+        let Some((dir, socket)) = self.shared.socket.as_ref().filter(|_| !self.is_dead()) else {
+            return Err(self.gone());
+        };
+        let opened = host_process::open_terminal(dir, socket, how);
+        let mut opened = std::pin::pin!(opened);
+        loop {
+            match tokio::time::timeout(STOPPED_PATIENCE, &mut opened).await {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(error)) if error.is_gone() => return Err(self.gone()),
+                Ok(Err(_)) => return Err(self.unreachable()),
+                Err(_) if self.process().is_stopped() => return Err(self.unreachable()),
+                Err(_) => {}
+            }
         }
     }
 

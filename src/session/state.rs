@@ -103,6 +103,8 @@ pub(crate) struct CellBoard<W> {
     /// Cells that an earlier daemon asked for, with our numbers for them.
     inherited: BTreeMap<u64, CellId>,
     queued_bytes: usize,
+    /// New cells wait in the host.
+    held: bool,
 }
 
 impl<W> CellBoard<W> {
@@ -114,7 +116,18 @@ impl<W> CellBoard<W> {
             cells: BTreeMap::new(),
             inherited: BTreeMap::new(),
             queued_bytes: 0,
+            held: false,
         }
+    }
+
+    /// New cells wait in the host from now on, or do not any more.
+    pub(crate) fn set_held(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// New cells wait in the host.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held
     }
 
     /// A number for a request that is no cell.
@@ -148,7 +161,7 @@ impl<W> CellBoard<W> {
             return Err(waiter);
         }
         // A key may belong to an earlier cell: only the host knows.
-        let direct = kind == CellKind::Run && how.key.is_none() && self.is_idle();
+        let direct = kind == CellKind::Run && how.key.is_none() && self.is_idle() && !self.held;
         let (id, lane) = if direct {
             (Some(self.next_cell), Lane::Cell)
         } else {
@@ -225,7 +238,7 @@ impl<W> CellBoard<W> {
         let alone = others.next().is_none() && self.inherited.is_empty();
         let next_cell = self.next_cell;
         let cell = self.cells.get_mut(&request)?;
-        let direct = alone && cell.kind == CellKind::Run && cell.how.key.is_none();
+        let direct = alone && cell.kind == CellKind::Run && cell.how.key.is_none() && !self.held;
         (cell.id, cell.lane) = if direct {
             (Some(next_cell), Lane::Cell)
         } else {

@@ -97,6 +97,14 @@ impl Control {
 
     /// Tells one cell to stop; nobody waits to hear what came of it.
     pub(crate) fn interrupt_one(&mut self, cell: CellId) {
+        // While the main thread waits in the C library's `system`, the key is
+        // for the program that it started.
+        if crate::sys::is_ignored(Signal::INT.as_raw()) {
+            if let Some(thread) = self.thread_of(cell) {
+                Family::of(thread).signal(Signal::INT);
+            }
+            return;
+        }
         self.tell(cell, false);
         self.watch();
     }

@@ -18,6 +18,7 @@ for _name in future.all_feature_names:
 _Expr = ast.Expr
 _StringIO = io.StringIO
 _Expression = ast.Expression
+_Interactive = ast.Interactive
 
 # Above this size no syntax tree of Python objects is made: it takes a hundred
 # times the memory of the source.
@@ -52,6 +53,21 @@ def compile_cell(source, filename):
         return _compile_large(source, filename, flags)
     tree = compile(source, filename, "exec", flags | _ONLY_AST, True)
     return _compile_tree(tree, filename, flags)
+
+
+def compile_typed(source, filename):
+    """Compile what was typed at the prompt: like `compile_cell`, but one
+    statement prints the values of the expressions in it.
+
+    Args, Returns, Raises: as `compile_cell`.
+    """
+    if len(source) <= _LARGE_SOURCE:
+        flags = _inherited | _AWAIT
+        tree = compile(source, filename, "exec", flags | _ONLY_AST, True)
+        if len(tree.body) == 1 and not isinstance(tree.body[0], _Expr):
+            code = compile(_Interactive(tree.body), filename, "single", flags, True)
+            return [_remember_futures(code)], False
+    return compile_cell(source, filename)
 
 
 def _compile_tree(tree, filename, flags):
@@ -141,6 +157,18 @@ def show(value):
         hook(value)
         return None
     return str(value) if isinstance(value, str) else repr(value)
+
+
+def show_typed(value):
+    """The text of a value as Python's prompt shows it.
+
+    Returns: as `show`.
+    """
+    hook = getattr(sys, "displayhook", None)
+    if hook is not None and hook is not sys.__displayhook__:
+        hook(value)
+        return None
+    return repr(value)
 
 
 def replay_form(source):

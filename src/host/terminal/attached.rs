@@ -2,9 +2,10 @@
 //! on the I/O thread.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsRawFd as _;
 
-use pythond_protocol::lane::{Attach, Message, TerminalCommand, TerminalEvent, TerminalSize};
+use pythond_protocol::lane::{Attach, Message, TerminalCommand, TerminalEvent};
+use pythond_protocol::verbs::attach::TerminalSize;
 use pythond_protocol::{ErrorCode, ErrorReply};
 use rustix::io::Errno;
 use rustix::termios::{LocalModes, QueueSelector, SpecialCodeIndex};
@@ -42,11 +43,8 @@ pub(crate) enum Arrived {
     Nudge,
     /// The person's running cell is to be interrupted.
     Interrupt(u64),
-    /// Agents' cells are to wait for this terminal, or not any more.
-    Hold {
-        terminal: u64,
-        by: Option<String>,
-    },
+    /// A terminal is gone.
+    Left(u64),
 }
 
 /// All of it.
@@ -167,10 +165,7 @@ impl Terminals {
         if self.serve_lane(id, events, &mut arrived).is_err() {
             self.attached.retain(|attached| attached.id != id);
             self.settle_size();
-            arrived.push(Arrived::Hold {
-                terminal: id,
-                by: None,
-            });
+            arrived.push(Arrived::Left(id));
         }
         self.count();
         arrived
@@ -221,11 +216,6 @@ impl Terminals {
                 self.settle_size();
                 arrived.push(Arrived::Nudge);
             }
-            TerminalCommand::Hold { held } => {
-                let how = self.of(id)?.how.as_ref();
-                let by = how.map(|how| how.author.clone()).filter(|_| held);
-                arrived.push(Arrived::Hold { terminal: id, by });
-            }
         }
         Ok(())
     }
@@ -271,6 +261,7 @@ impl Terminals {
             (None, _) => Vec::new(),
         };
         let event = TerminalEvent::Attached {
+            terminal: id,
             size: self.size,
             attached: self.shared.terminal.attached(),
             held_by: self.shared.held_by(),

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use portable_pty::{MasterPty, PtySize, native_pty_system};
-use pythond_protocol::lane::TerminalSize;
+use pythond_protocol::verbs::attach::TerminalSize;
 use rustix::fs::OFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, SpecialCodeIndex, Termios};

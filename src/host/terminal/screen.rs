@@ -2,9 +2,10 @@
 //! the last bytes that were written.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use pythond_protocol::lane::TerminalSize;
+use pythond_protocol::verbs::attach::TerminalSize;
 
 /// The last bytes that are kept as they were written.
 const RING: usize = 64 << 10;
@@ -27,7 +28,13 @@ impl std::fmt::Debug for Screen {
 }
 
 fn model(size: TerminalSize) -> vt100::Parser {
-    vt100::Parser::new(size.rows, size.cols, 0)
+    let (rows, cols) = dimensions(size);
+    vt100::Parser::new(rows, cols, 0)
+}
+
+fn dimensions(size: TerminalSize) -> (NonZeroU16, NonZeroU16) {
+    let length = |length| NonZeroU16::new(length).unwrap_or(NonZeroU16::MIN);
+    (length(size.rows), length(size.cols))
 }
 
 fn modelled(size: TerminalSize) -> TerminalSize {
@@ -59,7 +66,7 @@ impl Screen {
 
     pub(crate) fn resize(&mut self, size: TerminalSize) {
         self.size = modelled(size);
-        let TerminalSize { rows, cols } = self.size;
+        let (rows, cols) = dimensions(self.size);
         self.change(|model| model.screen_mut().set_size(rows, cols));
     }
 
@@ -83,7 +90,7 @@ impl Screen {
         });
         bytes.extend(b"\x1b[H\x1b[2J");
         let state = catch_unwind(AssertUnwindSafe(|| screen.state_formatted()));
-        bytes.extend(state.unwrap_or_default());
+        bytes.extend(state.unwrap_or_default().into_bytes());
         bytes
     }
 

@@ -14,7 +14,7 @@ pub const DETACH: &str = "detach";
 const MAX_TERM: usize = 64;
 
 /// How many characters a terminal shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminalSize {
     /// Lines, from 1.
     pub rows: u16,

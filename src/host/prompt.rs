@@ -1,0 +1,312 @@
+//! The person's prompt, on the main thread: keys to lines, lines to cells.
+//! Agents' cells run between two keys; the line that is being typed stays.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::{LocalModes, OptionalActions, Termios};
+
+use crate::helpers;
+use crate::shared::Shared;
+use crate::sys::readline::{Readline, Typed};
+use crate::terminal::{Follower, Holder};
+
+/// Python's own prompts.
+const FIRST: &str = ">>> ";
+const FURTHER: &str = "... ";
+/// Keys that are taken before others have their turn.
+const KEYS_AT_ONCE: usize = 4096;
+
+/// What edits the line.
+#[derive(Debug)]
+enum Editor {
+    /// GNU readline.
+    Readline(Box<Readline>),
+    /// The terminal itself, for a Python without readline.
+    Terminal(Vec<u8>),
+}
+
+/// Where prompt and line are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// No line is read.
+    Away,
+    /// On the screen.
+    Shown,
+    /// A line is read, but it is off the screen for what others write.
+    Aside,
+}
+
+/// The prompt.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    shared: &'static Shared,
+    follower: &'static Follower,
+    editor: Editor,
+    lines: Py<PyAny>,
+    stage: Stage,
+    /// How the terminal is for programs.
+    modes: Termios,
+    term: Option<String>,
+    /// What came of keys and is not looked at yet.
+    typed: VecDeque<Typed>,
+}
+
+impl Prompt {
+    /// Prepares the prompt. None without a terminal.
+    pub(crate) fn begin(
+        py: Python<'_>,
+        shared: &'static Shared,
+        globals: &Bound<'_, PyDict>,
+    ) -> PyResult<Option<Self>> {
+        let Some(follower) = shared.terminal.follower() else {
+            return Ok(None);
+        };
+        let helper = helpers::get(py).prompt.bind(py);
+        let person = shared.terminal.person();
+        helper.call_method1("set_terminal", (&person.term, &person.colorterm))?;
+        let module: Option<String> = helper.call_method1("begin", (globals,))?.extract()?;
+        let path = module.filter(|path| !path.is_empty());
+        let path = path.and_then(|path| CString::new(path).ok());
+        let found = Readline::find(path.as_deref(), &follower.terminal);
+        let term = as_c(person.term.as_deref());
+        let editor = match found {
+            Some(readline) => {
+                readline.set_up(term.as_deref());
+                Editor::Readline(Box::new(readline))
+            }
+            None => Editor::Terminal(Vec::new()),
+        };
+        Ok(Some(Self {
+            shared,
+            follower,
+            editor,
+            lines: helper.getattr("Lines")?.call0()?.unbind(),
+            stage: Stage::Away,
+            modes: rustix::termios::tcgetattr(&follower.terminal).map_err(std::io::Error::from)?,
+            term: person.term,
+            typed: VecDeque::new(),
+        }))
+    }
+
+    /// What to wait for.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.follower.terminal.as_fd()
+    }
+
+    /// Puts prompt and line on the screen, below what others wrote meanwhile.
+    pub(crate) fn show(&mut self, py: Python<'_>) {
+        let terminal = &self.shared.terminal;
+        if self.stage == Stage::Shown {
+            if terminal.take_resized() {
+                self.resize();
+            }
+            if !terminal.has_news() {
+                return;
+            }
+            self.put_aside();
+        }
+        let terminal = &self.shared.terminal;
+        let above = terminal.take_aside();
+        py.detach(|| {
+            terminal.wait_until_written();
+            terminal.write_through(&above);
+        });
+        if self.stage == Stage::Away {
+            self.begin_line(py);
+        } else if let Editor::Readline(readline) = &self.editor {
+            if terminal.take_resized() {
+                readline.resize();
+            }
+            readline.redraw();
+        } else {
+            self.show_plain_prompt(py);
+        }
+        self.stage = Stage::Shown;
+        terminal.hand_to(Holder::Prompt);
+    }
+
+    /// Takes prompt and line off the screen, for what an agent's cell writes.
+    pub(crate) fn put_aside(&mut self) {
+        if self.stage == Stage::Shown {
+            let cleared = match &self.editor {
+                Editor::Readline(readline) => readline.clear(),
+                Editor::Terminal(_) => false,
+            };
+            if !cleared {
+                self.shared.terminal.write_through(b"\r\x1b[K");
+            }
+            self.stage = Stage::Aside;
+        }
+    }
+
+    fn resize(&mut self) {
+        if let Editor::Readline(readline) = &self.editor {
+            readline.resize();
+        }
+    }
+
+    fn text(&self, py: Python<'_>) -> String {
+        let further = self.lines.call_method0(py, "pending");
+        let further = further.and_then(|pending| pending.extract(py)).unwrap_or(false);
+        let (name, default) = if further {
+            ("ps2", FURTHER)
+        } else {
+            ("ps1", FIRST)
+        };
+        let text = helpers::get(py)
+            .prompt
+            .call_method1(py, "prompt", (name, default))
+            .and_then(|text| text.extract(py));
+        text.unwrap_or_else(|_| default.to_owned())
+    }
+
+    fn begin_line(&mut self, py: Python<'_>) {
+        let prompt = self.text(py);
+        let person = self.shared.terminal.person();
+        match &self.editor {
+            Editor::Readline(readline) => {
+                if person.term != self.term {
+                    self.term = person.term;
+                    readline.set_terminal(as_c(self.term.as_deref()).as_deref());
+                }
+                // The interrupt key is one key among others here: it comes in
+                // its place, and hits no cell.
+                let mut modes = self.modes.clone();
+                modes.local_modes.remove(LocalModes::ISIG);
+                self.set_modes(&modes);
+                if self.shared.terminal.take_resized() {
+                    readline.resize();
+                }
+                let prompt = CString::new(prompt).unwrap_or_else(|_| c">>> ".to_owned());
+                readline.begin(&prompt);
+            }
+            Editor::Terminal(_) => self.show_plain_prompt(py),
+        }
+    }
+
+    fn show_plain_prompt(&self, py: Python<'_>) {
+        let prompt = self.text(py);
+        self.shared.terminal.write_through(prompt.as_bytes());
+    }
+
+    fn set_modes(&self, modes: &Termios) {
+        // A terminal that refuses keeps the modes it has.
+        let _ = rustix::termios::tcsetattr(&self.follower.terminal, OptionalActions::Drain, modes);
+    }
+
+    /// Takes the keys that are there; the source of a cell once one is whole.
+    pub(crate) fn take_keys(&mut self, py: Python<'_>) -> Option<String> {
+        if self.shared.terminal.take_cancelled() {
+            self.typed.clear();
+            self.typed.push_back(Typed::Interrupt);
+        }
+        for _ in 0..KEYS_AT_ONCE {
+            while let Some(typed) = self.typed.pop_front() {
+                if let Some(source) = self.typed(py, typed) {
+                    return Some(source);
+                }
+            }
+            if !self.has_key() {
+                return None;
+            }
+            self.show(py);
+            match &mut self.editor {
+                Editor::Readline(readline) => self.typed.extend(readline.take_key()),
+                Editor::Terminal(line) => {
+                    let mut bytes = [0; 4096];
+                    match rustix::io::read(&self.follower.terminal, &mut bytes) {
+                        Ok(0) | Err(_) => self.typed.push_back(Typed::End),
+                        Ok(count) => {
+                            line.extend_from_slice(&bytes[..count]);
+                            while let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+                                let mut whole: Vec<u8> = line.drain(..=end).collect();
+                                whole.pop();
+                                self.typed.push_back(Typed::Line(whole));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        // More is there: the rest of the keys come after a turn of the others.
+        self.shared.terminal.note_typed();
+        None
+    }
+
+    fn has_key(&self) -> bool {
+        let mut set = [PollFd::new(&self.follower.terminal, PollFlags::IN)];
+        matches!(poll(&mut set, Some(&Timespec::default())), Ok(1))
+            && set[0].revents().contains(PollFlags::IN)
+    }
+
+    fn typed(&mut self, py: Python<'_>, typed: Typed) -> Option<String> {
+        let source = match typed {
+            Typed::Line(line) => {
+                self.leave_line();
+                let text = String::from_utf8_lossy(&line).into_owned();
+                if let (false, Editor::Readline(readline)) = (text.trim().is_empty(), &self.editor) {
+                    readline.remember(&line);
+                }
+                let added = self.lines.call_method1(py, "add", (text,));
+                added.and_then(|source| source.extract::<Option<String>>(py)).unwrap_or_default()
+            }
+            Typed::End => {
+                self.leave_line();
+                self.forget_lines(py);
+                self.shared.terminal.write_through(
+                    b"\n[pythond] exit() ends the session; Ctrl-] detaches and leaves it running\n",
+                );
+                None
+            }
+            Typed::Interrupt => {
+                if let Editor::Readline(readline) = &self.editor {
+                    readline.end();
+                }
+                self.leave_line();
+                self.forget_lines(py);
+                self.shared.terminal.write_through(b"\nKeyboardInterrupt\n");
+                None
+            }
+        };
+        match source {
+            Some(source) if !source.is_empty() => Some(source),
+            _ => {
+                self.show(py);
+                None
+            }
+        }
+    }
+
+    fn forget_lines(&self, py: Python<'_>) {
+        // It cannot fail: the object is ours.
+        let _ = self.lines.call_method0(py, "clear");
+    }
+
+    /// The line is over: the terminal is as programs expect it.
+    fn leave_line(&mut self) {
+        self.set_modes(&self.modes);
+        self.stage = Stage::Away;
+    }
+
+    /// After a cell of the person's: whatever its programs did to the terminal,
+    /// keys reach us again.
+    pub(crate) fn take_back(&mut self) {
+        let terminal = &self.follower.terminal;
+        // Programs that made themselves the foreground may be gone.
+        let _ = crate::sys::with_signal_blocked(libc::SIGTTOU, || {
+            rustix::termios::tcsetpgrp(terminal, rustix::process::getpgrp())
+        });
+        self.set_modes(&self.modes);
+        let _ = rustix::termios::tcflow(terminal, rustix::termios::Action::OOn);
+        self.stage = Stage::Away;
+    }
+}
+
+fn as_c(text: Option<&str>) -> Option<CString> {
+    text.and_then(|text| CString::new(text).ok())
+}
