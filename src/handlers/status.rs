@@ -60,6 +60,8 @@ fn merge(
         created_at: hosted.created_at.clone(),
         host: context.host.clone(),
         not_recorded: status.not_recorded.or_else(|| hosted.not_recorded.clone()),
+        held_by: status.held_by,
+        attached: status.attached,
         death,
     }
 }

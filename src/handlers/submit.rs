@@ -72,6 +72,11 @@ async fn accepted(
     }
 }
 
+/// Who lets a cell wait, if somebody does.
+fn held_by(session: &SessionHandle, status: CellStatus) -> Option<String> {
+    session.held_by().filter(|_| status == CellStatus::Queued)
+}
+
 async fn fire(
     session: &SessionHandle,
     mut submission: Submission,
@@ -100,6 +105,7 @@ async fn fire(
             kind: CellKind::Fire,
             status,
             existing,
+            held_by: held_by(session, status),
         }),
     })
 }
@@ -197,6 +203,7 @@ async fn stream(
     let event = StreamEvent::Accepted {
         cell_id: id,
         status: accepted.status,
+        held_by: held_by(session, accepted.status),
     };
     caller.event(&event).await;
     let mut reader = OutputReader::new(session, id, None, 0);

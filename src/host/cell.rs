@@ -117,7 +117,7 @@ pub(crate) fn show(
     let start = shared.outputs.extent(id.as_u64()).stdout;
     let length = text.len() as u64;
     text.push(b'\n');
-    streams::append(py, shared, id.as_u64(), Stream::Stdout, &text)?;
+    streams::write(py, shared, id.as_u64(), Stream::Stdout, &text)?;
     Ok(Some((start, length)))
 }
 

@@ -149,6 +149,11 @@ impl IoThread {
         }
         self.strangers.retain(Option::is_some);
         if self.shared.shutting_down() {
+            self.terminals.serve_leader();
+            // What the main thread said before is not held up by what it said
+            // in this turn.
+            self.send_outbox();
+            self.shared.terminal.farewell(true);
             self.requests.interrupt_main();
             handoff::nudge(&self.handoff);
         }

@@ -468,6 +468,8 @@ impl Session {
             self.shared.terminal.write_through(words.as_bytes());
             self.shared.send(HostEvent::Leaving, Vec::new());
             self.shared.shut_down();
+            self.shared.wake_io();
+            py.detach(|| self.shared.terminal.farewell(false));
         }
     }
 

@@ -71,6 +71,25 @@ pub(crate) fn append(
     Ok(())
 }
 
+/// Adds output of a cell; what the person's own cell writes goes to their
+/// terminal as well.
+pub(crate) fn write(
+    py: Python<'_>,
+    shared: &Shared,
+    cell: u64,
+    stream: Stream,
+    bytes: &[u8],
+) -> PyResult<()> {
+    // Recorded first: a terminal may take its time.
+    append(py, shared, cell, stream, bytes)?;
+    if shared.terminal.is_persons(cell) {
+        // Another thread may change the object that the bytes are in.
+        let bytes = bytes.to_vec();
+        py.detach(|| shared.terminal.write_through(&bytes));
+    }
+    Ok(())
+}
+
 /// True in a process that session code forked.
 pub(crate) fn forked() -> bool {
     FORKED.load(Relaxed)
@@ -130,15 +149,8 @@ impl Sink {
         match Shared::get() {
             Some(shared) if !forked() => {
                 let cell = current_cell(py);
-                if shared.terminal.is_persons(cell) {
-                    // Recorded first: writing may take as long as it likes.
-                    append(py, shared, cell, self.stream, bytes)?;
-                    let bytes = bytes.to_vec();
-                    py.detach(|| shared.terminal.write_through(&bytes));
-                    return Ok(bytes.len());
-                }
                 shared.drain();
-                append(py, shared, cell, self.stream, bytes)?;
+                write(py, shared, cell, self.stream, bytes)?;
             }
             _ => write_descriptor(py, self.stream, bytes),
         }

@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pythond_protocol::verbs::attach::TerminalSize;
 use rustix::io::Errno;
 
 pub(crate) use self::attached::{Arrived, Terminals};
@@ -67,7 +66,8 @@ struct State {
     /// The last thing that was written directly did not end its line.
     open_line: bool,
     person: Person,
-    size: Option<TerminalSize>,
+    /// The last words were passed on.
+    farewell: bool,
 }
 
 /// The shared part.
@@ -155,13 +155,8 @@ impl Terminal {
         self.cancelled.swap(false, SeqCst)
     }
 
-    pub(crate) fn set_size(&self, size: TerminalSize) {
-        self.state().size = Some(size);
+    pub(crate) fn note_resized(&self) {
         self.resized.store(true, SeqCst);
-    }
-
-    pub(crate) fn size(&self) -> TerminalSize {
-        self.state().size.unwrap_or(DEFAULT_SIZE)
     }
 
     pub(crate) fn take_resized(&self) -> bool {
@@ -220,6 +215,9 @@ impl Terminal {
             return false;
         }
         let mut state = self.state();
+        if state.holder == Holder::Nobody {
+            return false;
+        }
         state.budgets.insert(cell, SHOWN_PER_CELL);
         self.show(&mut state, label(kind, source).as_bytes())
     }
@@ -285,12 +283,11 @@ impl Terminal {
 
     fn show(&self, state: &mut State, bytes: &[u8]) -> bool {
         match state.holder {
-            Holder::Nobody => false,
             Holder::Agent => {
                 self.write(state, bytes);
                 !state.next.is_empty()
             }
-            Holder::Prompt | Holder::Person => {
+            Holder::Nobody | Holder::Prompt | Holder::Person => {
                 if state.aside.len() + bytes.len() > MOST_WAITING {
                     state.dropped += bytes.len() as u64;
                 } else {
@@ -364,6 +361,27 @@ impl Terminal {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.state();
         while !state.next.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.written.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Lets what was said be passed on before the session ends, not for long.
+    /// `passed_on` is for the I/O thread, which has just done so.
+    pub(crate) fn farewell(&self, passed_on: bool) {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let mut state = self.state();
+        if passed_on {
+            state.farewell = true;
+            self.written.notify_all();
+            return;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while !state.farewell {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;

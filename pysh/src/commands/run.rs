@@ -48,8 +48,13 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
     };
     let running = client.run(&submission.name, &submission.code, &options)?;
     let reply = follow(running, &mut watch, |event, watch| match &event.value {
-        Some(StreamEvent::Accepted { cell_id, .. }) => {
+        Some(StreamEvent::Accepted {
+            cell_id, held_by, ..
+        }) => {
             watch.accepted(*cell_id);
+            if let Some(by) = held_by {
+                render.note(&waits(&submission.name, *cell_id, by));
+            }
             Ok(())
         }
         Some(event) => target.show(event, watch),
@@ -60,6 +65,11 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
         return show_id(&reply, render);
     }
     show(&reply, target, args.timeout)
+}
+
+/// Why nothing happens yet.
+fn waits(name: &SessionName, cell: CellId, by: &str) -> String {
+    format!("cell {cell} waits: the session is held by {by} (`pysh release {name}` lets it go)")
 }
 
 /// The cell's id alone, for scripts.

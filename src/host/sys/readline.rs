@@ -142,6 +142,8 @@ impl Readline {
         };
         on(c"enable-bracketed-paste", c"on");
         on(c"blink-matching-paren", c"off");
+        // It is written to standard error, which is not the person's.
+        on(c"bell-style", c"none");
         // SAFETY: the function has the type that readline calls.
         unsafe { (self.bind_key)(3, on_interrupt_key) };
         self.set_terminal(term);

@@ -394,7 +394,7 @@ impl Terminals {
         if let Some(screen) = &mut self.screen {
             screen.resize(size);
         }
-        self.shared.terminal.set_size(size);
+        self.shared.terminal.note_resized();
         tell_all(&mut self.attached, &TerminalEvent::Resized(size), b"");
     }
 

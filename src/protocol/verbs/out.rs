@@ -113,6 +113,9 @@ pub enum StreamEvent {
         cell_id: CellId,
         /// `queued` or `running`; where `--id` was used before, its cell's.
         status: CellStatus,
+        /// Who lets agents' new cells wait, if this one does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held_by: Option<String>,
     },
     /// A piece of output.
     Output {

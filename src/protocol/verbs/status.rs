@@ -56,6 +56,12 @@ pub struct StatusReply {
     /// Files that could not be written, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_recorded: Option<String>,
+    /// Who lets agents' new cells wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
+    /// Terminals that are attached.
+    #[serde(default)]
+    pub attached: u64,
     /// How it died, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub death: Option<Tombstone>,

@@ -186,4 +186,7 @@ pub struct FireReply {
     /// It was submitted earlier under the same `--id`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub existing: bool,
+    /// Who lets agents' new cells wait, if this one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
 }
