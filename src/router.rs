@@ -11,10 +11,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use pythond_protocol::verbs::attach::{self, AttachEvent, AttachRequest, TerminalEnd, no_session};
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
-use pythond_protocol::verbs::attach::{
-    self, AttachEvent, AttachRequest, TerminalEnd, no_session,
-};
 use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
@@ -153,7 +151,11 @@ impl Connection<'_> {
             let full = self.ahead.len() >= MAX_AHEAD
                 || waiting > MAX_AHEAD_BYTES
                 || self.running.len() >= MAX_IN_FLIGHT;
-            let full = full || self.terminal.as_ref().is_some_and(AttachedTerminal::is_full);
+            let full = full
+                || self
+                    .terminal
+                    .as_ref()
+                    .is_some_and(AttachedTerminal::is_full);
             let idle = self.running.is_empty();
             let end = tokio::select! {
                 biased;
@@ -205,10 +207,14 @@ impl Connection<'_> {
                 .with_hint("send `detach`, or attach on a connection of its own"));
         }
         let name = request.session.clone();
-        let session = self.context.registry.get(&name).map_err(|error| match format {
-            ReplyFormat::Plain => no_session(name.as_str()),
-            ReplyFormat::Json => error,
-        })?;
+        let session = self
+            .context
+            .registry
+            .get(&name)
+            .map_err(|error| match format {
+                ReplyFormat::Plain => no_session(name.as_str()),
+                ReplyFormat::Json => error,
+            })?;
         let author = self.author.clone();
         let host = self.context.host.clone();
         let attached = AttachedTerminal::attach(session, request, format, author, host).await;

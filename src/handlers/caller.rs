@@ -1,9 +1,9 @@
 //! Who asks, and how events reach them before the reply.
 
-use pythond_protocol::{CellId, SessionName};
 use pythond_protocol::output_log::{self, Stream};
 use pythond_protocol::verbs::cell::Text;
 use pythond_protocol::verbs::out::StreamEvent;
+use pythond_protocol::{CellId, SessionName};
 use serde::Serialize;
 use tokio::sync::mpsc;
 

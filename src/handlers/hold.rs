@@ -19,9 +19,10 @@ pub(super) async fn handle(
     let question = Question::Hold {
         by: request.held.then_some(author),
         // What is held at a terminal is let go when that one is gone.
-        terminal: caller.terminal.clone().and_then(|(session, terminal)| {
-            (session == request.session).then_some(terminal)
-        }),
+        terminal: caller
+            .terminal
+            .clone()
+            .and_then(|(session, terminal)| (session == request.session).then_some(terminal)),
     };
     let HostEvent::Hold {
         held_by, waiting, ..

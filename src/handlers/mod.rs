@@ -32,8 +32,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pythond_protocol::verbs::{ReplyFormat, Request};
 use pythond_protocol::ErrorReply;
+use pythond_protocol::verbs::{ReplyFormat, Request};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;

@@ -28,6 +28,8 @@ const REPEAT_INTERRUPT: Duration = Duration::from_millis(20);
 const WRITE_RECORDS: Duration = Duration::from_millis(20);
 /// Connections that have not said what they are.
 const MOST_STRANGERS: usize = 8;
+/// How often it is looked whether terminals that are far behind read on.
+const LOOK_WHO_IS_BEHIND: Duration = Duration::from_millis(100);
 /// How often it is looked whether readers came near enough.
 const HOLD_BACK: Duration = Duration::from_millis(5);
 
@@ -138,6 +140,9 @@ impl IoThread {
             self.shared.recorder.tick();
         }
         self.send_outbox();
+        if self.terminals.holds_back() {
+            self.terminals.look_who_is_behind();
+        }
         self.terminals.write_next();
         if self.shared.terminal.has_news() {
             handoff::nudge(&self.handoff);
@@ -165,6 +170,7 @@ impl IoThread {
             (self.requests.repeating, REPEAT_INTERRUPT),
             (self.shared.recorder.watched(), WRITE_RECORDS),
             (self.held_back.is_some(), HOLD_BACK),
+            (self.terminals.holds_back(), LOOK_WHO_IS_BEHIND),
         ];
         let due = self.requests.next_deadline();
         let until = due.map(|due| due.saturating_duration_since(Instant::now()));

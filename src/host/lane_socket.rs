@@ -22,6 +22,8 @@ pub(crate) struct LaneSocket {
     tag: u64,
     decoder: Decoder,
     outgoing: VecDeque<u8>,
+    /// Bytes that the other end has taken.
+    taken: u64,
 }
 
 /// Why a connection is over.
@@ -46,6 +48,7 @@ impl LaneSocket {
             tag: HELLO_TAG,
             decoder: Decoder::new(HELLO_TAG),
             outgoing: VecDeque::new(),
+            taken: 0,
         }
     }
 
@@ -90,7 +93,10 @@ impl LaneSocket {
                 front,
                 SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
             ) {
-                Ok(count) => drop(self.outgoing.drain(..count)),
+                Ok(count) => {
+                    self.outgoing.drain(..count);
+                    self.taken += count as u64;
+                }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -110,6 +116,11 @@ impl LaneSocket {
     /// Bytes that wait to be written.
     pub(crate) fn waiting(&self) -> usize {
         self.outgoing.len()
+    }
+
+    /// Bytes that the other end has taken so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// False while so much waits to be written that no command is read.

@@ -64,7 +64,12 @@ impl Ready {
             .map(Arc::new);
         let mut salt = [0; 2];
         getrandom::fill(&mut salt).map_err(std::io::Error::from)?;
-        let shared = Shared::install(u16::from_ne_bytes(salt), capture, journal.clone(), Terminal::new(follower));
+        let shared = Shared::install(
+            u16::from_ne_bytes(salt),
+            capture,
+            journal.clone(),
+            Terminal::new(follower),
+        );
         if let Some(journal) = journal {
             shared.outputs.keep_end_in(journal);
         }

@@ -152,7 +152,9 @@ impl Prompt {
 
     fn text(&self, py: Python<'_>) -> String {
         let further = self.lines.call_method0(py, "pending");
-        let further = further.and_then(|pending| pending.extract(py)).unwrap_or(false);
+        let further = further
+            .and_then(|pending| pending.extract(py))
+            .unwrap_or(false);
         let (name, default) = if further {
             ("ps2", FURTHER)
         } else {
@@ -249,11 +251,14 @@ impl Prompt {
             Typed::Line(line) => {
                 self.leave_line();
                 let text = String::from_utf8_lossy(&line).into_owned();
-                if let (false, Editor::Readline(readline)) = (text.trim().is_empty(), &self.editor) {
+                if let (false, Editor::Readline(readline)) = (text.trim().is_empty(), &self.editor)
+                {
                     readline.remember(&line);
                 }
                 let added = self.lines.call_method1(py, "add", (text,));
-                added.and_then(|source| source.extract::<Option<String>>(py)).unwrap_or_default()
+                added
+                    .and_then(|source| source.extract::<Option<String>>(py))
+                    .unwrap_or_default()
             }
             Typed::End => {
                 self.leave_line();

@@ -8,7 +8,9 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
-use pythond_protocol::lane::{CellSpec, Decoder, FinishedCell, HostCommand, HostEvent, HostedSession, LaneError};
+use pythond_protocol::lane::{
+    CellSpec, Decoder, FinishedCell, HostCommand, HostEvent, HostedSession, LaneError,
+};
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::{CellId, ErrorReply};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,6 +34,8 @@ use crate::{control, ends, helpers, sys};
 const IDLE_BEFORE_WRITING: Duration = Duration::from_micros(300);
 /// How often the event loop looks for cells when it cannot watch the lane.
 const LOOK_FOR_CELLS: f64 = 0.02;
+/// How often it is looked for keys when nothing tells of them.
+const LOOK_FOR_KEYS: Duration = Duration::from_millis(20);
 
 static GLOBALS: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
 
@@ -172,11 +176,7 @@ impl Session {
             if helpers::get(py).loop_has_work(py) {
                 self.serve_tasks(py);
             } else if self.shared.io_reads_cells() {
-                let shared = self.shared;
-                py.detach(|| {
-                    shared.recorder.flush();
-                    shared.wait_for_queue(None);
-                });
+                self.wait_without_descriptors(py);
             } else if self.prompt.is_some() {
                 self.wait_at_prompt(py);
             } else {
@@ -229,6 +229,22 @@ impl Session {
         {
             prompt.show(py);
         }
+    }
+
+    /// Waits while the I/O thread reads cells. What is typed may take a moment
+    /// until it can be read, and nothing tells.
+    fn wait_without_descriptors(&mut self, py: Python<'_>) {
+        self.restore_terminal();
+        if let Some(prompt) = &mut self.prompt {
+            prompt.show(py);
+            self.shared.terminal.note_typed();
+        }
+        let longest = self.prompt.is_some().then_some(LOOK_FOR_KEYS);
+        let shared = self.shared;
+        py.detach(|| {
+            shared.recorder.flush();
+            shared.wait_for_queue(longest);
+        });
     }
 
     /// Waits until the lane or the I/O thread has something; writes records
@@ -430,8 +446,7 @@ impl Session {
         if let Some(prompt) = &mut self.prompt {
             prompt.put_aside();
             self.shared.terminal.hand_to(Holder::Agent);
-            self.shared
-                .introduce(cell.id, CellKind::Run, &cell.source);
+            self.shared.introduce(cell.id, CellKind::Run, &cell.source);
         }
         self.run_cell(py, CellKind::Run, cell);
     }
@@ -571,7 +586,8 @@ impl Session {
     /// Gives descriptors 1 and 2 back if a cell closed them, so that child
     /// processes and C code have somewhere to write. Others that took their
     /// numbers are left alone.
-    fn restore_descriptors(&self) {
+    fn restore_descriptors(&mut self) {
+        self.restore_terminal();
         let capture = &self.shared.capture;
         if rustix::io::fcntl_getfd(rustix::stdio::stdin()) == Err(Errno::BADF)
             && let Ok(null) = open_null()
@@ -601,6 +617,15 @@ impl Session {
         );
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
         rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()
+    }
+
+    /// Looks whether a cell closed the terminal's descriptors.
+    fn restore_terminal(&mut self) {
+        if let Some(prompt) = &self.prompt
+            && rustix::io::fcntl_getfd(prompt.as_fd()) == Err(Errno::BADF)
+        {
+            self.reopen_terminal();
+        }
     }
 
     /// A cell closed the terminal's descriptors: puts them back under their

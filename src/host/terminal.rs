@@ -164,7 +164,8 @@ impl Terminal {
     }
 
     pub(crate) fn set_attached(&self, count: usize) {
-        self.attached.store(u64::try_from(count).unwrap_or(u64::MAX), SeqCst);
+        self.attached
+            .store(u64::try_from(count).unwrap_or(u64::MAX), SeqCst);
     }
 
     pub(crate) fn attached(&self) -> u64 {
@@ -173,7 +174,8 @@ impl Terminal {
 
     /// A cell of the person's begins to run, or has ended.
     pub(crate) fn set_persons_cell(&self, cell: Option<u64>) {
-        self.persons_cell.store(cell.map_or(0, |cell| cell + 1), SeqCst);
+        self.persons_cell
+            .store(cell.map_or(0, |cell| cell + 1), SeqCst);
     }
 
     /// The person's cell that runs.
@@ -193,6 +195,14 @@ impl Terminal {
         if holder == Holder::Agent {
             let waiting = std::mem::take(&mut state.aside);
             self.write(&mut state, &waiting);
+        }
+    }
+
+    /// Somebody attached for the first time while an agent's cell runs.
+    pub(crate) fn begin_beside_agent(&self) {
+        let mut state = self.state();
+        if state.holder == Holder::Nobody {
+            state.holder = Holder::Agent;
         }
     }
 
@@ -231,11 +241,12 @@ impl Terminal {
         if state.holder == Holder::Nobody {
             return false;
         }
-        let budget = state.budgets.get(&cell).copied().unwrap_or(if beside {
-            0
-        } else {
-            SHOWN_PER_CELL
-        });
+        let budget =
+            state
+                .budgets
+                .get(&cell)
+                .copied()
+                .unwrap_or(if beside { 0 } else { SHOWN_PER_CELL });
         if budget == 0 {
             return false;
         }
@@ -300,7 +311,9 @@ impl Terminal {
 
     /// Writes as much as the terminal takes; the rest is the I/O thread's.
     fn write(&self, state: &mut State, bytes: &[u8]) {
-        let Some(follower) = &self.follower else { return };
+        let Some(follower) = &self.follower else {
+            return;
+        };
         if let Some(last) = bytes.last() {
             state.open_line = *last != b'\n';
         }
@@ -394,7 +407,9 @@ impl Terminal {
     /// Writes to the terminal as a program does, waiting for room. For words
     /// that belong to the prompt.
     pub(crate) fn write_through(&self, bytes: &[u8]) {
-        let Some(follower) = &self.follower else { return };
+        let Some(follower) = &self.follower else {
+            return;
+        };
         let mut rest = bytes;
         while !rest.is_empty() {
             match rustix::io::write(follower.terminal.as_fd(), rest) {

@@ -146,7 +146,9 @@ pub(crate) fn start(
         expected: None,
         resending: HashSet::new(),
     };
-    session.board.set_held(session.shared.hosted.held_by.is_some());
+    session
+        .board
+        .set_held(session.shared.hosted.held_by.is_some());
     for (request, cell) in inherited {
         session.control(&HostCommand::Await { request, cell }, b"");
     }

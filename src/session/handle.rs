@@ -4,16 +4,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
     Attach, CellSpec, FinishedCell, HostCommand, HostEvent, HostedSession, Message, TerminalEvent,
 };
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::output_log::Stream;
-use pythond_protocol::verbs::list::{SessionState, SessionSummary};
 use pythond_protocol::verbs::attach::{TerminalEnd, TerminalSize};
+use pythond_protocol::verbs::list::{SessionState, SessionSummary};
 use pythond_protocol::verbs::status::Tombstone;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionName};
-use pythond_private_fs::PrivateDir;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -326,7 +326,10 @@ impl SessionHandle {
         let view = self.view();
         let reason = view.told.map_or(TerminalEnd::Died, EndReason::terminal_end);
         let cause = view.death.map(|death| death.cause);
-        (reason, cause.unwrap_or_else(|| "its process is gone".to_owned()))
+        (
+            reason,
+            cause.unwrap_or_else(|| "its process is gone".to_owned()),
+        )
     }
 
     /// Who lets agents' new cells wait.

@@ -108,10 +108,7 @@ impl Readline {
                 find($name).map(|found| unsafe { std::mem::transmute(found) })
             };
         }
-        let streams = (
-            open_stream(terminal, c"r")?,
-            open_stream(terminal, c"w")?,
-        );
+        let streams = (open_stream(terminal, c"r")?, open_stream(terminal, c"w")?);
         let found = Self {
             install: function!(c"rl_callback_handler_install")?,
             read_char: function!(c"rl_callback_read_char")?,
@@ -194,7 +191,9 @@ impl Readline {
 
     /// Takes prompt and line off the screen. False if this release cannot.
     pub(crate) fn clear(&self) -> bool {
-        let Some(clear) = self.clear else { return false };
+        let Some(clear) = self.clear else {
+            return false;
+        };
         // SAFETY: a handler is installed.
         unsafe { clear() };
         self.flush();

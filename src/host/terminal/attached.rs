@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
 
 use pythond_protocol::lane::{Attach, Message, TerminalCommand, TerminalEvent};
 use pythond_protocol::verbs::attach::TerminalSize;
@@ -15,8 +16,14 @@ use super::{DEFAULT_SIZE, Leader, Person};
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::shared::Shared;
 
-/// Bytes that may wait for a terminal that does not read; with more it is cut
-/// off.
+/// With so much waiting for a terminal that reads on, programs that write to it
+/// wait, as they do for every terminal.
+const FAR_BEHIND: usize = 256 << 10;
+/// A terminal that takes less than this in such a span is not waited for.
+const SLOWEST: u64 = 16 << 10;
+const SPAN: Duration = Duration::from_secs(1);
+/// Bytes that may wait for a terminal that is not waited for; with more it is
+/// cut off.
 const BACKLOG: usize = 1 << 20;
 /// What was typed and not taken; with more the typist is not read.
 const MOST_TYPED: usize = 1 << 20;
@@ -34,6 +41,29 @@ struct Attached {
     how: Option<Attach>,
     /// It was told that it is attached, and is told all that follows.
     told: bool,
+    /// When it was last looked how much it takes, and how much it had taken by
+    /// then; none while it is near enough.
+    looked: Option<(Instant, u64)>,
+    /// It is not waited for.
+    stalled: bool,
+}
+
+impl Attached {
+    /// True while what is written has to wait for this terminal.
+    fn holds_back(&mut self) -> bool {
+        if self.lane.waiting() <= FAR_BEHIND {
+            self.looked = None;
+            self.stalled = false;
+            return false;
+        }
+        let taken = self.lane.taken();
+        let (since, before) = *self.looked.get_or_insert_with(|| (Instant::now(), taken));
+        if since.elapsed() >= SPAN {
+            self.stalled = taken - before < SLOWEST;
+            self.looked = Some((Instant::now(), taken));
+        }
+        !self.stalled
+    }
 }
 
 /// What the I/O thread has to do about what somebody typed or asked.
@@ -59,6 +89,8 @@ pub(crate) struct Terminals {
     next_id: u64,
     /// What was typed and the terminal has not taken.
     typed: VecDeque<u8>,
+    /// Somebody who is attached is far behind, and reads on.
+    held_back: bool,
 }
 
 impl Terminals {
@@ -71,6 +103,7 @@ impl Terminals {
             attached: Vec::new(),
             next_id: 0,
             typed: VecDeque::new(),
+            held_back: false,
         }
     }
 
@@ -82,6 +115,8 @@ impl Terminals {
             lane,
             how: None,
             told: false,
+            looked: None,
+            stalled: false,
         });
         self.next_id
     }
@@ -89,8 +124,13 @@ impl Terminals {
     /// What to wait for: descriptor and events; none is the terminal itself.
     pub(crate) fn watched(&self, mut add: impl FnMut(i32, i16, Option<u64>)) {
         if let (Some(leader), true) = (&self.leader, self.screen.is_some()) {
-            let write = if self.typed.is_empty() { 0 } else { libc::POLLOUT };
-            add(leader.as_fd().as_raw_fd(), libc::POLLIN | write, None);
+            let write = if self.typed.is_empty() {
+                0
+            } else {
+                libc::POLLOUT
+            };
+            let read = if self.held_back { 0 } else { libc::POLLIN };
+            add(leader.as_fd().as_raw_fd(), read | write, None);
         }
         for attached in &self.attached {
             let read = if attached.lane.may_read() && self.typed.len() < MOST_TYPED {
@@ -108,6 +148,20 @@ impl Terminals {
         }
     }
 
+    /// Looks again who is far behind. True while somebody is.
+    pub(crate) fn look_who_is_behind(&mut self) -> bool {
+        self.held_back = false;
+        for attached in &mut self.attached {
+            self.held_back |= attached.holds_back();
+        }
+        self.held_back
+    }
+
+    /// True while programs wait for somebody who is attached.
+    pub(crate) fn holds_back(&self) -> bool {
+        self.held_back
+    }
+
     /// Passes on what programs wrote, and what was typed.
     pub(crate) fn serve_leader(&mut self) {
         self.write_typed();
@@ -115,6 +169,9 @@ impl Terminals {
     }
 
     fn read_leader(&mut self) {
+        if self.look_who_is_behind() {
+            return;
+        }
         let Some(leader) = &self.leader else { return };
         let mut bytes = vec![0; PIECE];
         // A program that writes without end leaves time for the rest.
@@ -140,7 +197,7 @@ impl Terminals {
     pub(crate) fn write_next(&mut self) {
         // Each turn takes at least what a terminal holds.
         for _ in 0..1024 {
-            if self.shared.terminal.write_next() {
+            if self.shared.terminal.write_next() || self.held_back {
                 return;
             }
             self.read_leader();
@@ -270,12 +327,28 @@ impl Terminals {
         attached.lane.send(&event, &first)?;
         attached.told = true;
         self.shared.terminal.want(person);
+        self.say_what_runs();
         if screen && !read_only {
             self.shared.terminal.say(
                 "[pythond] Ctrl-] detaches, Ctrl-\\ lets agents wait, exit() ends the session",
             );
         }
         Ok(())
+    }
+
+    /// Somebody who comes while an agent's cell runs finds no prompt yet.
+    fn say_what_runs(&self) {
+        let shared = self.shared;
+        let Some(cell) = shared.running_main() else {
+            return;
+        };
+        if shared.terminal.is_persons(cell.as_u64()) {
+            return;
+        }
+        shared.terminal.begin_beside_agent();
+        shared.terminal.say(&format!(
+            "[pythond] cell {cell} runs; the prompt comes when it has ended"
+        ));
     }
 
     fn refuse(&mut self, id: u64, error: ErrorReply) -> Result<(), LaneLost> {
@@ -286,12 +359,7 @@ impl Terminals {
 
     /// Somebody typed. A key that means an interrupt is not left to the kernel:
     /// it would hit whatever runs by then, and all children of agents' cells.
-    fn input(
-        &mut self,
-        id: u64,
-        bytes: &[u8],
-        arrived: &mut Vec<Arrived>,
-    ) -> Result<(), LaneLost> {
+    fn input(&mut self, id: u64, bytes: &[u8], arrived: &mut Vec<Arrived>) -> Result<(), LaneLost> {
         let shared = self.shared;
         match &self.of(id)?.how {
             Some(how) if !how.read_only && !bytes.is_empty() => {

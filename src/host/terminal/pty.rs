@@ -20,7 +20,10 @@ pub(crate) struct Leader {
 
 impl std::fmt::Debug for Leader {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_tuple("Leader").field(&self.descriptor).finish()
+        formatter
+            .debug_tuple("Leader")
+            .field(&self.descriptor)
+            .finish()
     }
 }
 
@@ -68,9 +71,13 @@ pub(crate) fn open() -> std::io::Result<(Leader, Follower)> {
 /// quits, since that would end the session.
 fn set_up(modes: &mut Termios) {
     use rustix::termios::{InputModes, LocalModes};
-    modes.input_modes.remove(InputModes::IXON | InputModes::IXOFF);
+    modes
+        .input_modes
+        .remove(InputModes::IXON | InputModes::IXOFF);
     modes.input_modes.insert(InputModes::IUTF8);
-    modes.local_modes.insert(LocalModes::ECHOCTL | LocalModes::ECHOKE);
+    modes
+        .local_modes
+        .insert(LocalModes::ECHOCTL | LocalModes::ECHOKE);
     modes.special_codes[SpecialCodeIndex::VQUIT] = 0;
 }
 
