@@ -159,7 +159,7 @@ impl Connection<'_> {
             let idle = self.running.is_empty();
             let end = tokio::select! {
                 biased;
-                from = from_terminal(self.terminal.as_mut()) => self.from_terminal(from).await,
+                from = from_terminal(self.terminal.as_mut()) => self.terminal_says(from).await,
                 Some(event) = self.events.recv() => self.send(event).await,
                 Some(done) = self.running.next(), if !idle => self.done(done).await,
                 incoming = self.socket.next(), if !full => self.incoming(incoming).await,
@@ -242,7 +242,7 @@ impl Connection<'_> {
     }
 
     /// Passes on what the session's terminal has.
-    async fn from_terminal(&mut self, from: FromTerminal) -> Option<End> {
+    async fn terminal_says(&mut self, from: FromTerminal) -> Option<End> {
         match from {
             FromTerminal::Bytes(bytes) => match self.deliver(Message::binary(bytes)).await {
                 Ok(()) => None,

@@ -514,7 +514,7 @@ impl Session {
         self.see_to_records();
         let mut finished = self.namespace.run(py, self.shared, kind, &cell);
         if kind == CellKind::Human {
-            self.end_persons_cell(&finished);
+            self.end_persons_cell(py, &finished);
         }
         let waiting = self.shared.ended(&mut finished);
         let (event, body) = self.shared.finished_message(Box::new(finished));
@@ -526,7 +526,7 @@ impl Session {
         let HostEvent::Finished(finished) = event else {
             return;
         };
-        if kind == CellKind::Run && self.prompt.is_some() {
+        if kind == CellKind::Run {
             self.shared.conclude(&finished);
         }
         ends::tell_others(self.shared, &finished, waiting, &body);
@@ -538,12 +538,12 @@ impl Session {
         }
     }
 
-    fn end_persons_cell(&mut self, finished: &FinishedCell) {
+    fn end_persons_cell(&mut self, py: Python<'_>, finished: &FinishedCell) {
         let terminal = &self.shared.terminal;
         if let Some(exception) = &finished.exception
             && !self.namespace.exits()
         {
-            terminal.write_through(exception.traceback.as_bytes());
+            py.detach(|| terminal.write_through(exception.traceback.as_bytes()));
         }
         terminal.set_persons_cell(None);
         self.standard_streams_as_before();

@@ -25,6 +25,8 @@ pub(crate) use self::pty::{DEFAULT_SIZE, Follower, Leader, open};
 
 /// Most output of one cell that is shown, in bytes.
 const SHOWN_PER_CELL: usize = 64 << 10;
+/// Cells whose budgets are remembered.
+const MOST_BUDGETS: usize = 4096;
 /// Most that waits to be shown, in bytes.
 const MOST_WAITING: usize = 1 << 20;
 
@@ -206,6 +208,11 @@ impl Terminal {
         }
     }
 
+    /// The person's own programs write to the terminal.
+    pub(crate) fn is_persons_turn(&self) -> bool {
+        self.state().holder == Holder::Person
+    }
+
     /// Something waits to be shown above the prompt.
     pub(crate) fn has_news(&self) -> bool {
         let state = self.state();
@@ -241,12 +248,11 @@ impl Terminal {
         if state.holder == Holder::Nobody {
             return false;
         }
-        let budget =
-            state
-                .budgets
-                .get(&cell)
-                .copied()
-                .unwrap_or(if beside { 0 } else { SHOWN_PER_CELL });
+        if state.budgets.len() > MOST_BUDGETS {
+            // Of cells that ended long ago and whose threads go on writing.
+            state.budgets.clear();
+        }
+        let budget = *state.budgets.entry(cell).or_insert(SHOWN_PER_CELL);
         if budget == 0 {
             return false;
         }

@@ -515,6 +515,8 @@ impl Session {
     }
 
     fn broken(&mut self, why: &str) {
+        // One lane may show the end before the other one was read to its own.
+        self.take_last_words();
         self.why_broken = why.to_owned();
         let (dir, socket) = (Arc::clone(&self.dir), self.socket.clone());
         let id = self.shared.hosted.spec.session_id.clone();

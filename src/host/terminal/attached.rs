@@ -20,8 +20,8 @@ use crate::shared::Shared;
 /// wait, as they do for every terminal.
 const FAR_BEHIND: usize = 256 << 10;
 /// A terminal that takes less than this in such a span is not waited for.
-const SLOWEST: u64 = 16 << 10;
-const SPAN: Duration = Duration::from_secs(1);
+const SLOWEST: u64 = 4 << 10;
+const SPAN: Duration = Duration::from_secs(5);
 /// Bytes that may wait for a terminal that is not waited for; with more it is
 /// cut off.
 const BACKLOG: usize = 1 << 20;
@@ -150,10 +150,12 @@ impl Terminals {
 
     /// Looks again who is far behind. True while somebody is.
     pub(crate) fn look_who_is_behind(&mut self) -> bool {
-        self.held_back = false;
+        let mut behind = false;
         for attached in &mut self.attached {
-            self.held_back |= attached.holds_back();
+            behind |= attached.holds_back();
         }
+        // Only the person's own programs wait for their terminals; agents never.
+        self.held_back = behind && self.shared.terminal.is_persons_turn();
         self.held_back
     }
 
