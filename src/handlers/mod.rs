@@ -28,8 +28,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pythond_protocol::ErrorReply;
 use pythond_protocol::verbs::{ReplyFormat, Request};
+use pythond_protocol::{ErrorCode, ErrorReply};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -184,6 +184,11 @@ pub(crate) async fn handle(
         Request::Vars(request) => ask::vars(context, &request, format).await,
         Request::Complete(request) => ask::complete(context, request, format).await,
         Request::Interrupt(request) => interrupt::handle(context, request, format).await,
+        Request::Attach(_) | Request::Resize(_) | Request::Hold(_) => Err(ErrorReply::new(
+            ErrorCode::NotAvailable,
+            "terminals are not available in this version",
+        )
+        .with_hint("send `help` for what is")),
     };
     answered.unwrap_or_else(|error| Reply::refused(format, &error))
 }

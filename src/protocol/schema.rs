@@ -12,16 +12,19 @@ use serde_json::{Value, json};
 
 use crate::ErrorReply;
 use crate::names::{CellId, SessionId, SessionName};
+use crate::verbs::attach::{AttachEvent, AttachReply};
 use crate::verbs::cell::{CellReply, Text};
 use crate::verbs::cells::CellsReply;
 use crate::verbs::complete::CompleteReply;
 use crate::verbs::events::EventMessage;
+use crate::verbs::hold::HoldReply;
 use crate::verbs::info::InfoReply;
 use crate::verbs::interrupt::InterruptReply;
 use crate::verbs::kill::KillReply;
 use crate::verbs::list::ListReply;
 use crate::verbs::new::{NewOptions, NewReply};
 use crate::verbs::out::{OutReply, StreamEvent};
+use crate::verbs::resize::ResizeReply;
 use crate::verbs::stack::StackReply;
 use crate::verbs::status::StatusReply;
 use crate::verbs::submit::FireReply;
@@ -44,12 +47,14 @@ pub fn document() -> Value {
     let cell = it.subschema_for::<CellReply>();
     let cell_or_idle = json!({ "anyOf": [cell, it.subschema_for::<IdleReply>()] });
     let answers = [
+        ("attach", it.subschema_for::<AttachReply>()),
         ("cancel", it.subschema_for::<CancelReply>()),
         ("cells", it.subschema_for::<CellsReply>()),
         ("complete", it.subschema_for::<CompleteReply>()),
         ("events", it.subschema_for::<DoneReply>()),
         ("fire", it.subschema_for::<FireReply>()),
         ("help", it.subschema_for::<HelpReply>()),
+        ("hold", it.subschema_for::<HoldReply>()),
         ("info", it.subschema_for::<InfoReply>()),
         ("int", it.subschema_for::<InterruptReply>()),
         ("kill", it.subschema_for::<KillReply>()),
@@ -57,6 +62,8 @@ pub fn document() -> Value {
         ("new", it.subschema_for::<NewReply>()),
         ("out", it.subschema_for::<OutReply>()),
         ("poll", Schema::try_from(cell_or_idle).expect("an object")),
+        ("release", it.subschema_for::<HoldReply>()),
+        ("resize", it.subschema_for::<ResizeReply>()),
         ("run", cell),
         ("stack", it.subschema_for::<StackReply>()),
         ("status", it.subschema_for::<StatusReply>()),
@@ -65,6 +72,7 @@ pub fn document() -> Value {
         ("wait", it.subschema_for::<WaitReply>()),
     ];
     let events = [
+        ("attach", it.subschema_for::<AttachEvent>()),
         ("events", it.subschema_for::<EventMessage>()),
         ("out", it.subschema_for::<StreamEvent>()),
         ("run", it.subschema_for::<StreamEvent>()),
@@ -76,7 +84,7 @@ pub fn document() -> Value {
     definitions.insert(
         "events".to_owned(),
         by_verb(
-            "Events before the answer, by verb; with `run` and `out` only where they were asked for.",
+            "Events before the answer, by verb, with `attach` after it; with `run` and `out` only where they were asked for.",
             events,
         ),
     );

@@ -1,9 +1,11 @@
 //! One file per verb: its request as typed, its reply's fields.
 
+pub mod attach;
 pub mod cell;
 pub mod cells;
 pub mod complete;
 pub mod events;
+pub mod hold;
 pub mod info;
 pub mod interrupt;
 pub mod kill;
@@ -13,6 +15,7 @@ pub mod options;
 pub mod out;
 pub mod poll;
 pub mod request;
+pub mod resize;
 pub mod stack;
 pub mod status;
 pub mod submit;

@@ -2,7 +2,8 @@
 
 use super::options::{Header, existing_session};
 use super::{
-    cells, complete, events, interrupt, kill, new, out, poll, stack, status, submit, vars, wait,
+    attach, cells, complete, events, hold, interrupt, kill, new, out, poll, resize, stack, status,
+    submit, vars, wait,
 };
 use crate::names::SessionName;
 use crate::outcome::CellKind;
@@ -67,10 +68,16 @@ pub enum Request {
     Complete(complete::CompleteRequest),
     /// Interrupt running cells.
     Interrupt(interrupt::InterruptRequest),
+    /// A terminal on a session.
+    Attach(attach::AttachRequest),
+    /// Another size for a session's terminal.
+    Resize(resize::ResizeRequest),
+    /// Agents' cells wait, or do not any more.
+    Hold(hold::HoldRequest),
 }
 
 /// Verbs that later versions carry out; until then they are refused by name.
-const NOT_AVAILABLE: [&str; 5] = ["fork", "attach", "resize", "connect", "disconnect"];
+const NOT_AVAILABLE: [&str; 3] = ["fork", "connect", "disconnect"];
 
 /// Takes `--tag=T` out.
 pub(super) fn take_tag<'a>(header: &mut Header<'a>) -> Result<Option<&'a str>, ErrorReply> {
@@ -149,6 +156,10 @@ impl Parsed {
             "wait" => wait::parse(&mut header).map(Request::Wait),
             "out" => out::parse(&mut header).map(Request::Out),
             "events" => events::parse(&mut header).map(Request::Events),
+            "attach" => attach::parse(&mut header).map(Request::Attach),
+            "resize" => resize::parse(&header).map(Request::Resize),
+            "hold" => hold::parse(&mut header, true).map(Request::Hold),
+            "release" => hold::parse(&mut header, false).map(Request::Hold),
             "cells" => {
                 let session = one_session(&header, "cells <name>")?;
                 Ok(Request::Cells(cells::CellsRequest { session }))
@@ -264,7 +275,7 @@ mod tests {
         }
 
         #[test]
-        fn no_header_panics(verb in "run|fire|new|kill|ls|vars|complete|int|status|info|help|poll|wait|out|cells|stack|events|cancel", rest in "(?s)[ -~\n]*") {
+        fn no_header_panics(verb in "run|fire|new|kill|ls|vars|complete|int|status|info|help|poll|wait|out|cells|stack|events|cancel|attach|resize|hold|release", rest in "(?s)[ -~\n]*") {
             let text = format!("{verb} {rest}");
             if let Some(frame) = Frame::parse(&text) {
                 let _ = Parsed::of(&frame);

@@ -52,22 +52,10 @@ pub struct SubmitOptions {
 
 impl SubmitOptions {
     fn take(header: &mut Header<'_>, kind: CellKind) -> Result<Self, ErrorReply> {
-        let label = |header: &mut Header<'_>, name: &str| -> Result<Option<String>, ErrorReply> {
-            let Some(value) = header.take_value(name)? else {
-                return Ok(None);
-            };
-            if value.is_empty() || value.len() > MAX_LABEL || value.contains(char::is_control) {
-                return Err(ErrorReply::new(
-                    ErrorCode::Usage,
-                    format!("`--{name}` takes 1 to {MAX_LABEL} bytes without control characters"),
-                ));
-            }
-            Ok(Some(value.to_owned()))
-        };
         let mut options = Self {
             timeout: seconds(header, "timeout")?,
-            key: label(header, "id")?,
-            author: label(header, "author")?,
+            key: take_label(header, "id")?,
+            author: take_label(header, "author")?,
             ..Self::default()
         };
         if kind == CellKind::Fire {
@@ -95,6 +83,23 @@ impl SubmitOptions {
     fn need_json(&self) -> bool {
         self.stream || self.detach || self.wait.is_some()
     }
+}
+
+/// Takes an option out whose value is a client's own word.
+pub(super) fn take_label(
+    header: &mut Header<'_>,
+    name: &str,
+) -> Result<Option<String>, ErrorReply> {
+    let Some(value) = header.take_value(name)? else {
+        return Ok(None);
+    };
+    if value.is_empty() || value.len() > MAX_LABEL || value.contains(char::is_control) {
+        return Err(ErrorReply::new(
+            ErrorCode::Usage,
+            format!("`--{name}` takes 1 to {MAX_LABEL} bytes without control characters"),
+        ));
+    }
+    Ok(Some(value.to_owned()))
 }
 
 /// Takes `run` or `fire` apart. The tag is known even if the rest is refused.
