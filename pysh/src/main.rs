@@ -11,6 +11,7 @@ mod failure;
 mod interrupts;
 mod render;
 mod source;
+mod terminal;
 mod text;
 mod watch;
 
