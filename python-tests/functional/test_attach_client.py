@@ -436,25 +436,32 @@ def flood(it: Attached) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("reads", [True, False])
-def test_ctrl_bracket_works_while_output_floods(
-    attach: Callable[..., Attached], reads: bool
-) -> None:
-    it = attach()
-    if not reads:
-        it.terminal.pause()
-    thread = flood(it)
+def leaves(it: Attached) -> None:
+    """Type something, then Ctrl-], and wait for the client's end."""
     it.terminal.type("typed\r")
     assert it.peer.typed(6) == b"typed\r"
     it.terminal.press("ctrl-]")
     while (frame := it.peer.next()) != "detach":
         assert frame is not GONE
-    it.terminal.wait_exit()
-    assert it.terminal.returncode == 0
-    it.terminal.go_on()
+    assert it.terminal.wait_exit() == 0
+    assert it.terminal.modes() == it.terminal.modes_before
+
+
+def test_keys_work_while_output_floods(attach: Callable[..., Attached]) -> None:
+    it = attach()
+    thread = flood(it)
+    leaves(it)
     it.peer.cut()
     thread.join(10)
-    assert it.terminal.modes() == it.terminal.modes_before
+
+
+def test_keys_work_while_the_terminal_does_not_read(attach: Callable[..., Attached]) -> None:
+    it = attach()
+    it.terminal.pause()
+    # More than the terminal takes, less than what keeps a daemon from reading.
+    for _ in range(8):
+        it.peer.send(b"0123456789abcdef\r\n" * 1000)
+    leaves(it)
 
 
 def test_a_daemon_that_does_not_read_keeps_nobody(attach: Callable[..., Attached]) -> None:

@@ -63,7 +63,9 @@ class Peer:
 
     def cut(self) -> None:
         """End the connection as a killed daemon does."""
-        self.connection.socket.shutdown(socket.SHUT_RDWR)
+        # A client that has left already cannot be cut off.
+        with contextlib.suppress(OSError):
+            self.connection.socket.shutdown(socket.SHUT_RDWR)
 
 
 class FakeDaemon:
@@ -73,6 +75,7 @@ class FakeDaemon:
         self.root = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
         self.socket = self.root / "d.sock"
         self._peers: queue.Queue[Peer] = queue.Queue()
+        self._all: list[Peer] = []
         self._server = unix_serve(
             self._serve, str(self.socket), compression=None, ping_interval=None, max_size=None
         )
@@ -82,6 +85,7 @@ class FakeDaemon:
 
     def _serve(self, connection: ServerConnection) -> None:
         peer = Peer(connection)
+        self._all.append(peer)
         self._peers.put(peer)
         peer.serve()
 
@@ -89,6 +93,9 @@ class FakeDaemon:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for peer in self._all:
+            peer.reading.set()
+            peer.cut()
         self._server.shutdown()
         self._thread.join(5)
         shutil.rmtree(self.root, ignore_errors=True)

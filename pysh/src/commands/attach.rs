@@ -17,12 +17,14 @@ use super::dispatch::address;
 use crate::args::AttachArgs;
 use crate::failure::{Failure, Outcome};
 use crate::render::Render;
-use crate::terminal::{Signals, TerminalGuard, terminal_size};
+use crate::terminal::{Output, Signals, TerminalGuard, terminal_size};
 use crate::text::one_line;
 
 /// How long the daemon may take to acknowledge that we leave. The person has
 /// the terminal back already.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
+/// How long the terminal may take to take the last words.
+const SAY_LIMIT: Duration = Duration::from_millis(300);
 
 pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
     if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
@@ -56,36 +58,49 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
             Report::new("terminal", message, ExitCode::Refused)
         })?;
         let mut attached = Attached::new(&person, attachment, guard, options.size, reply.held);
-        let end = attached.run();
+        let mut end = attached.run();
         let held = attached.held();
-        match end {
-            End::Continued => {
-                // Of the stop and its end; a resize is seen anyway.
-                let came = signals.take();
-                leave(attached.into_attachment(), Duration::ZERO);
-                let ending = came
-                    .into_iter()
-                    .find(|signal| ![SIGCONT, SIGTSTP, SIGWINCH].contains(signal));
-                if let Some(signal) = ending {
-                    render.talk(&by_signal(&args.name));
-                    die_of(signal);
-                    return Ok(ExitCode::Interrupted);
+        let attachment = attached.into_attachment();
+        if matches!(end, End::Continued) {
+            // Of the stop and its end; a resize is seen anyway.
+            match ending(&signals) {
+                Some(signal) => end = End::Signal(signal),
+                None => {
+                    leave(attachment, Duration::ZERO);
+                    continue;
                 }
             }
-            End::Signal(signal) => {
-                render.talk(&by_signal(&args.name));
-                leave(attached.into_attachment(), GOODBYE_LIMIT);
-                die_of(signal);
-                return Ok(ExitCode::Interrupted);
-            }
-            End::Detached | End::TerminalGone => {
-                let outcome = told(&args.name, end, held, render);
-                leave(attached.into_attachment(), GOODBYE_LIMIT);
-                return outcome;
-            }
-            End::Closed(..) | End::Lost(_) => return told(&args.name, end, held, render),
         }
+        let (text, exit) = told(&args.name, &end, held, render);
+        say(&text, render);
+        if !matches!(end, End::Closed(..) | End::Lost(_)) {
+            leave(attachment, GOODBYE_LIMIT);
+        }
+        if let End::Signal(signal) = end {
+            // Ends the process as the signal would have, so that its parent
+            // sees why; if it cannot, the exit code says nearly the same.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+        return Ok(exit);
     }
+}
+
+/// Says something after the end, though not for ever: a terminal that does not
+/// read must not keep the process.
+fn say(text: &str, render: &Render) {
+    if !render.stderr_is_terminal {
+        return render.talk(text);
+    }
+    let mut output = Output::open();
+    let _ = output
+        .write(text.as_bytes())
+        .and_then(|()| output.drain(SAY_LIMIT));
+}
+
+/// A signal that came and that ends programs.
+fn ending(signals: &Signals) -> Option<i32> {
+    let mut came = signals.take().into_iter();
+    came.find(|signal| ![SIGCONT, SIGTSTP, SIGWINCH].contains(signal))
 }
 
 fn no_terminal(session: &SessionName) -> Report {
@@ -129,12 +144,8 @@ fn attached_to(
         match pending.wait_or_wake(&[person.signals.as_fd()])? {
             Waited::Reply(reply) => break reply.value,
             Waited::Woken => {
-                let ending = person.signals.take().into_iter();
-                if let Some(signal) = ending
-                    .filter(|signal| ![SIGCONT, SIGTSTP, SIGWINCH].contains(signal))
-                    .next()
-                {
-                    die_of(signal);
+                if let Some(signal) = ending(person.signals) {
+                    let _ = signal_hook::low_level::emulate_default_handler(signal);
                     return Err(Failure::Ended);
                 }
             }
@@ -167,47 +178,48 @@ fn banner(reply: &AttachReply) -> String {
     text
 }
 
-/// Says what happened, on the terminal as it was.
-fn told(session: &SessionName, end: End, held: bool, render: &Render) -> Outcome {
+/// What happened, in words, lines ended, and how the process ends.
+fn told(session: &SessionName, end: &End, held: bool, render: &Render) -> (String, ExitCode) {
     let attach_again = format!("`pysh attach {session}` attaches again");
-    match end {
-        End::Detached | End::Continued | End::Signal(_) => {
-            render.talk(&format!("detached from {session}\n"));
-            if held {
-                render.note(&format!(
-                    "agents' new cells wait; `pysh release {session}` lets them run"
-                ));
-            }
-            Ok(ExitCode::Success)
+    let report = match end {
+        End::Detached if held => {
+            let text = format!(
+                "detached from {session}; agents' new cells still wait, \
+                 `pysh release {session}` lets them run\n"
+            );
+            return (text, ExitCode::Success);
         }
-        End::TerminalGone => Ok(ExitCode::Success),
+        End::Detached | End::Continued => {
+            return (format!("detached from {session}\n"), ExitCode::Success);
+        }
+        End::Signal(_) => {
+            let text = format!("detached from {session} by a signal\n");
+            return (text, ExitCode::Interrupted);
+        }
+        // Nobody is there to read it.
+        End::TerminalGone => return (String::new(), ExitCode::Success),
         End::Closed(TerminalEnd::Exited, message) => {
-            render.talk(&format!(
-                "session {session} ended: {}\n",
-                one_line(&message)
-            ));
-            Ok(ExitCode::Success)
+            let text = format!("session {session} ended: {}\n", one_line(message));
+            return (text, ExitCode::Success);
         }
-        End::Closed(TerminalEnd::CutOff, message) => Err(Report::new(
+        End::Closed(TerminalEnd::CutOff, message) => Report::new(
             "cut_off",
             format!("cut off from session {session}: {message}"),
             ExitCode::Refused,
         )
-        .with_hint(attach_again)
-        .into()),
-        End::Closed(_, message) => Err(Report::new(
+        .with_hint(attach_again),
+        End::Closed(_, message) => Report::new(
             "session_died",
             format!("session {session} ended: {message}"),
             ExitCode::SessionDied,
         )
-        .with_hint(format!("see `pysh status {session}`"))
-        .into()),
+        .with_hint(format!("see `pysh status {session}`")),
         End::Lost(error) => {
             let cause = match error {
                 TransportError::Closed => "the connection was closed".to_owned(),
                 error => error.to_string(),
             };
-            Err(Report::new(
+            Report::new(
                 "connection",
                 format!("the daemon has gone: {cause}"),
                 ExitCode::NoDaemon,
@@ -215,19 +227,9 @@ fn told(session: &SessionName, end: End, held: bool, render: &Render) -> Outcome
             .with_hint(format!(
                 "the session may live on; see `pyctl status`, then {attach_again}"
             ))
-            .into())
         }
-    }
-}
-
-fn by_signal(session: &SessionName) -> String {
-    format!("detached from {session} by a signal\n")
-}
-
-/// Ends the process as the signal would have, so that its parent sees why.
-fn die_of(signal: i32) {
-    // If it cannot, an exit code says nearly the same.
-    let _ = signal_hook::low_level::emulate_default_handler(signal);
+    };
+    (report.to_human(render.colour()), report.exit)
 }
 
 /// Detaches in order: closing at once could lose what was typed last.

@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use pythond_protocol::SessionName;
 use pythond_protocol::verbs::attach::{AttachEvent, TerminalEnd, TerminalSize};
 use pythond_transport::{Attachment, ClientError, Incoming, TransportError};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::stdio::stdin;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
@@ -62,6 +62,9 @@ pub(super) struct Attached<'a> {
     size: TerminalSize,
     /// Agents' cells wait, or were asked to.
     held: bool,
+    /// Messages may be there that were read off the socket already, of which
+    /// poll knows nothing.
+    more: bool,
     /// The daemon takes no more; what it has said last is still to be read.
     broken: Option<TransportError>,
 }
@@ -84,6 +87,7 @@ impl<'a> Attached<'a> {
             keys: Keys::default(),
             size,
             held,
+            more: true,
             broken: None,
         }
     }
@@ -124,6 +128,7 @@ impl<'a> Attached<'a> {
     fn turn(&mut self) -> Result<(), End> {
         let (mut typed, mut came) = (false, false);
         let mut signalled = false;
+        let at_once = self.more && self.output.waiting() < OUTPUT_AHEAD;
         {
             let standard_input = stdin();
             let mut descriptors = vec![PollFd::new(self.person.signals, PollFlags::IN)];
@@ -148,7 +153,8 @@ impl<'a> Attached<'a> {
                 self.output.as_fd(),
                 PollFlags::OUT,
             );
-            match poll(&mut descriptors, None) {
+            let limit = at_once.then(Timespec::default);
+            match poll(&mut descriptors, limit.as_ref()) {
                 Ok(_) => {
                     let ready = |at: Option<usize>| {
                         at.is_some_and(|at| !descriptors[at].revents().is_empty())
@@ -167,7 +173,7 @@ impl<'a> Attached<'a> {
         if typed {
             self.typed()?;
         }
-        if came {
+        if came || at_once {
             if self.broken.is_none() {
                 self.sent(|attachment| attachment.flush());
             }
@@ -250,13 +256,17 @@ impl<'a> Attached<'a> {
     }
 
     fn came(&mut self) -> Result<(), End> {
+        self.more = true;
         for _ in 0..MESSAGES_AT_ONCE {
             if self.output.waiting() >= OUTPUT_AHEAD {
                 return Ok(());
             }
             let incoming = match self.attachment.take() {
                 Ok(Some(incoming)) => incoming,
-                Ok(None) => return Ok(()),
+                Ok(None) => {
+                    self.more = false;
+                    return Ok(());
+                }
                 Err(error) => return Err(End::Lost(error)),
             };
             match incoming {

@@ -81,8 +81,8 @@ impl TerminalGuard {
 
     /// Makes the terminal what it was. Once more does nothing.
     pub(crate) fn leave(&mut self) {
-        restore();
         self.modes = Modes::default();
+        restore();
     }
 }
 
