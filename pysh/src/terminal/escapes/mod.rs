@@ -13,4 +13,4 @@ mod visible;
 
 pub(crate) use filter::ScreenFilter;
 pub(crate) use modes::Modes;
-pub(crate) use visible::{Visible, visible};
+pub(crate) use visible::Visible;

@@ -22,11 +22,6 @@ pub(crate) struct Modes {
 }
 
 impl Modes {
-    /// The session draws on the alternate screen.
-    pub(crate) fn alternate(&self) -> bool {
-        self.alternate.is_some()
-    }
-
     /// The terminal may have typed what no person did: reports of mouse and
     /// focus that are still on their way.
     pub(crate) fn reports(&self) -> bool {

@@ -17,15 +17,6 @@ pub(crate) struct Visible {
     coloured: bool,
 }
 
-/// A whole text made visible, without colours.
-pub(crate) fn visible(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        push(&mut out, character);
-    }
-    out
-}
-
 impl Visible {
     /// Takes the next piece, and gives what of it can be shown now.
     pub(crate) fn show(&mut self, bytes: &[u8]) -> Vec<u8> {
