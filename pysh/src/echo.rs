@@ -1,6 +1,6 @@
 //! The echo of submitted code to an operator's terminal. Text only.
 
-use std::fmt::Write as _;
+use pythond_transport::escape_controls;
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -32,14 +32,7 @@ pub(crate) fn code(source: &str, colour: bool) -> String {
         let prompt = if number == 0 { ">>> " } else { "... " };
         echoed.push_str(dim);
         echoed.push_str(prompt);
-        for character in line.chars() {
-            if character.is_control() && character != '\t' {
-                // Writing to a String cannot fail.
-                let _ = write!(echoed, "\\x{:02x}", u32::from(character));
-            } else {
-                echoed.push(character);
-            }
-        }
+        echoed.push_str(&escape_controls(line));
         echoed.push_str(plain);
         echoed.push('\n');
     }

@@ -11,6 +11,7 @@ mod failure;
 mod interrupts;
 mod render;
 mod source;
+mod terminal;
 mod text;
 mod watch;
 
@@ -26,7 +27,10 @@ fn main() -> ExitCode {
         Err(error) => return render::usage(&error),
     };
     let render = Render::new(cli.json);
-    match commands::dispatch(cli.command, &render) {
+    let outcome = commands::dispatch(cli.command, &render);
+    // Colours end with the output, whatever ended it.
+    let finished = render.finish();
+    match outcome.and_then(|code| finished.map(|()| code)) {
         Ok(code) => code.into(),
         Err(Failure::Reported(report)) => render.failure(&report),
         // Nobody reads on, as with `pysh … | head`: what was wanted was had.

@@ -1,5 +1,7 @@
 //! The only place that prints. stdout is data, stderr is talk.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::io::IsTerminal as _;
 use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
@@ -11,6 +13,7 @@ use rustix::stdio::{stderr, stdout};
 
 use crate::descriptors::{Written, write_or_wake};
 use crate::failure::Failure;
+use crate::terminal::escapes::Visible;
 
 /// Where output goes and how it looks.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(crate) struct Render {
     /// stderr is a terminal.
     pub(crate) stderr_is_terminal: bool,
     colour: bool,
+    /// What the streams of a cell have begun, on terminals.
+    shown: RefCell<[Visible; 2]>,
 }
 
 impl Render {
@@ -34,6 +39,7 @@ impl Render {
             stdout_is_terminal: std::io::stdout().is_terminal(),
             stderr_is_terminal,
             colour: stderr_is_terminal && !no_color,
+            shown: RefCell::default(),
         }
     }
 
@@ -44,11 +50,14 @@ impl Render {
 
     /// One line of data.
     pub(crate) fn line(&self, text: &str) -> Result<(), Failure> {
-        data(format!("{text}\n").as_bytes())
+        self.raw(format!("{text}\n").as_bytes())
     }
 
-    /// Data as it is.
+    /// Data as it is; visible on a terminal.
     pub(crate) fn raw(&self, bytes: &[u8]) -> Result<(), Failure> {
+        if self.stdout_is_terminal {
+            return data(&whole(bytes));
+        }
         data(bytes)
     }
 
@@ -57,9 +66,39 @@ impl Render {
         talk(text.as_bytes());
     }
 
+    /// Talk in the words of a session, visible on a terminal.
+    pub(crate) fn foreign_talk(&self, text: &str) {
+        if self.stderr_is_terminal {
+            return talk(&whole(text.as_bytes()));
+        }
+        talk(text.as_bytes());
+    }
+
     /// A copy of what went to stdout, for the operator.
     pub(crate) fn echo(&self, bytes: &[u8]) {
-        talk(bytes);
+        talk(&self.shown(Stream::Stderr, bytes));
+    }
+
+    /// What a cell wrote as it may be written: as it is, on a terminal visible
+    /// but for colours. The next piece of the same stream may go on where this
+    /// one was torn.
+    pub(crate) fn shown<'a>(&self, stream: Stream, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        let (is_terminal, at) = match stream {
+            Stream::Stdout => (self.stdout_is_terminal, 0),
+            Stream::Stderr => (self.stderr_is_terminal, 1),
+        };
+        if is_terminal {
+            Cow::Owned(self.shown.borrow_mut()[at].show(bytes))
+        } else {
+            Cow::Borrowed(bytes)
+        }
+    }
+
+    /// The end of what cells wrote: shows what was torn, and ends colours.
+    pub(crate) fn finish(&self) -> Result<(), Failure> {
+        let [stdout, stderr] = &mut *self.shown.borrow_mut();
+        talk(&stderr.finish());
+        data(&stdout.finish())
     }
 
     /// A line of talk that is no error.
@@ -68,9 +107,7 @@ impl Render {
     }
 
     /// What a cell wrote, each stream where it belongs and in order; with
-    /// `echo` also what went to stdout on stderr. The bytes go out as the
-    /// session wrote them: a filter for terminals belongs between here and
-    /// the descriptors.
+    /// `echo` also what went to stdout on stderr.
     pub(crate) fn output<'a>(
         &self,
         pieces: impl IntoIterator<Item = (Stream, &'a [u8])>,
@@ -83,21 +120,20 @@ impl Render {
             match stream {
                 Stream::Stdout => {
                     if result.is_ok() {
-                        result = data(bytes);
+                        result = data(&self.shown(stream, bytes));
                     }
                     if echo {
-                        talk(bytes);
+                        self.echo(bytes);
                     }
                 }
-                Stream::Stderr => talk(bytes),
+                Stream::Stderr => talk(&self.shown(stream, bytes)),
             }
         }
         result
     }
 
-    /// A piece of what a cell wrote, as [`Self::output`] does, until one of
-    /// `wake` can be read while the reader is slow. Takes off `bytes` what was
-    /// written.
+    /// A piece of what a cell wrote, [`Self::shown`], until one of `wake` can be
+    /// read while the reader is slow. Takes off `bytes` what was written.
     pub(crate) fn write(
         &self,
         stream: Stream,
@@ -136,6 +172,14 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         0 => ExitCode::SUCCESS,
         _ => pythond_protocol::ExitCode::Usage.into(),
     }
+}
+
+/// A text that is all there, visible.
+fn whole(bytes: &[u8]) -> Vec<u8> {
+    let mut visible = Visible::default();
+    let mut shown = visible.show(bytes);
+    shown.extend(visible.finish());
+    shown
 }
 
 fn data(mut bytes: &[u8]) -> Result<(), Failure> {

@@ -70,10 +70,12 @@ pub(crate) fn print_line(
 /// Writes all of it, and listens while the reader is slow.
 fn write(
     stream: Stream,
-    mut bytes: &[u8],
+    bytes: &[u8],
     render: &Render,
     watch: &mut impl Watch,
 ) -> Result<(), Failure> {
+    let shown = render.shown(stream, bytes);
+    let mut bytes = &*shown;
     loop {
         let written = render.write(stream, &mut bytes, &watch.wakes())?;
         match written {

@@ -150,6 +150,10 @@ impl Client {
         self.send_streaming(header.value("since", since)?.finish())
     }
 
+    pub(crate) fn into_connection(self) -> Connection {
+        self.connection
+    }
+
     pub(crate) fn send<T: DeserializeOwned>(
         &mut self,
         frame: String,

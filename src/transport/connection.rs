@@ -1,15 +1,16 @@
 //! A WebSocket over a unix stream that waits with poll, so that a wait can be
-//! cut by another descriptor. Moves text messages; knows no verb.
+//! cut by another descriptor, or does not wait at all. Moves messages; knows no
+//! verb.
 
 use std::io::{ErrorKind, Result as IoResult};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::protocol::WebSocketConfig;
-use tungstenite::{Error as WsError, Message, Utf8Bytes, WebSocket};
+use tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes, WebSocket};
 
 use crate::TransportError;
 
@@ -21,6 +22,18 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: WebSocket<UnixStream>,
+    /// Bytes that were queued since all was sent last.
+    unsent: usize,
+}
+
+/// What came without being waited for.
+pub(crate) enum Arrived {
+    /// A text message.
+    Text(Utf8Bytes),
+    /// A binary message.
+    Binary(Bytes),
+    /// The daemon closes.
+    Close,
 }
 
 /// What ended a wait.
@@ -47,7 +60,7 @@ impl Connection {
             tungstenite::client::client_with_config("ws://localhost/", stream, Some(config));
         loop {
             match attempt {
-                Ok((socket, _response)) => return Ok(Self { socket }),
+                Ok((socket, _response)) => return Ok(Self { socket, unsent: 0 }),
                 Err(HandshakeError::Failure(error)) => return Err(error.into()),
                 Err(HandshakeError::Interrupted(unfinished)) => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -84,6 +97,57 @@ impl Connection {
         }
     }
 
+    /// Takes the next message that is there; none if none is.
+    pub(crate) fn take(&mut self) -> Result<Option<Arrived>, TransportError> {
+        loop {
+            return match self.socket.read() {
+                Ok(Message::Text(text)) => Ok(Some(Arrived::Text(text))),
+                Ok(Message::Binary(bytes)) => Ok(Some(Arrived::Binary(bytes))),
+                Ok(Message::Close(_)) => Ok(Some(Arrived::Close)),
+                Ok(_) => continue,
+                Err(error) if would_block(&error) => Ok(None),
+                Err(error) => Err(error.into()),
+            };
+        }
+    }
+
+    /// Queues a text message and sends what can be sent at once.
+    pub(crate) fn queue_text(&mut self, text: String) -> Result<(), TransportError> {
+        self.unsent += text.len();
+        let sent = self.socket.send(Message::text(text));
+        self.sent(sent)
+    }
+
+    /// Queues a binary message and sends what can be sent at once.
+    pub(crate) fn queue_binary(&mut self, bytes: Vec<u8>) -> Result<(), TransportError> {
+        self.unsent += bytes.len();
+        let sent = self.socket.send(Message::binary(bytes));
+        self.sent(sent)
+    }
+
+    /// Sends more of what is queued.
+    pub(crate) fn flush(&mut self) -> Result<(), TransportError> {
+        let sent = self.socket.flush();
+        self.sent(sent)
+    }
+
+    /// Bytes of messages that are not all sent.
+    pub(crate) fn unsent(&self) -> usize {
+        self.unsent
+    }
+
+    fn sent(&mut self, sent: Result<(), WsError>) -> Result<(), TransportError> {
+        match sent {
+            Ok(()) => {
+                self.unsent = 0;
+                Ok(())
+            }
+            // The message is in tungstenite's buffer already.
+            Err(error) if would_block(&error) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Waits for the next text message, or until one of `wake` can be read.
     pub(crate) fn receive_text(
         &mut self,
@@ -104,6 +168,12 @@ impl Connection {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
     }
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod attachment;
 mod cells;
 mod client;
 mod connect;
@@ -16,6 +17,7 @@ mod report;
 mod streaming;
 
 pub use address::{Address, AddressVariables};
+pub use attachment::{AttachOptions, Attachment, Incoming, TerminalBytes};
 pub use cells::{Idle, MAX_CODE_BYTES, PollReply};
 pub use client::{Client, StopReply};
 pub use error::{ClientError, TransportError};

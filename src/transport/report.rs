@@ -79,7 +79,8 @@ impl Report {
 }
 
 /// Text with control characters, newline and tab excepted, as `\x1b` and the
-/// like, so that it cannot drive a terminal.
+/// like, so that it cannot drive a terminal, and with those that would show it
+/// in another order as `\u202e` and the like.
 #[must_use]
 pub fn escape_controls(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -88,6 +89,9 @@ pub fn escape_controls(text: &str) -> String {
             '\n' | '\t' => escaped.push(character),
             control if control.is_control() => {
                 escaped.push_str(&format!("\\x{:02x}", u32::from(control)));
+            }
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                escaped.push_str(&format!("\\u{:04x}", u32::from(character)));
             }
             other => escaped.push(other),
         }
@@ -159,10 +163,11 @@ mod tests {
 
     #[test]
     fn people_read_error_and_hint_apart_and_without_control_characters() {
-        let report = Report::new("x", "bad `\x1b[2J`", ExitCode::Refused).with_hint("do this");
+        let report =
+            Report::new("x", "bad `\x1b[2J\u{202e}`", ExitCode::Refused).with_hint("do this");
         assert_eq!(
             report.to_human(false),
-            "error: bad `\\x1b[2J`\n\nhint: do this\n"
+            "error: bad `\\x1b[2J\\u202e`\n\nhint: do this\n"
         );
         assert!(
             report

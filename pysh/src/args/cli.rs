@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use pythond_protocol::SessionName;
 use pythond_transport::EXIT_CODES;
 
+use super::attach::{AttachArgs, HoldArgs};
 use super::cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
 use super::submit::{self, FireArgs, RunArgs};
 
@@ -68,6 +69,12 @@ pub(crate) enum Command {
     Wait(WaitArgs),
     /// Show a cell's output, now or as it comes.
     Out(OutArgs),
+    /// Put this terminal on a session: the person's prompt.
+    Attach(AttachArgs),
+    /// Make agents' new cells wait while a person works.
+    Hold(HoldArgs),
+    /// Let agents' cells run again.
+    Release(HoldArgs),
     /// List the cells of a session.
     Cells(SessionArgs),
     /// Interrupt cells of a session.

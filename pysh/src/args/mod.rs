@@ -1,11 +1,13 @@
 //! The command line as it is typed.
 
+mod attach;
 mod cells;
 mod cli;
 mod submit;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use attach::{AttachArgs, HoldArgs};
 pub(crate) use cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
 pub(crate) use cli::{
     Cli, Command, CompleteArgs, CompletionsArgs, KillArgs, ManArgs, NewArgs, SessionArgs,

@@ -133,7 +133,9 @@ fn wrong_lines_are_refused() {
         &["kill"],
         &["kill", "a", "--all"],
         &["ls", "a"],
-        &["attach", "a"],
+        &["attach", "a", "b"],
+        &["hold"],
+        &["release", "a", "b"],
     ] {
         let words = ["pysh"].iter().chain(words).map(Into::into).collect();
         let error = Cli::parse_words(words).expect_err("refused");

@@ -5,8 +5,8 @@ use pythond_protocol::ExitCode;
 use pythond_transport::{Address, AddressVariables, Client, ClientError};
 
 use super::{
-    cells, complete, completions, events, fire, interrupt, kill, list, man, new, out, poll, run,
-    stack, status, vars, version, wait,
+    attach, cells, complete, completions, events, fire, hold, interrupt, kill, list, man, new, out,
+    poll, run, stack, status, vars, version, wait,
 };
 use crate::args::{Cli, Command};
 use crate::failure::Outcome;
@@ -26,6 +26,9 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::Poll(args) => poll::poll(&args, render),
         Command::Wait(args) => wait::wait(&args, render),
         Command::Out(args) => out::out(args, render),
+        Command::Attach(args) => attach::attach(&args, render),
+        Command::Hold(args) => hold::hold(args, true, render),
+        Command::Release(args) => hold::hold(args, false, render),
         Command::Cells(args) => cells::cells(&args, render),
         Command::Stack(args) => stack::stack(&args, render),
         Command::Events(args) => events::events(&args, render),

@@ -1,11 +1,14 @@
 //! One file per command.
 
+mod attach;
+mod attached;
 mod cells;
 mod complete;
 mod completions;
 mod dispatch;
 mod events;
 mod fire;
+mod hold;
 mod interrupt;
 mod kill;
 mod list;

@@ -88,16 +88,18 @@ fn show(reply: &Reply<CellReply>, target: Target<'_>, timeout: Option<Duration>)
         render.line(reply.json())?;
         return Ok(exit);
     }
-    let mut written = Ok(());
+    let mut written = render.finish();
     if !cell.streamed {
-        written = render.output(pieces(cell), target.echo);
+        written = render
+            .output(pieces(cell), target.echo)
+            .and_then(|()| render.finish());
         if cell.truncated > 0 {
             render.note(&format!("{} bytes of output were not kept", cell.truncated));
         }
     }
     match ending(cell) {
         None => {}
-        Some(Ending::Traceback(text)) => render.talk(&text),
+        Some(Ending::Traceback(text)) => render.foreign_talk(&text),
         Some(Ending::Report(report)) => render.error(&report),
     }
     for note in notes(cell, timeout) {

@@ -46,15 +46,19 @@ pub(super) fn read(
 
 /// The options that say whose cell it is.
 pub(super) fn labelled(labels: LabelArgs) -> Result<SubmitOptions, Failure> {
-    let author = match labels.author {
-        Some(author) => Some(author),
-        None => author_of(std::env::var_os(AUTHOR_VARIABLE))?,
-    };
     Ok(SubmitOptions {
         key: labels.id,
-        author,
+        author: author(labels.author)?,
         ..SubmitOptions::default()
     })
+}
+
+/// Who is said to do something, as told or by the environment.
+pub(super) fn author(told: Option<String>) -> Result<Option<String>, Report> {
+    match told {
+        Some(author) => Ok(Some(author)),
+        None => author_of(std::env::var_os(AUTHOR_VARIABLE)),
+    }
 }
 
 fn author_of(variable: Option<std::ffi::OsString>) -> Result<Option<String>, Report> {

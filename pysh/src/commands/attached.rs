@@ -1,0 +1,305 @@
+//! The loop of an attached terminal: keys to the session, its bytes to the
+//! terminal, signals beside them. One thread that never waits for one of them
+//! alone, so that no key waits for output and no output for a key.
+
+use std::os::fd::AsFd as _;
+
+use pythond_protocol::SessionName;
+use pythond_protocol::verbs::attach::{AttachEvent, TerminalEnd, TerminalSize};
+use pythond_transport::{Attachment, ClientError, Incoming, TransportError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::stdio::stdin;
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
+
+use crate::terminal::escapes::ScreenFilter;
+use crate::terminal::{Keys, Output, Signals, TerminalGuard, Typed, terminal_size};
+
+/// The signals that mean something to an attached terminal.
+pub(super) const SIGNALS: [i32; 7] = [SIGWINCH, SIGCONT, SIGTSTP, SIGTERM, SIGHUP, SIGINT, SIGQUIT];
+
+/// Bytes that wait for the terminal until no more are taken from the daemon.
+const OUTPUT_AHEAD: usize = 64 << 10;
+/// Bytes that wait for the daemon until no more are taken from the terminal;
+/// Ctrl-] is not seen then, signals are.
+const INPUT_AHEAD: usize = 8 << 20;
+/// Messages that are taken until the other ends are looked at.
+const MESSAGES_AT_ONCE: usize = 64;
+
+/// Why the loop ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Ctrl-].
+    Detached,
+    /// This signal.
+    Signal(i32),
+    /// The terminal is gone.
+    TerminalGone,
+    /// The daemon said why.
+    Closed(TerminalEnd, String),
+    /// The connection ended without a word.
+    Lost(TransportError),
+    /// After a stop: the session is to be attached anew.
+    Continued,
+}
+
+/// What lasts over several connections.
+pub(super) struct Person<'a> {
+    pub(super) session: &'a SessionName,
+    pub(super) signals: &'a Signals,
+    pub(super) read_only: bool,
+    pub(super) unfiltered: bool,
+}
+
+/// One connection of an attached terminal.
+pub(super) struct Attached<'a> {
+    person: &'a Person<'a>,
+    attachment: Attachment,
+    guard: TerminalGuard,
+    output: Output,
+    filter: ScreenFilter,
+    keys: Keys,
+    size: TerminalSize,
+    /// Agents' cells wait, or were asked to.
+    held: bool,
+    /// Messages may be there that were read off the socket already, of which
+    /// poll knows nothing.
+    more: bool,
+    /// The daemon takes no more; what it has said last is still to be read.
+    broken: Option<TransportError>,
+}
+
+impl<'a> Attached<'a> {
+    /// Begins with the terminal in raw mode and a session that is attached.
+    pub(super) fn new(
+        person: &'a Person<'a>,
+        attachment: Attachment,
+        guard: TerminalGuard,
+        size: TerminalSize,
+        held: bool,
+    ) -> Self {
+        Self {
+            person,
+            attachment,
+            guard,
+            output: Output::open(),
+            filter: ScreenFilter::new(),
+            keys: Keys::default(),
+            size,
+            held,
+            more: true,
+            broken: None,
+        }
+    }
+
+    /// Agents' cells wait.
+    pub(super) fn held(&self) -> bool {
+        self.held
+    }
+
+    /// Goes on until something ends it. The terminal is what it was then.
+    pub(super) fn run(&mut self) -> End {
+        // The window may have changed while the daemon was asked.
+        let end = match self.resized() {
+            Err(end) => end,
+            Ok(()) => loop {
+                if let Err(end) = self.turn() {
+                    break end;
+                }
+            },
+        };
+        if matches!(end, End::Closed(..) | End::Lost(_)) {
+            // The last words of the session are worth waiting for a little.
+            let _ = self.output.drain(std::time::Duration::from_millis(300));
+        }
+        if self.output.discard() || self.person.unfiltered {
+            self.guard.torn();
+        }
+        self.guard.leave();
+        end
+    }
+
+    /// Gives the connection back, for its orderly end.
+    pub(super) fn into_attachment(self) -> Attachment {
+        self.attachment
+    }
+
+    /// Waits, and does what there is to do.
+    fn turn(&mut self) -> Result<(), End> {
+        let (mut typed, mut came) = (false, false);
+        let mut signalled = false;
+        let at_once = self.more && self.output.waiting() < OUTPUT_AHEAD;
+        {
+            let standard_input = stdin();
+            let mut descriptors = vec![PollFd::new(self.person.signals, PollFlags::IN)];
+            let mut watch = |wanted: bool, fd, flags| {
+                wanted.then(|| {
+                    descriptors.push(PollFd::from_borrowed_fd(fd, flags));
+                    descriptors.len() - 1
+                })
+            };
+            let room = self.attachment.unsent() < INPUT_AHEAD;
+            let input = watch(room, standard_input, PollFlags::IN);
+            let mut flags = PollFlags::empty();
+            if self.output.waiting() < OUTPUT_AHEAD {
+                flags |= PollFlags::IN;
+            }
+            if self.attachment.unsent() > 0 && self.broken.is_none() {
+                flags |= PollFlags::OUT;
+            }
+            let daemon = watch(!flags.is_empty(), self.attachment.as_fd(), flags);
+            watch(
+                self.output.waiting() > 0,
+                self.output.as_fd(),
+                PollFlags::OUT,
+            );
+            let limit = at_once.then(Timespec::default);
+            match poll(&mut descriptors, limit.as_ref()) {
+                Ok(_) => {
+                    let ready = |at: Option<usize>| {
+                        at.is_some_and(|at| !descriptors[at].revents().is_empty())
+                    };
+                    signalled = ready(Some(0));
+                    typed = ready(input);
+                    came = ready(daemon);
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return Err(End::TerminalGone),
+            }
+        }
+        if signalled {
+            self.signals()?;
+        }
+        if typed {
+            self.typed()?;
+        }
+        if came || at_once {
+            if self.broken.is_none() {
+                self.sent(|attachment| attachment.flush());
+            }
+            self.came()?;
+        }
+        self.output.flush().map_err(|_| End::TerminalGone)
+    }
+
+    fn signals(&mut self) -> Result<(), End> {
+        for signal in self.person.signals.take() {
+            match signal {
+                SIGWINCH => self.resized()?,
+                SIGTSTP => {
+                    // As the terminal's own stop would: the shell finds its
+                    // terminal as it was.
+                    if self.output.discard() {
+                        self.guard.torn();
+                    }
+                    self.guard.leave();
+                    let _ = rustix::process::kill_process(
+                        rustix::process::getpid(),
+                        rustix::process::Signal::STOP,
+                    );
+                    return Err(End::Continued);
+                }
+                SIGCONT => return Err(End::Continued),
+                signal => return Err(End::Signal(signal)),
+            }
+        }
+        Ok(())
+    }
+
+    fn resized(&mut self) -> Result<(), End> {
+        let size = terminal_size();
+        if size != self.size && !self.person.read_only {
+            self.size = size;
+            self.sent(|attachment| match attachment.send_resize(size) {
+                Err(ClientError::Transport(error)) => Err(error),
+                _ => Ok(()),
+            });
+        }
+        Ok(())
+    }
+
+    /// Sends something. If that fails, the daemon may have said why.
+    fn sent(&mut self, send: impl FnOnce(&mut Attachment) -> Result<(), TransportError>) {
+        if self.broken.is_none() {
+            self.broken = send(&mut self.attachment).err();
+        }
+    }
+
+    fn typed(&mut self) -> Result<(), End> {
+        let mut bytes = [0; 16 << 10];
+        let count = match rustix::io::read(stdin(), &mut bytes[..]) {
+            Ok(0) => return Err(End::TerminalGone),
+            Ok(count) => count,
+            Err(Errno::INTR | Errno::AGAIN) => return Ok(()),
+            Err(_) => return Err(End::TerminalGone),
+        };
+        for typed in self.keys.take(&bytes[..count]) {
+            match typed {
+                Typed::Detach => return Err(End::Detached),
+                _ if self.person.read_only => {}
+                Typed::Bytes(bytes) => {
+                    if self.broken.is_none() {
+                        self.broken = self.attachment.send_typed(bytes).err();
+                    }
+                }
+                Typed::Hold => {
+                    self.held = !self.held;
+                    let held = self.held;
+                    self.sent(|attachment| match attachment.send_hold(held) {
+                        Err(ClientError::Transport(error)) => Err(error),
+                        _ => Ok(()),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn came(&mut self) -> Result<(), End> {
+        self.more = true;
+        for _ in 0..MESSAGES_AT_ONCE {
+            if self.output.waiting() >= OUTPUT_AHEAD {
+                return Ok(());
+            }
+            let incoming = match self.attachment.take() {
+                Ok(Some(incoming)) => incoming,
+                Ok(None) => {
+                    self.more = false;
+                    return Ok(());
+                }
+                Err(error) => return Err(End::Lost(error)),
+            };
+            match incoming {
+                Incoming::Bytes(bytes) => self.show(&bytes)?,
+                Incoming::Event(AttachEvent::TerminalClosed { reason, message }) => {
+                    return Err(End::Closed(reason, message));
+                }
+                Incoming::Event(AttachEvent::Held { held, .. }) | Incoming::Held(Some(held)) => {
+                    self.held = held
+                }
+                Incoming::Held(None) => {
+                    self.held = !self.held;
+                    self.output.write(b"\x07").map_err(|_| End::TerminalGone)?;
+                }
+                Incoming::Event(AttachEvent::TerminalResized { .. }) | Incoming::Other => {}
+                Incoming::Closed => {
+                    let lost = self.broken.take().unwrap_or(TransportError::Closed);
+                    return Err(End::Lost(lost));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, bytes: &[u8]) -> Result<(), End> {
+        // Parsed in any case: the way back depends on it.
+        let passed = self.filter.filter(bytes);
+        self.guard.remember(self.filter.modes());
+        let shown = if self.person.unfiltered {
+            bytes
+        } else {
+            &passed
+        };
+        self.output.write(shown).map_err(|_| End::TerminalGone)
+    }
+}
