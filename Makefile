@@ -8,7 +8,7 @@ BIN := $(TARGET)/release
 DEST = $(DESTDIR)$(PREFIX)
 PROGRAMS := pythond pysh pyctl
 # Commands with a man page of their own, as program-command.
-PAGES := $(addprefix pysh-,new run ls kill status vars complete int) \
+PAGES := $(addprefix pysh-,new run attach hold release ls kill status vars complete int) \
 	$(addprefix pyctl-,start stop status)
 
 .DEFAULT_GOAL := help
