@@ -149,6 +149,18 @@ def test_every_verb_answers_as_the_schema_says(make_daemon):
         assert it.ask("ls --json")["sessions"]
         assert it.ask("info --json")["zygotes"]
         assert "cells" in it.ask("help --json")["help"]
+        assert it.ask("hold work --json")["held"]
+        assert it.ask("release work --json") == {
+            "ok": True,
+            "session": "work",
+            "held": False,
+            "waiting": 0,
+        }
+        assert it.ask("resize work 30 100 --json")["rows"] == 30
+        with daemon.connect() as terminal:
+            terminal.send("attach work 24 80 --json --term=xterm")
+            assert answer("attach", json.loads(terminal.receive()))["attached"] == 1
+            it.seen.add("attach")
         assert it.ask("cancel nobody --json") == {"ok": True, "cancelled": False}
         with daemon.connect() as other:
             other.send("events --json")

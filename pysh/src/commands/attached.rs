@@ -62,6 +62,8 @@ pub(super) struct Attached<'a> {
     size: TerminalSize,
     /// Agents' cells wait, or were asked to.
     held: bool,
+    /// It was done with our key.
+    held_here: bool,
     /// Messages may be there that were read off the socket already, of which
     /// poll knows nothing.
     more: bool,
@@ -87,14 +89,16 @@ impl<'a> Attached<'a> {
             keys: Keys::default(),
             size,
             held,
+            held_here: false,
             more: true,
             broken: None,
         }
     }
 
-    /// Agents' cells wait.
+    /// Agents' cells wait for somebody else: what was held here ends with the
+    /// attachment.
     pub(super) fn held(&self) -> bool {
-        self.held
+        self.held && !self.held_here
     }
 
     /// Goes on until something ends it. The terminal is what it was then.
@@ -245,6 +249,7 @@ impl<'a> Attached<'a> {
                 Typed::Hold => {
                     self.held = !self.held;
                     let held = self.held;
+                    self.held_here = held;
                     self.sent(|attachment| match attachment.send_hold(held) {
                         Err(ClientError::Transport(error)) => Err(error),
                         _ => Ok(()),
