@@ -295,7 +295,7 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
         duration,
         changed: Vec::new(),
     };
-    shared.drain();
+    shared.drain(py);
     children::leave_thread();
     let end = ending.finished(shared);
     if let Some(globals) = session::globals(py) {

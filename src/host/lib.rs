@@ -34,6 +34,7 @@ mod stack;
 mod start;
 mod streams;
 mod sys;
+mod text_stream;
 mod waiter;
 mod zygote;
 
