@@ -25,6 +25,7 @@ mod lane_socket;
 mod namespace;
 mod outputs;
 mod parked;
+mod print;
 mod recorder;
 mod service;
 mod session;

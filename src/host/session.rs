@@ -26,8 +26,9 @@ use crate::parked::{self, Ready};
 use crate::shared::Shared;
 use crate::{control, ends, helpers, sys};
 
-/// How long the main thread waits for another cell before it writes records.
-const IDLE_BEFORE_WRITING: Duration = Duration::from_micros(300);
+/// How long the main thread waits for another cell before it writes records:
+/// those of cells that follow one another closely are written together.
+const IDLE_BEFORE_WRITING: Duration = Duration::from_millis(5);
 /// How often the event loop looks for cells when it cannot watch the lane.
 const LOOK_FOR_CELLS: f64 = 0.02;
 
@@ -65,6 +66,8 @@ struct Session {
     shared: &'static Shared,
     namespace: Namespace,
     handoff: OwnedFd,
+    /// There may be something in it.
+    handed: bool,
     lane: Option<CellLane>,
 }
 
@@ -119,6 +122,7 @@ impl Session {
             shared,
             namespace,
             handoff,
+            handed: true,
             lane: None,
         })
     }
@@ -207,6 +211,7 @@ impl Session {
             tv_nsec: longest.subsec_nanos().into(),
         });
         let ready = poll(&mut set, limit.as_ref())?;
+        self.handed = !set[0].revents().is_empty();
         if set.iter().any(|entry| entry.revents().contains(lost)) {
             let lane = self.lane.take();
             self.lose_descriptors(lane);
@@ -244,7 +249,7 @@ impl Session {
         if self.shared.io_reads_cells() {
             return;
         }
-        loop {
+        while self.handed {
             match handoff::take(&self.handoff) {
                 Ok(Handed::CellLane(socket, tag)) => {
                     let Ok(socket) = parked::out_of_the_way(socket) else {
@@ -257,7 +262,7 @@ impl Session {
                     });
                 }
                 Ok(Handed::Nudge) => {}
-                Ok(Handed::Nothing) => break,
+                Ok(Handed::Nothing) => self.handed = false,
                 Err(_) => {
                     let lane = self.lane.take();
                     self.lose_descriptors(lane);
@@ -265,6 +270,8 @@ impl Session {
                 }
             }
         }
+        // Whoever waits for it without `wait_for` has to look.
+        self.handed = true;
         let Some(lane) = &mut self.lane else { return };
         match lane.receive() {
             Ok(true) => {}

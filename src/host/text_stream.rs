@@ -5,13 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyCFunction, PyDict, PyString, PyTuple};
 use pythond_protocol::output_log::Stream;
 
 use crate::streams::Sink;
 
 /// What [`ShortWay`] puts before the methods of the wrapper.
 const METHODS: [&str; 3] = ["write", "reconfigure", "detach"];
+
+/// `io.TextIOWrapper`, before cells can change the module.
+static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// A standard stream as cells find it.
 #[derive(Debug)]
@@ -24,19 +28,18 @@ pub(crate) struct TextStream {
 impl TextStream {
     /// Makes one; every write reaches its [`Sink`] at once.
     pub(crate) fn new(py: Python<'_>, stream: Stream) -> PyResult<Self> {
-        let class = py.import("_io")?.getattr("TextIOWrapper")?;
-        Self::of_class(&class, stream)
-    }
-
-    fn of_class(class: &Bound<'_, PyAny>, stream: Stream) -> PyResult<Self> {
-        let py = class.py();
+        let class = CLASS.get_or_try_init(py, || {
+            py.import("_io")?
+                .getattr("TextIOWrapper")
+                .map(Bound::unbind)
+        })?;
         let sink = Bound::new(py, Sink::new(stream))?;
         let options = PyDict::new(py);
         options.set_item("encoding", "utf-8")?;
         options.set_item("errors", "backslashreplace")?;
         options.set_item("newline", "\n")?;
         options.set_item("write_through", true)?;
-        let wrapper = class.call((&sink,), Some(&options))?;
+        let wrapper = class.bind(py).call((&sink,), Some(&options))?;
         let way = ShortWay {
             sink: sink.unbind(),
             wrapper: pyo3::types::PyWeakrefReference::new(&wrapper)?
@@ -64,7 +67,7 @@ impl TextStream {
     /// Makes it anew if a cell closed, detached or patched it.
     pub(crate) fn repair(&mut self, py: Python<'_>, stream: Stream) -> PyResult<()> {
         if !self.is_usable(py).unwrap_or(false) {
-            *self = Self::of_class(&self.wrapper.bind(py).get_type(), stream)?;
+            *self = Self::new(py, stream)?;
         }
         Ok(())
     }
@@ -89,7 +92,7 @@ impl TextStream {
 /// the wrapper's name in its `repr`.
 #[pyclass(module = "_io", name = "TextIOWrapper", frozen)]
 #[derive(Debug)]
-struct ShortWay {
+pub(crate) struct ShortWay {
     sink: Py<Sink>,
     /// Weak: the wrapper's attributes hold this.
     wrapper: Py<PyAny>,
@@ -97,6 +100,26 @@ struct ShortWay {
 }
 
 impl ShortWay {
+    /// Writes bytes as `write` does a text.
+    pub(crate) fn put(&self, py: Python<'_>, bytes: &[u8]) -> PyResult<()> {
+        self.sink.get().put(py, bytes)
+    }
+
+    /// True if a stream has the class of those that this stands before.
+    pub(crate) fn is_class_of(stream: &Bound<'_, PyAny>) -> bool {
+        CLASS
+            .get(stream.py())
+            .is_some_and(|class| stream.get_type().is(class))
+    }
+
+    /// What a method of a stream belongs to, if that is a short way and open.
+    pub(crate) fn of_method<'py>(method: &Bound<'py, PyAny>) -> Option<Bound<'py, Self>> {
+        let method = method.cast_exact::<PyCFunction>().ok()?;
+        let way = method.getattr(pyo3::intern!(method.py(), "__self__"));
+        let way = way.ok()?.cast_into_exact::<Self>().ok()?;
+        way.get().open.load(Relaxed).then_some(way)
+    }
+
     /// Calls the method that the wrapper has from its class.
     fn long_way<'py>(
         &self,
@@ -126,7 +149,7 @@ impl ShortWay {
             // Lone surrogates take the long way.
             && let Ok(bytes) = exact.encode_utf8()
         {
-            self.sink.get().put(py, bytes.as_bytes())?;
+            self.put(py, bytes.as_bytes())?;
             return Ok(exact.len()?.into_pyobject(py)?.into_any());
         }
         self.long_way(py, "write", &PyTuple::new(py, [text])?, None)
