@@ -230,6 +230,47 @@ def test_descriptor_output_comes_before_a_python_write_that_follows(every: Sessi
     assert order(reply)[:2] == [(2, 1), (1, 2)]
 
 
+def test_every_print_stands_between_what_descriptors_got_before_and_after(every: Session) -> None:
+    code = (
+        "import ctypes; libc = ctypes.CDLL(None)\n"
+        "for n in range(200):\n"
+        "    print('print', n)\n"
+        "    os.write(1, b'descriptor\\n')\n"
+        "    n = sys.stdout.write('write\\n')\n"
+        "    n = libc.printf(b'C\\n')\n"
+        "    print('same', end=' '); os.write(1, b'line'); print()\n"
+        "    print('e', file=sys.stderr); os.write(2, b'd\\n'); print('f', file=sys.stderr)\n"
+        "print('a'); status = os.system('echo b'); print('c'); None"
+    )
+    stdout, stderr = streams(every, code)
+    turns = [f"print {n}\ndescriptor\nwrite\nC\nsame line\n" for n in range(200)]
+    assert stdout == "".join(turns) + "a\nb\nc\n"
+    assert stderr == "e\nd\nf\n" * 200
+
+
+def test_what_another_process_wrote_comes_before_the_print_that_answers_it(
+    session: Session,
+) -> None:
+    code = (
+        "other = subprocess.Popen([sys.executable, '-c', 'import sys, os\\nfor line in sys.stdin:\\n'\n"
+        '    \'    os.write(1, b"pong" + line.encode()); os.write(2, b".")\'],\n'
+        "    stdin=subprocess.PIPE, stderr=subprocess.PIPE)\n"
+        "for n in range(300):\n"
+        "    print('ping', n)\n"
+        "    other.stdin.write(b'%d\\n' % n); other.stdin.flush(); dot = other.stderr.read(1)\n"
+        "other.stdin.close(); other.wait()"
+    )
+    assert session.run(code)["stdout"] == (
+        "".join(f"ping {n}\npong{n}\n" for n in range(300)) + "0\n"
+    )
+
+
+def test_output_keeps_its_order_after_a_cell_closed_our_descriptors(session: Session) -> None:
+    session.out("os.closerange(3, 2000)")
+    code = "for n in range(20):\n    print(n); os.write(1, b'd\\n')\ntime.sleep(0.1); print('e')"
+    assert sorted(session.out(code).split()) == sorted([*map(str, range(20)), *"d" * 20, "e"])
+
+
 def test_a_python_write_without_newline_comes_before_a_child(every: Session) -> None:
     assert every.out("print('a', end=''); os.system('echo b'); None") == "ab\n"
     assert every.out("sys.stdout.write('a'); subprocess.run(['echo', 'b']); None") == "ab\n"
@@ -381,6 +422,117 @@ def test_reconfigure_works(every: Session) -> None:
 
 
 # Modules that write.
+
+
+def test_reconfigured_streams_encode_and_end_lines_as_they_were_told(session: Session) -> None:
+    session.out("sys.stdout.reconfigure(newline='\\r\\n')")
+    assert session.out("print('a', 'b')\nn = sys.stdout.write('c\\n')") == "a b\r\nc\r\n"
+    session.out("sys.stdout.reconfigure(encoding='latin-1', errors='replace', newline='\\n')")
+    reply = session.run("print('é€')")
+    assert base64.b64decode(reply["stdout"]["data_b64"]) == b"\xe9?\n"
+    session.fails("sys.stdout.reconfigure(encoding='nonsense')", "LookupError")
+    session.fails("sys.stdout.reconfigure('utf-8')", "TypeError")
+    session.out("sys.stdout.reconfigure(encoding='utf-8')")
+    assert session.out("print('é')") == "é\n"
+
+
+def test_a_detached_stream_says_so_and_the_next_cell_has_a_new_one(every: Session) -> None:
+    every.fails("write = sys.stdout.write; raw = sys.stdout.detach(); print(1)", "ValueError")
+    assert every.out("n = raw.write(b'raw'); print('new')") == "rawnew\n"
+    every.fails("write('old')", "ValueError")
+    assert every.out("print('still')") == "still\n"
+
+
+def test_a_patched_write_sees_every_part_and_only_in_its_cell(every: Session) -> None:
+    code = (
+        "parts = []; write = sys.stdout.write; sys.stdout.write = parts.append\n"
+        "print('a', 1)\nwrite(repr(parts)); None"
+    )
+    assert every.out(code) == "['a', ' ', '1', '\\n']"
+    assert every.out("print('b', parts[0])") == "b a\n"
+    assert every.out("n = write('kept\\n'); n") == "kept\n5\n"
+
+
+def test_print_does_what_that_of_python_does(every: Session) -> None:
+    every.out(
+        """
+import io
+class Loud(str):
+    def __str__(self):
+        print('asked', end=';')
+        return 'loud'
+class Bad:
+    def __str__(self):
+        raise OSError('no words')
+calls = [
+    ((), {}), (('a',), {}), (('a', 1, 2.5, True, None, 10**30, -0.0, float('nan'), 1j), {}),
+    (('é🐍', '', 'x' * 70_000, 7), {}), (('lone \\ud800',), {}), ((b'b', [1, 'c'], ...), {}),
+    ((Loud(), 'after', Loud()), {}), (('before', Bad(), 'never'), {}),
+    (('a', 'b'), {'sep': ''}), (('a', 'b'), {'sep': None, 'end': None}),
+    (('a',), {'end': ''}), (('a',), {'flush': True}), (('a',), {'file': None}),
+    (('a', 'b'), {'sep': 1}), (('a',), {'end': b''}), (('a',), {'nonsense': 1}),
+    (('before', 10**5000), {}),
+]
+def told():
+    answers = []
+    for arguments, options in calls:
+        try:
+            answer = print(*arguments, **options)
+        except Exception as error:
+            answer = f'{type(error).__name__}: {error}'
+        answers.append(answer)
+    return answers
+"""
+    )
+    ours = every.out("answers = told(); print(answers)")
+    real = "io.TextIOWrapper(raw, 'utf-8', 'backslashreplace', newline='\\n', write_through=True)"
+    expected = every.out(
+        f"raw = io.BytesIO(); text = {real}; was = sys.stdout; sys.stdout = text\n"
+        "try:\n    answers = told()\nfinally:\n    sys.stdout = was\n"
+        "n = sys.stdout.buffer.write(raw.getvalue()); print(answers)"
+    )
+    assert ours == expected
+    assert "lone \\ud800\n" in ours
+    assert "asked;loud after asked;loud\n" in ours
+
+
+def test_print_looks_like_that_of_python(every: Session) -> None:
+    assert every.out("repr(print), type(print).__name__, print.__module__, print.__name__") == (
+        "('<built-in function print>', 'builtin_function_or_method', 'builtins', 'print')\n"
+    )
+    assert every.out("import pickle, inspect; pickle.loads(pickle.dumps(print)) is print") == (
+        "True\n"
+    )
+    assert every.out("str(inspect.signature(print))") == (
+        "(*args, sep=' ', end='\\n', file=None, flush=False)\n"
+    )
+    assert "sys.stdout by default" in every.out("help(print)")
+    assert every.out("repr(sys.stdout.write)").startswith(
+        "<built-in method write of _io.TextIOWrapper object at 0x"
+    )
+    assert every.out("type(sys.stdout) is __import__('io').TextIOWrapper") == "True\n"
+
+
+def test_print_goes_where_sys_stdout_points(every: Session) -> None:
+    code = (
+        "import io, contextlib; text = io.StringIO()\n"
+        "with contextlib.redirect_stdout(text):\n    print('in')\n"
+        "with contextlib.redirect_stdout(sys.stderr):\n    print('err')\n"
+        "print('out'); sys.stdout = None; print('nowhere'); sys.stdout = text; print('in again')"
+    )
+    assert streams(every, code) == ("out\n", "err\n")
+    assert every.out("text.getvalue()") == "in\nin again\n\n"
+    every.fails("del sys.stdout; print(1)", "RuntimeError")
+
+
+def test_lines_of_threads_are_never_mixed(session: Session) -> None:
+    code = (
+        "def chat(n):\n    for _ in range(500): print(n, n, n)\n"
+        "threads = [threading.Thread(target=chat, args=(n,)) for n in range(8)]\n"
+        "for t in threads: t.start()\nfor t in threads: t.join()"
+    )
+    session.out("import threading")
+    assert set(session.out(code).splitlines()) == {f"{n} {n} {n}" for n in range(8)}
 
 
 def test_logging_writes_to_the_cell_that_logs(every: Session) -> None:

@@ -45,6 +45,36 @@ def test_output_without_a_newline_and_of_children_comes_at_once_as_well(session:
         assert follower.reply()["ok"]
 
 
+def test_what_was_written_last_before_a_long_silence_comes_at_once(session: Session) -> None:
+    session.out("import threading; go = threading.Event()")
+    code = "for n in range(2000): print(n)\ngo.wait(30)"
+    for _ in range(5):
+        with session.daemon.connect() as wire:
+            follower = Follower(wire, f"run {session.name} --stream\n{code}")
+            while not follower.streams[1].endswith(b"\n1999\n"):
+                follower.next(10)
+            session.ended(session.fire("go.set(); go.clear()"))
+            assert follower.reply()["ok"]
+
+
+def test_several_readers_of_a_flow_all_get_it_in_time(session: Session) -> None:
+    session.out("import threading; go = threading.Event()")
+    cell = session.fire("n = 0\nwhile not go.is_set():\n    print(n); n += 1; time.sleep(0.0003)")
+    with session.daemon.connect() as one, session.daemon.connect() as two:
+        followers = [
+            Follower(one, f"out {session.name} {cell} --follow --stream"),
+            Follower(two, f"out {session.name} {cell} --follow --stream"),
+        ]
+        for _ in range(3):
+            for follower in followers:
+                lines = follower.streams[1].count(b"\n")
+                while follower.streams[1].count(b"\n") < lines + 200:
+                    follower.next(10)
+        session.out("go.set()")
+        whole = "".join(f"{n}\n" for n in range(followers[0].streams[1].count(b"\n")))
+        assert followers[0].streams[1] == whole.encode()
+
+
 def test_streams_are_told_apart_in_order_with_offsets(session: Session) -> None:
     code = "for i in range(300):\n    print('o', i)\n    print('e', i, file=sys.stderr)"
     with session.daemon.connect() as wire:

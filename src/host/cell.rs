@@ -113,7 +113,7 @@ pub(crate) fn show(
         return Ok(None);
     }
     let mut text = encode(&shown)?;
-    shared.drain();
+    shared.drain(py);
     let start = shared.outputs.extent(id.as_u64()).stdout;
     let length = text.len() as u64;
     text.push(b'\n');

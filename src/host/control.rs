@@ -141,6 +141,7 @@ impl Control {
                     stream,
                     offset,
                     most: (most as usize).min(OUTPUT_CHUNK),
+                    not_before: None,
                 };
                 return self.read(follower, follow);
             }
@@ -312,7 +313,15 @@ impl Control {
     /// Looks whether something is due or has come; returns what there is to say.
     pub(crate) fn turn(&mut self) -> Vec<Outgoing> {
         let mut outgoing = Vec::new();
-        if self.shared.take_news() {
+        let now = Instant::now();
+        let mut due = false;
+        for follower in &mut self.followers {
+            if follower.not_before.is_some_and(|at| at <= now) {
+                follower.not_before = None;
+                due = true;
+            }
+        }
+        if self.shared.take_news() || due {
             let mut followers = std::mem::take(&mut self.followers);
             followers.retain(|follower| match self.follow(*follower) {
                 Some(answer) => {
@@ -323,7 +332,6 @@ impl Control {
             });
             self.followers = followers;
         }
-        let now = Instant::now();
         for cell in self.shared.take_timed_out(now) {
             self.tell(cell, true);
         }
@@ -346,7 +354,14 @@ impl Control {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let told = self.told.iter().map(|told| told.deadline);
         let asked = self.asked.iter().map(|asked| asked.deadline);
-        told.chain(asked).chain(self.shared.next_timeout()).min()
+        let due = told.chain(asked).chain(self.next_piece());
+        due.chain(self.shared.next_timeout()).min()
+    }
+
+    /// When the next reader is to be answered that has to wait a little.
+    fn next_piece(&self) -> Option<Instant> {
+        let followers = self.followers.iter();
+        followers.filter_map(|follower| follower.not_before).min()
     }
 
     fn watch(&self) {

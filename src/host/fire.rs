@@ -296,7 +296,7 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
         duration,
         changed: Vec::new(),
     };
-    shared.drain();
+    shared.drain(py);
     children::leave_thread();
     let end = ending.finished(shared);
     shared.conclude(&end);

@@ -232,7 +232,7 @@ impl IoThread {
 
     fn serve(&mut self, what: Watched, events: i16) {
         match what {
-            Watched::Output => self.held_back = self.shared.drain().then(Instant::now),
+            Watched::Output => self.held_back = self.shared.take_in().then(Instant::now),
             Watched::Listener => self.accept(),
             Watched::Control => {
                 if let Err(_lost) = self.serve_control(events) {

@@ -133,13 +133,13 @@ impl Journal {
                 self.map.word(LOG_BYTES[half]).store(0, Release);
                 self.map.word(ACTIVE).store(half as u64, Release);
             }
-            let mut record = Vec::with_capacity(RECORD_HEADER + piece.len());
-            output_log::append(&mut record, stream, piece);
-            self.map.write(HALVES_AT + half * HALF + at, &record);
+            let place = HALVES_AT + half * HALF + at;
+            self.map.write(place, &output_log::header(stream, piece));
+            self.map.write(place + RECORD_HEADER, piece);
             self.add(OUTPUT_BYTES[half], piece.len());
             self.map
                 .word(LOG_BYTES[half])
-                .store((at + record.len()) as u64, Release);
+                .store((at + RECORD_HEADER + piece.len()) as u64, Release);
         }
     }
 

@@ -25,6 +25,7 @@ mod lane_socket;
 mod namespace;
 mod outputs;
 mod parked;
+mod print;
 mod prompt;
 mod recorder;
 mod service;
@@ -36,6 +37,7 @@ mod start;
 mod streams;
 mod sys;
 mod terminal;
+mod text_stream;
 mod waiter;
 mod zygote;
 

@@ -14,6 +14,7 @@ use crate::cells::{Moment, QueuedCell};
 use crate::changes::{Names, count_public};
 use crate::helpers::{self, Helpers};
 use crate::shared::Shared;
+use crate::text_stream::TextStream;
 use crate::{children, interrupt, streams};
 
 /// How `sys` sets and gets what sees every call.
@@ -23,8 +24,8 @@ const TRACERS: [(&str, &str); 2] = [("settrace", "gettrace"), ("setprofile", "ge
 #[derive(Debug)]
 pub(crate) struct Namespace {
     globals: Py<PyDict>,
-    stdout: Py<PyAny>,
-    stderr: Py<PyAny>,
+    stdout: TextStream,
+    stderr: TextStream,
     stdin: Py<PyAny>,
     /// Trace and profile function that a cell has set; they are set back while
     /// cells run, and only then.
@@ -43,17 +44,13 @@ impl Namespace {
     /// Makes the namespace and the standard streams.
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         let session = helpers::get(py).session.bind(py);
-        let stream = |stream: Stream, name: &str| -> PyResult<Py<PyAny>> {
-            let sink = Bound::new(py, streams::Sink::new(stream))?;
-            Ok(session.call_method1("text_stream", (sink, name))?.unbind())
-        };
         let namespace = Self {
             globals: session
                 .call_method0("namespace")?
                 .cast_into::<PyDict>()?
                 .unbind(),
-            stdout: stream(Stream::Stdout, "<stdout>")?,
-            stderr: stream(Stream::Stderr, "<stderr>")?,
+            stdout: TextStream::new(py, Stream::Stdout)?,
+            stderr: TextStream::new(py, Stream::Stderr)?,
             stdin: session.call_method0("NoTerminal")?.unbind(),
             tracers: [None, None],
             builtins_seen: 0,
@@ -64,8 +61,8 @@ impl Namespace {
         namespace.put_streams(py)?;
         let sys = helpers::get(py).sys.bind(py);
         for (name, stream) in [
-            ("__stdout__", &namespace.stdout),
-            ("__stderr__", &namespace.stderr),
+            ("__stdout__", namespace.stdout.get()),
+            ("__stderr__", namespace.stderr.get()),
             ("__stdin__", &namespace.stdin),
         ] {
             sys.setattr(name, stream)?;
@@ -95,8 +92,8 @@ impl Namespace {
 
     fn put_streams(&self, py: Python<'_>) -> PyResult<()> {
         let sys = helpers::get(py).sys.bind(py);
-        sys.setattr(pyo3::intern!(py, "stdout"), &self.stdout)?;
-        sys.setattr(pyo3::intern!(py, "stderr"), &self.stderr)?;
+        sys.setattr(pyo3::intern!(py, "stdout"), self.stdout.get())?;
+        sys.setattr(pyo3::intern!(py, "stderr"), self.stderr.get())?;
         sys.setattr(pyo3::intern!(py, "stdin"), &self.stdin)
     }
 
@@ -137,19 +134,8 @@ impl Namespace {
             }
             self.builtins_seen = current.len();
         }
-        let session = helpers.session.bind(py);
-        for (stream, which) in [
-            (&mut self.stdout, Stream::Stdout),
-            (&mut self.stderr, Stream::Stderr),
-        ] {
-            let usable = helpers.usable.call1(py, (&*stream,));
-            if !matches!(usable.and_then(|usable| usable.extract(py)), Ok(true)) {
-                let sink = Bound::new(py, streams::Sink::new(which))?;
-                *stream = session
-                    .call_method1("text_stream", (sink, "<stream>"))?
-                    .unbind();
-            }
-        }
+        self.stdout.repair(py, Stream::Stdout)?;
+        self.stderr.repair(py, Stream::Stderr)?;
         self.put_streams(py)
     }
 
@@ -200,7 +186,7 @@ impl Namespace {
         interrupt::end(py);
         interrupt::set_describing(false);
         streams::set_thread_cell(0);
-        shared.drain();
+        shared.drain(py);
         children::leave_behind();
         let changed = before
             .map(|before| before.changed(py, self.globals.bind(py)))

@@ -26,6 +26,9 @@ const LEAD: u64 = KEPT_PER_CELL / 2;
 const STALLED: Duration = Duration::from_secs(1);
 /// How long a cell waits for readers that are too slow.
 const MOST_PATIENCE: Duration = Duration::from_secs(30);
+/// Time between two pieces of the same flow that are not full: each costs every
+/// process on the way some wake-ups.
+const PACE: Duration = Duration::from_millis(2);
 /// What a reader takes in a second who is not too slow, in bytes.
 const FAST_ENOUGH: u64 = 4 << 20;
 
@@ -62,6 +65,8 @@ struct CellOutput {
     text: usize,
     /// Somebody waits for more.
     awaited: bool,
+    /// When somebody who follows was given something last.
+    given: Option<Instant>,
     /// Who reads while the cell writes.
     reader: Option<Reader>,
     /// How long the cell has waited for readers, less what they have earned by
@@ -253,7 +258,23 @@ impl Outputs {
         Some(output.log.read(stream, offset, most, place))
     }
 
-    /// The same for whoever follows the cell: one who has to wait is told by
+    /// When whoever follows the cell is to be given the next piece, if not at
+    /// once: a piece that is full, or the first for some time, need not wait.
+    pub(crate) fn next_piece_at(
+        &self,
+        cell: u64,
+        stream: Option<Stream>,
+        offset: u64,
+        most: usize,
+    ) -> Option<Instant> {
+        let inner = self.lock();
+        let output = inner.cells.get(&cell)?;
+        let there = output.log.total().of(stream).saturating_sub(offset);
+        let due = output.given? + PACE;
+        (there < most as u64 && due > Instant::now()).then_some(due)
+    }
+
+    /// What [`Self::read`] gives, for whoever follows the cell: one who has to wait is told by
     /// [`Written::awaited`], and the cell does not outrun one who reads on.
     pub(crate) fn follow(
         &self,
@@ -274,6 +295,8 @@ impl Outputs {
         let output = inner.cells.get_mut(&cell)?;
         if piece.records.is_empty() && piece.missing == 0 {
             output.awaited = true;
+        } else {
+            output.given = Some(Instant::now());
         }
         if stream.is_none() {
             let moved = Instant::now();

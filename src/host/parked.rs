@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pythond_private_fs::PrivateDir;
+use rustix::event::epoll;
 
 use crate::journal::Journal;
 use crate::namespace::Namespace;
@@ -47,9 +48,12 @@ impl Ready {
         // While there is one thread: growing the table of descriptors later
         // would have to wait for all others to notice.
         let listener = out_of_the_way(parked.listener)?;
+        let stdout_read = nonblocking(out_of_the_way(parked.stdout_read)?)?;
+        let stderr_read = nonblocking(out_of_the_way(parked.stderr_read)?)?;
         let capture = Capture {
-            stdout_read: nonblocking(out_of_the_way(parked.stdout_read)?)?,
-            stderr_read: nonblocking(out_of_the_way(parked.stderr_read)?)?,
+            filled: watched(&[&stdout_read, &stderr_read])?,
+            stdout_read,
+            stderr_read,
             stdout_write: out_of_the_way_copy(rustix::stdio::stdout())?,
             stderr_write: out_of_the_way_copy(rustix::stdio::stderr())?,
         };
@@ -129,6 +133,20 @@ fn out_of_the_way_copy(descriptor: impl AsFd) -> std::io::Result<OwnedFd> {
     // A low limit of descriptors leaves only the lower numbers.
     Ok(rustix::io::fcntl_dupfd_cloexec(descriptor, OWN_DESCRIPTORS)
         .or_else(|_| rustix::io::fcntl_dupfd_cloexec(descriptor, 3))?)
+}
+
+/// An epoll instance (epoll(7)) that knows when something can be read.
+fn watched(pipes: &[&OwnedFd]) -> std::io::Result<OwnedFd> {
+    let filled = out_of_the_way(epoll::create(epoll::CreateFlags::CLOEXEC)?)?;
+    for pipe in pipes {
+        epoll::add(
+            &filled,
+            pipe,
+            epoll::EventData::new_u64(0),
+            epoll::EventFlags::IN,
+        )?;
+    }
+    Ok(filled)
 }
 
 fn nonblocking(descriptor: OwnedFd) -> std::io::Result<OwnedFd> {

@@ -93,6 +93,11 @@ impl Prompt {
         }))
     }
 
+    /// No line is read, as after a cell of the person's.
+    pub(crate) fn is_away(&self) -> bool {
+        self.stage == Stage::Away
+    }
+
     /// What to wait for.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.follower.terminal.as_fd()

@@ -30,8 +30,11 @@ use crate::shared::Shared;
 use crate::terminal::Holder;
 use crate::{control, ends, helpers, sys};
 
-/// How long the main thread waits for another cell before it writes records.
-const IDLE_BEFORE_WRITING: Duration = Duration::from_micros(300);
+/// How long the main thread waits for another cell before it writes records:
+/// those of cells that follow one another closely are written together.
+const IDLE_BEFORE_WRITING: Duration = Duration::from_millis(5);
+/// How long the main thread waits for another cell before the prompt comes back.
+const IDLE_BEFORE_PROMPT: Duration = Duration::from_micros(300);
 /// How often the event loop looks for cells when it cannot watch the lane.
 const LOOK_FOR_CELLS: f64 = 0.02;
 /// How often it is looked for keys when nothing tells of them.
@@ -71,6 +74,8 @@ struct Session {
     shared: &'static Shared,
     namespace: Namespace,
     handoff: OwnedFd,
+    /// There may be something in it.
+    handed: bool,
     lane: Option<CellLane>,
     /// The person's prompt, once somebody attached.
     prompt: Option<Prompt>,
@@ -136,6 +141,7 @@ impl Session {
             shared,
             namespace,
             handoff,
+            handed: true,
             lane: None,
             prompt: None,
         })
@@ -212,17 +218,13 @@ impl Session {
     /// Waits for a cell or a key. The prompt comes back when no cell follows at
     /// once.
     fn wait_at_prompt(&mut self, py: Python<'_>) {
-        if matches!(
-            py.detach(|| self.wait_for(Some(IDLE_BEFORE_WRITING))),
-            Ok(0)
-        ) {
-            if self.shared.recorder.has_waiting() {
-                py.detach(|| self.shared.recorder.flush());
-            }
+        let at_once = self.prompt.as_ref().is_some_and(Prompt::is_away);
+        let nothing = |waited| matches!(waited, Ok(0));
+        if at_once || nothing(py.detach(|| self.wait_for(Some(IDLE_BEFORE_PROMPT)))) {
             if let Some(prompt) = &mut self.prompt {
                 prompt.show(py);
             }
-            let _ = py.detach(|| self.wait_for(None));
+            py.detach(|| self.wait());
         }
         if let Some(prompt) = &mut self.prompt
             && self.shared.terminal.has_news()
@@ -290,6 +292,7 @@ impl Session {
             tv_nsec: longest.subsec_nanos().into(),
         });
         let ready = poll(&mut set, limit.as_ref())?;
+        self.handed = !set[0].revents().is_empty();
         let mut terminal_lost = false;
         if terminal.is_some()
             && let Some(entry) = set.pop()
@@ -343,7 +346,7 @@ impl Session {
         if self.shared.io_reads_cells() {
             return;
         }
-        loop {
+        while self.handed {
             match handoff::take(&self.handoff) {
                 Ok(Handed::CellLane(socket, tag)) => {
                     let Ok(socket) = parked::out_of_the_way(socket) else {
@@ -356,7 +359,7 @@ impl Session {
                     });
                 }
                 Ok(Handed::Nudge) => {}
-                Ok(Handed::Nothing) => break,
+                Ok(Handed::Nothing) => self.handed = false,
                 Err(_) => {
                     let lane = self.lane.take();
                     self.lose_descriptors(lane);
@@ -364,6 +367,8 @@ impl Session {
                 }
             }
         }
+        // Whoever waits for it without `wait_for` has to look.
+        self.handed = true;
         let Some(lane) = &mut self.lane else { return };
         match lane.receive() {
             Ok(true) => {}

@@ -2,11 +2,13 @@
 //!
 //! Every lock here is held briefly and never while waiting for Python.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use pyo3::Python;
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{
     CellRecord, CellSpec, FinishedCell, HostEvent, HostInfo, HostStatus, HostedSession,
@@ -14,7 +16,7 @@ use pythond_protocol::lane::{
 };
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::output_log::Stream;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::epoll;
 
 use crate::cells::{Acceptance, Cells, Found, Moment, QueuedCell};
 use crate::journal::{Event, Journal};
@@ -72,6 +74,26 @@ pub(crate) struct Capture {
     pub(crate) stderr_read: OwnedFd,
     pub(crate) stdout_write: OwnedFd,
     pub(crate) stderr_write: OwnedFd,
+    /// Knows whether there is something to read from them.
+    pub(crate) filled: OwnedFd,
+}
+
+impl Capture {
+    /// False if there may be something to read.
+    ///
+    /// Costs no more than the bare system call: whoever fills a pipe puts it on
+    /// the list that this looks at, before its `write` returns (epoll(7)). Not
+    /// for two threads at once, of which the kernel may tell one that there is
+    /// nothing while it looks for the other; so it takes the interpreter's lock.
+    fn is_empty(&self, _lock: Python<'_>) -> bool {
+        let mut events = [MaybeUninit::uninit()];
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let found = epoll::wait(&self.filled, &mut events, Some(&now));
+        matches!(found, Ok((found, _)) if found.is_empty())
+    }
 }
 
 #[derive(Debug)]
@@ -549,21 +571,18 @@ impl Shared {
         self.outputs.wait_for_readers(cell, LOOK_AGAIN)
     }
 
-    /// Takes in what was written to descriptors 1 and 2 so far. True if a reader
-    /// is so far behind that the rest has to wait.
-    pub(crate) fn drain(&self) -> bool {
-        let (out, err) = (&self.capture.stdout_read, &self.capture.stderr_read);
-        let mut ready = [
-            PollFd::new(out, PollFlags::IN),
-            PollFd::new(err, PollFlags::IN),
-        ];
-        let now = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        if matches!(poll(&mut ready, Some(&now)), Ok(0) | Err(_)) {
-            return false;
+    /// Takes in what was written to descriptors 1 and 2 so far, so that what
+    /// Python writes next comes after it.
+    pub(crate) fn drain(&self, py: Python<'_>) {
+        if !self.capture.is_empty(py) {
+            self.take_in();
         }
+    }
+
+    /// Reads descriptors 1 and 2. True if a reader is so far behind that the
+    /// rest has to wait.
+    pub(crate) fn take_in(&self) -> bool {
+        let (out, err) = (&self.capture.stdout_read, &self.capture.stderr_read);
         let shown = self.terminal.is_wanted();
         let mut copy = Vec::new();
         let written = self.outputs.drain(|stream, buffer| {

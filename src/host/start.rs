@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::namespace::Namespace;
 use crate::parked::{Parked, Ready};
-use crate::{assignment, helpers, session, streams, sys, waiter, zygote};
+use crate::{assignment, helpers, print, session, streams, sys, waiter, zygote};
 
 /// What the launcher found out and was told, as one JSON argument.
 #[derive(Clone, Debug, Deserialize)]
@@ -84,6 +84,7 @@ pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<Namespace>
     let input = pyo3::wrap_pyfunction!(streams::input, session)?;
     helpers.live_builtins.bind(py).set_item("input", &input)?;
     helpers.builtins.bind(py).set_item("input", &input)?;
+    print::install(py)?;
     let namespace = Namespace::new(py)?;
     namespace.warm_up(py)?;
     session.call_method0("settle")?;

@@ -1,8 +1,8 @@
 //! `sys.stdout` and `sys.stderr` of a session, and whose bytes they carry.
 //!
-//! A real `io.TextIOWrapper` stands over a [`Sink`]; a write reaches the cell
-//! that the writing thread or task belongs to, never a pipe, and so never
-//! blocks.
+//! A real `io.TextIOWrapper` (`text_stream.rs`) stands over a [`Sink`]; a write
+//! reaches the cell that the writing thread or task belongs to, never a pipe,
+//! and so never blocks.
 
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
@@ -128,6 +128,21 @@ impl Sink {
     fn descriptor(&self) -> i32 {
         self.stream as i32
     }
+
+    /// Writes all bytes.
+    pub(crate) fn put(&self, py: Python<'_>, bytes: &[u8]) -> PyResult<()> {
+        match Shared::get() {
+            Some(shared) if !forked() => {
+                let cell = current_cell(py);
+                shared.drain(py);
+                write(py, shared, cell, self.stream, bytes)
+            }
+            _ => {
+                write_descriptor(py, self.stream, bytes);
+                Ok(())
+            }
+        }
+    }
 }
 
 #[pymethods]
@@ -146,14 +161,7 @@ impl Sink {
             }
         };
         let bytes = bytes.as_bytes();
-        match Shared::get() {
-            Some(shared) if !forked() => {
-                let cell = current_cell(py);
-                shared.drain();
-                write(py, shared, cell, self.stream, bytes)?;
-            }
-            _ => write_descriptor(py, self.stream, bytes),
-        }
+        self.put(py, bytes)?;
         Ok(bytes.len())
     }
 

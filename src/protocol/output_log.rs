@@ -20,11 +20,17 @@ pub const RECORD_HEADER: usize = 5;
 /// Appends one record; data over 4 GiB is cut into several.
 pub fn append(log: &mut Vec<u8>, stream: Stream, data: &[u8]) {
     for piece in data.chunks(u32::MAX as usize) {
-        log.push(stream as u8);
-        let length = u32::try_from(piece.len()).expect("chunks of at most u32::MAX");
-        log.extend_from_slice(&length.to_le_bytes());
+        log.extend_from_slice(&header(stream, piece));
         log.extend_from_slice(piece);
     }
+}
+
+/// What stands before the data of one record, which has less than 4 GiB.
+#[must_use]
+pub fn header(stream: Stream, data: &[u8]) -> [u8; RECORD_HEADER] {
+    let length = u32::try_from(data.len()).expect("pieces of at most u32::MAX bytes");
+    let [a, b, c, d] = length.to_le_bytes();
+    [stream as u8, a, b, c, d]
 }
 
 /// A log that breaks off inside a record or names an unknown stream.

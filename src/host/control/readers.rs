@@ -1,5 +1,7 @@
 //! Readers of output, some of which wait for it.
 
+use std::time::Instant;
+
 use pythond_protocol::lane::HostEvent;
 use pythond_protocol::output_log::Stream;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
@@ -19,6 +21,8 @@ pub(super) struct Follower {
     pub(super) stream: Option<Stream>,
     pub(super) offset: u64,
     pub(super) most: usize,
+    /// It is not answered before, so that what flows comes in fair pieces.
+    pub(super) not_before: Option<Instant>,
 }
 
 impl Control {
@@ -50,6 +54,19 @@ impl Control {
         }
         // In this order: an end that comes now is told.
         self.shared.watch_ends(true);
+        let Follower {
+            cell,
+            stream,
+            offset,
+            most,
+            ..
+        } = follower;
+        let outputs = &self.shared.outputs;
+        let not_before = outputs.next_piece_at(cell.as_u64(), stream, offset, most);
+        let follower = Follower {
+            not_before,
+            ..follower
+        };
         let answer = self.follow(follower);
         if answer.is_none() {
             self.followers.push(follower);
@@ -68,6 +85,9 @@ impl Control {
             ..
         } = follower;
         let ended = self.shared.has_ended(cell);
+        if !ended && follower.not_before.is_some() {
+            return None;
+        }
         let outputs = &self.shared.outputs;
         let piece = outputs.follow(cell.as_u64(), stream, offset, most);
         let nothing = |piece: &Piece| piece.records.is_empty() && piece.missing == 0;

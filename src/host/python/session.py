@@ -48,23 +48,6 @@ class NoTerminal(io.TextIOBase):
         pass
 
 
-def text_stream(sink, name):
-    """A text stream over one of our sinks: every write reaches it at once."""
-    stream = io.TextIOWrapper(
-        sink, encoding="utf-8", errors="backslashreplace", newline="\n", write_through=True
-    )
-    stream.mode = "w"
-    return stream
-
-
-def usable(stream):
-    """False for one of our streams that a cell closed, detached or patched."""
-    try:
-        return not stream.closed and list(stream.__dict__) == ["mode"]
-    except ValueError:
-        return False
-
-
 def import_conveniences():
     """Import what every session has from the start."""
     for name in CONVENIENCE:
