@@ -10,6 +10,7 @@ mod relay;
 mod rows;
 mod setup;
 mod table;
+mod terminal;
 mod worker;
 
 use std::io::Write;
@@ -49,6 +50,7 @@ enum Measure {
     Interrupt,
     Control,
     Fire,
+    Attach,
     FirstByte,
     Print,
 }
@@ -64,6 +66,7 @@ impl Measure {
             Self::Interrupt => bench.interrupt(),
             Self::Control => bench.control(),
             Self::Fire => bench.fire(),
+            Self::Attach => bench.attach(),
             Self::FirstByte => bench.first_byte(),
             Self::Print => bench.print(),
         }

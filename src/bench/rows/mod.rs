@@ -1,6 +1,7 @@
 //! The measures, one file for each group of rows. Ours and floor take turns in
 //! each, so that what the machine does meanwhile hits both.
 
+mod attach;
 mod control;
 mod fire;
 mod idle;
