@@ -267,7 +267,7 @@ def test_standard_streams_are_the_terminal_for_the_person_alone(
         "(False, False, False)"
     )
     session.fails("input()", "EOFError")
-    cell = list(session.cells())[0]
+    cell = next(iter(session.cells()))
     assert session.ask("out", cell)["stdout"].startswith("out\n")
 
 
@@ -628,9 +628,7 @@ def test_kill_tells_those_who_are_attached(shared_daemon: TestDaemon) -> None:
 
 def test_attach_waits_for_a_busy_session(session: Session, tmp_path: Path) -> None:
     go = tmp_path / "go"
-    cell = session.detach(
-        f"print('in')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)"
-    )
+    cell = session.detach(f"print('in')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)")
     session.wait_for_output(cell, "in")
     with Attached(str(session.daemon.socket), session.name) as person:
         person.wait_for(f"cell {cell} runs")

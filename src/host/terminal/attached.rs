@@ -123,7 +123,9 @@ impl Terminals {
 
     /// What to wait for: descriptor and events; none is the terminal itself.
     pub(crate) fn watched(&self, mut add: impl FnMut(i32, i16, Option<u64>)) {
-        if let (Some(leader), true) = (&self.leader, self.screen.is_some()) {
+        // Also before anybody is attached: whoever writes to a descriptor that is
+        // not theirs must not wait for ever.
+        if let Some(leader) = &self.leader {
             let write = if self.typed.is_empty() {
                 0
             } else {
