@@ -191,6 +191,7 @@ impl Finished {
             timed_out: end.timed_out,
             existing,
             streamed,
+            merge: end.merge.map(|merge| *merge),
             ..empty(context, session, Some(end.cell), end.kind, end.status)
         })
     }
@@ -230,6 +231,7 @@ fn empty(
         timed_out: false,
         existing: false,
         streamed: false,
+        merge: None,
     }
 }
 

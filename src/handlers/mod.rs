@@ -55,6 +55,8 @@ pub(crate) struct Context {
     pub(crate) cwd: PathBuf,
     /// `new` on a live name replaces it, as 0.4 did.
     pub(crate) new_replaces: bool,
+    /// Most bytes that may come back from a `fork` cell, if it is set.
+    pub(crate) fork_result_bytes: Option<u64>,
     /// Where sessions keep their files.
     pub(crate) sessions_dir: PathBuf,
     /// The socket's path.

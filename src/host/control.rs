@@ -19,7 +19,7 @@ use crate::cells::{Acceptance, Found, QueuedCell};
 use crate::children::Family;
 use crate::service::{self, Ask, Question};
 use crate::shared::{Outgoing, Shared};
-use crate::{fire, stack};
+use crate::{fire, fork, stack};
 
 /// Questions that may wait for the interpreter at once.
 const MOST_QUESTIONS: usize = 8;
@@ -110,6 +110,15 @@ impl Control {
                 };
                 return self.submit(cell, message.body, nudge);
             }
+            HostCommand::Fork { request, how } => {
+                let cell = Submitted {
+                    request,
+                    kind: CellKind::Fork,
+                    direct: false,
+                    how,
+                };
+                return self.submit(cell, message.body, nudge);
+            }
             HostCommand::Status { request } => HostEvent::Status {
                 request,
                 status: shared.status(),
@@ -149,7 +158,11 @@ impl Control {
                 Found::Later => return None,
                 Found::Unknown => unknown_cell(request, cell),
             },
-            HostCommand::Interrupt { request, cells } => return self.interrupt(request, cells),
+            HostCommand::Interrupt {
+                request,
+                cells,
+                soft,
+            } => return self.interrupt(request, cells, soft),
             HostCommand::Stack { request } => {
                 self.stack(request);
                 return None;
@@ -220,6 +233,9 @@ impl Control {
                         status = CellStatus::Running;
                     }
                     fire::start(shared, due);
+                } else if kind == CellKind::Fork {
+                    status = CellStatus::Running;
+                    fork::start(shared, cell, how.max_result);
                 } else {
                     shared.enqueue(cell);
                     nudge();
@@ -323,7 +339,7 @@ impl Control {
         }
         let now = Instant::now();
         for cell in self.shared.take_timed_out(now) {
-            self.tell(cell, true);
+            self.tell(cell, true, false);
         }
         outgoing.extend(self.tell_what_came());
         self.asked.retain(|asked| {

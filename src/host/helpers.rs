@@ -27,6 +27,7 @@ pub(crate) struct Helpers {
     pub(crate) install_find_source: Py<PyAny>,
     pub(crate) install_create_task: Py<PyAny>,
     pub(crate) session: Py<PyModule>,
+    pub(crate) fork: Py<PyModule>,
     pub(crate) usable: Py<PyAny>,
     pub(crate) variables: Py<PyAny>,
     pub(crate) completions: Py<PyAny>,
@@ -63,6 +64,7 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
     let find_source = module("find_source", include_str!("python/find_source.py"))?;
     let session = module("session", include_str!("python/session.py"))?;
     let look = module("look", include_str!("python/look.py"))?;
+    let fork = module("fork", include_str!("python/fork.py"))?;
     let default = PyDict::new(py);
     default.set_item("default", 0)?;
     let variable = py
@@ -93,6 +95,7 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
         completions: get(&look, "completions")?,
         usable: get(&session, "usable")?,
         session: session.unbind(),
+        fork: fork.unbind(),
         sys: py.import("sys")?.unbind(),
         live_builtins: live_builtins.unbind(),
         builtins: builtins.unbind(),
@@ -119,6 +122,26 @@ fn private_module<'py>(
         .expect("every Python has exec")
         .call1((code, &globals))?;
     Ok(module)
+}
+
+/// Loads the cloudpickle that we carry, under a name that nothing else has: the
+/// environment's own is neither needed nor disturbed.
+pub(crate) fn load_cloudpickle(py: Python<'_>) -> PyResult<()> {
+    let module = PyModule::new(py, "_pythond_cloudpickle")?;
+    let globals = module.dict();
+    let builtins = py.import("builtins")?;
+    // Functions that come back have the session's builtins.
+    globals.set_item("__builtins__", &builtins)?;
+    let source = include_str!("python/vendor/cloudpickle/cloudpickle.py");
+    let code = builtins.call_method1(
+        "compile",
+        (source, "<pythond>/cloudpickle.py", "exec", 0, true),
+    )?;
+    builtins.call_method1("exec", (code, &globals))?;
+    get(py)
+        .fork
+        .call_method1(py, "install", (module,))
+        .map(drop)
 }
 
 impl Helpers {

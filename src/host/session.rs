@@ -24,7 +24,7 @@ use crate::lane_socket::receive_into;
 use crate::namespace::Namespace;
 use crate::parked::{self, Ready};
 use crate::shared::Shared;
-use crate::{control, ends, helpers, sys};
+use crate::{control, ends, fork, helpers, sys};
 
 /// How long the main thread waits for another cell before it writes records.
 const IDLE_BEFORE_WRITING: Duration = Duration::from_micros(300);
@@ -51,6 +51,7 @@ pub(crate) fn serve(py: Python<'_>, ready: Ready, assignment: Assignment) -> ! {
             1
         }
     };
+    fork::end_all();
     // What the handlers raise they have told themselves.
     let _ = helpers::get(py)
         .session
@@ -106,6 +107,7 @@ impl Session {
             created_at: jiff::Timestamp::now().to_string(),
             unfinished: Vec::new(),
             unfinished_beside: Vec::new(),
+            unfinished_forks: Vec::new(),
             queued: Vec::new(),
             next_cell: CellId::from_parts(0, 0),
             not_recorded: None,

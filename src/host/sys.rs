@@ -2,6 +2,7 @@
 //! library and CPython offer without a safe wrapper.
 #![expect(unsafe_code, reason = "this module is where the host keeps it")]
 
+mod beside;
 mod copy;
 mod cut_call;
 mod shared_map;
@@ -11,6 +12,7 @@ use std::io;
 use pyo3::prelude::*;
 use pyo3::types::{PyCode, PyDict};
 
+pub(crate) use beside::{PrivateMap, duplicate, fork_beside, keep_only, loaded_libraries, unmap};
 pub(crate) use copy::{dump_signal, end_copy, fork_to_dump, remember_dump_action};
 pub(crate) use cut_call::cut_call;
 pub(crate) use shared_map::SharedMap;

@@ -49,6 +49,7 @@ pub fn document() -> Value {
         ("complete", it.subschema_for::<CompleteReply>()),
         ("events", it.subschema_for::<DoneReply>()),
         ("fire", it.subschema_for::<FireReply>()),
+        ("fork", it.subschema_for::<FireReply>()),
         ("help", it.subschema_for::<HelpReply>()),
         ("info", it.subschema_for::<InfoReply>()),
         ("int", it.subschema_for::<InterruptReply>()),

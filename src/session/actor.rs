@@ -278,6 +278,7 @@ impl Session {
                 how,
                 after,
             },
+            CellKind::Fork => HostCommand::Fork { request, how },
             _ => HostCommand::Fire { request, how },
         };
         let sent = lane.send(&command, cell.source.as_bytes());
@@ -341,8 +342,8 @@ impl Session {
     fn question(&mut self, question: Question, reply: AskReply) {
         let question = match question {
             // A cell that is on its way to the host is meant as well.
-            Question::Interrupt(cells) if cells.is_empty() => {
-                Question::Interrupt(self.watch.running(self.board.current()))
+            Question::Interrupt(cells, soft) if cells.is_empty() => {
+                Question::Interrupt(self.watch.running(self.board.current()), soft)
             }
             question => question,
         };

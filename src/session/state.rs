@@ -311,6 +311,7 @@ mod tests {
             changed: Vec::new(),
             next_cell,
             not_recorded: None,
+            merge: None,
         }
     }
 

@@ -74,6 +74,10 @@ pub(crate) struct IntArgs {
     /// done.
     #[arg(long)]
     pub(crate) kill: bool,
+    /// Let `fork` cells catch the interrupt; without this their processes are
+    /// killed.
+    #[arg(long)]
+    pub(crate) soft: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod completions;
 mod dispatch;
 mod events;
 mod fire;
+mod fork;
 mod interrupt;
 mod kill;
 mod list;
