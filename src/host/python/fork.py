@@ -298,6 +298,8 @@ class _Comparison(pickle.Pickler):
 
     def reducer_override(self, value):
         kind = type(value)
+        if value is complex:
+            return NotImplemented
         if issubclass(kind, type) or kind in _BY_IDENTITY:
             return complex, (float(id(value)), 0.0)
         if kind.__module__.partition(".")[0] in ("numpy", "collections", "datetime", "array"):
@@ -672,6 +674,8 @@ def _as_module():
 
 # Values are tried in a process of their own.
 
+_STARTS = "its unpickling starts processes"
+
 
 def _try(values, before):
     """Unpickle values where it can do no harm.
@@ -686,7 +690,7 @@ def _try(values, before):
             if why:
                 failed[id(value)] = why
         rest = rest[len(tried) :]
-        if rest:
+        if reason is not None:
             failed[id(rest.pop(0))] = reason
     return failed
 
@@ -694,7 +698,8 @@ def _try(values, before):
 def _try_some(values, before):
     """Try values until one takes the process with it.
 
-    Returns: (list of (value, why not or ""), what became of the next one).
+    Returns: (list of (value, why not or ""), what became of the next one or
+        None if it was not tried).
     """
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -723,7 +728,11 @@ def _try_some(values, before):
                 got += piece
             else:
                 line, _, got = got.partition(b"\n")
-                tried.append((values[len(tried)], json.loads(line)))
+                why = json.loads(line)
+                tried.append((values[len(tried)], why))
+                if why == _STARTS:
+                    # The process is not what it was.
+                    break
     finally:
         os.close(reading)
         if child is not None:
@@ -758,11 +767,9 @@ def _be_tried(values, before, reading, writing):
         if os.getpid() != me:
             os._exit(0)
         if forks or _has_children():
-            reason = "its unpickling starts processes"
-            forks.clear()
+            reason = _STARTS
         _write_all(writing, json.dumps(reason).encode() + b"\n")
-        if reason.endswith("processes"):
-            # Those that it started are nobody else's.
+        if reason == _STARTS:
             os._exit(0)
     os._exit(0)
 
