@@ -198,6 +198,9 @@ def enter(stdout, stderr):
     except (ValueError, OSError):
         pass
     asyncio.set_event_loop(None)
+    for module, name in _LOCKS:
+        _unlock(getattr(sys.modules.get(module), name, None))
+    _unlock(_cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK)
     random.seed()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
@@ -226,15 +229,42 @@ def _forget_imports():
             sys.modules.pop(name, None)
 
 
+# Locks of modules that a thread which is not here may hold, and that nobody else
+# puts in order after a fork.
+_LOCKS = (
+    ("_strptime", "_cache_lock"),
+    ("asyncio.events", "_lock"),
+    ("tempfile", "_once_lock"),
+)
+
+
+def _unlock(lock):
+    if hasattr(lock, "_at_fork_reinit"):
+        lock._at_fork_reinit()
+
+
 def _reseed(numpy):
+    random = getattr(numpy, "random", None)
+    if random is None:
+        return
     try:
-        lock = numpy.random.mtrand._rand._bit_generator.lock
-        if lock.locked():
-            # By a thread that is not here.
-            lock.release()
-        numpy.random.seed()
-    except Exception:
-        pass
+        _unlock(random.mtrand._rand._bit_generator.lock)
+        random.seed()
+    except Exception as error:
+        print(f"numpy.random has the numbers of the session: {_words(error)}", file=sys.stderr)
+
+
+def _unlock_generators(namespace):
+    """Generators of numpy's that a thread which is not here was drawing from."""
+    module = getattr(sys.modules.get("numpy"), "random", None)
+    if module is None:
+        return
+    for value in list(namespace.values()):
+        kind = type(value)
+        if kind is module.Generator:
+            _unlock(value.bit_generator.lock)
+        elif kind is module.RandomState:
+            _unlock(value._bit_generator.lock)
 
 
 def multiply():
@@ -250,6 +280,7 @@ class Before:
     """The namespace as the cell finds it."""
 
     def __init__(self, namespace, known):
+        _unlock_generators(namespace)
         self.namespace = namespace
         self.known = known
         self.values = dict(namespace)
