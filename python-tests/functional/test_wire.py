@@ -169,7 +169,6 @@ REFUSALS = [
     ("poll", "ERR usage: poll <name>"),
     ("wait", "ERR usage: wait <name>"),
     ("cells a b", "ERR usage: cells <name>"),
-    ("fork a 1", "ERR"),
     ("attach a", "ERR"),
     ("resize a 1 1", "ERR"),
     ("connect a b:1 c", "ERR"),

@@ -49,6 +49,7 @@ enum Measure {
     Interrupt,
     Control,
     Fire,
+    Fork,
     FirstByte,
     Print,
 }
@@ -64,6 +65,7 @@ impl Measure {
             Self::Interrupt => bench.interrupt(),
             Self::Control => bench.control(),
             Self::Fire => bench.fire(),
+            Self::Fork => bench.fork(),
             Self::FirstByte => bench.first_byte(),
             Self::Print => bench.print(),
         }

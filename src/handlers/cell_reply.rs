@@ -327,6 +327,7 @@ pub(super) fn summary(record: CellRecord) -> CellSummary {
         timed_out: record.timed_out,
         id: record.key,
         code: record.code,
+        merge: None,
     }
 }
 
@@ -349,6 +350,7 @@ pub(super) fn summary_of_end(end: &FinishedCell) -> CellSummary {
         timed_out: end.timed_out,
         id: None,
         code: String::new(),
+        merge: end.merge.as_deref().cloned(),
     }
 }
 

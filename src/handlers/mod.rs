@@ -219,6 +219,7 @@ Commands:
   run <name>
 <multi-line code body>
   fire <name> <code>
+  fork <name> <code>
   poll <name> [<cell_id>]
   wait <name> [<cell_id> ...]
   out <name> <cell_id> [--since=<offset>] [--follow] [--stderr]
@@ -228,7 +229,7 @@ Commands:
   status <name>
   vars <name>
   complete <name> <text>
-  int <name> [<cell_id> ...] [--kill]
+  int <name> [<cell_id> ...] [--kill] [--soft]
   cancel <tag>
   kill <name>
   kill --all
@@ -236,8 +237,8 @@ Commands:
 
 Notes:
   pysh/pyctl prefixes are accepted but not required.
-  --json asks for one JSON object as the answer; on run and fire options need
-  a body. --tag=T lets answers come out of order; they carry the tag.
+  --json asks for one JSON object as the answer; on run, fire and fork options
+  need a body. --tag=T lets answers come out of order; they carry the tag.
   WebSocket is message-framed, not a terminal stream.
   Empty frames are ignored; no prompt is emitted.
 "

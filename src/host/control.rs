@@ -169,9 +169,10 @@ impl Control {
             }
             HostCommand::KillChildren { request, cell } => HostEvent::ChildrenKilled {
                 request,
-                pids: self
-                    .thread_of(cell)
-                    .map_or_else(Vec::new, |thread| Family::of(thread).signal(Signal::KILL)),
+                pids: match self.thread_of(cell) {
+                    Some(thread) => Family::of(thread).signal(Signal::KILL),
+                    None => fork::kill(cell).into_iter().collect(),
+                },
             },
             HostCommand::Expect { cell } => {
                 shared.reserve(cell);

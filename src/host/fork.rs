@@ -131,6 +131,7 @@ pub(crate) fn start(shared: &'static Shared, cell: QueuedCell, most: Option<u64>
         shared,
         cell,
         most: most.unwrap_or(MOST_BACK),
+        attempt: 1,
     });
 }
 
@@ -138,34 +139,37 @@ struct Start {
     shared: &'static Shared,
     cell: QueuedCell,
     most: u64,
+    attempt: usize,
 }
 
 impl Job for Start {
     fn run(self: Box<Self>) {
-        let Self { shared, cell, most } = *self;
+        let Self {
+            shared,
+            cell,
+            most,
+            attempt,
+        } = *self;
         let id = cell.id;
         let filename = format!("{FILE_PREFIX}{}>", shared.next_file_number());
         let source = cell.source.clone();
-        let mut cell = Some(cell);
-        for attempt in 0..ATTEMPTS {
-            let Some(now) = cell.take() else { return };
-            let again = QueuedCell {
-                source: source.clone(),
-                ..now
-            };
-            let last = attempt + 1 == ATTEMPTS;
-            match begin(shared, now, &filename, most, !last) {
-                Ok(watch) => match watch.to_the_end(source.clone()) {
-                    watch::Watched::Ended => return,
-                    // It never came up: what it needs was locked when it was
-                    // made.
-                    watch::Watched::Again => cell = Some(again),
-                },
-                Err(refused) => {
-                    refuse(shared, id, &refused);
-                    return;
-                }
-            }
+        let again = QueuedCell {
+            source: source.clone(),
+            ..cell
+        };
+        match begin(shared, cell, &filename, most, attempt < ATTEMPTS) {
+            Ok(watch) => match watch.run_to_the_end(source) {
+                watch::Watched::Ended => {}
+                // It never came up: what it needs was locked when it was made.
+                // This thread has lost the session's descriptors.
+                watch::Watched::Again => shared.spawner.hand(Self {
+                    shared,
+                    cell: again,
+                    most,
+                    attempt: attempt + 1,
+                }),
+            },
+            Err(refused) => refuse(shared, id, &refused),
         }
     }
 
@@ -245,6 +249,9 @@ fn begin(
                 kind: "KeyboardInterrupt",
                 message: "interrupted before it ran".to_owned(),
             });
+        }
+        if shared.shutting_down() {
+            return Err(Refused::new("the session is being ended".to_owned()));
         }
         let failed = |error: PyErr| Refused::new(format!("this session cannot be forked: {error}"));
         let fork = helpers::get(py).fork.bind(py);
@@ -350,6 +357,13 @@ pub(crate) fn stop(cell: CellId, soft: bool) -> bool {
         send(child, told);
     }
     true
+}
+
+/// Kills the processes of a cell; that of its child, if it is one of ours.
+pub(crate) fn kill(cell: CellId) -> Option<i32> {
+    let child = live().get(&cell.as_u64())?.child;
+    stop(cell, false);
+    child.map(|child| child.as_raw_nonzero().get())
 }
 
 /// The session ends, and all children with it.

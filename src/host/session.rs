@@ -108,6 +108,7 @@ impl Session {
             unfinished: Vec::new(),
             unfinished_beside: Vec::new(),
             unfinished_forks: Vec::new(),
+            forks: true,
             queued: Vec::new(),
             next_cell: CellId::from_parts(0, 0),
             not_recorded: None,

@@ -276,6 +276,9 @@ pub struct HostedSession {
     /// Those of them that are `fork` cells.
     #[serde(default)]
     pub unfinished_forks: Vec<CellId>,
+    /// It knows `fork` cells, which came with version 3.
+    #[serde(default)]
+    pub forks: bool,
     /// Those of both that wait for their turn.
     #[serde(default)]
     pub queued: Vec<CellId>,

@@ -240,6 +240,14 @@ impl Session {
             answer(waiter, RunAnswer::Refused(error));
             return;
         }
+        if kind == CellKind::Fork && !self.shared.hosted.forks {
+            let name = &self.shared.hosted.spec.session;
+            let message = format!("the process of session `{name}` is older and knows no `fork`");
+            let error = ErrorReply::new(ErrorCode::NotAvailable, message)
+                .with_hint("use `fire`, or create the session again");
+            answer(waiter, RunAnswer::Refused(error));
+            return;
+        }
         match self.board.add(source, kind, how, waiter) {
             Ok((request, _)) => self.send_cell(request),
             Err(waiter) => {

@@ -59,6 +59,7 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         unfinished: Vec::new(),
         unfinished_beside: Vec::new(),
         unfinished_forks: Vec::new(),
+        forks: false,
         queued: Vec::new(),
         next_cell: CellId::from_parts(0, 0),
         not_recorded: None,

@@ -11,7 +11,7 @@ use super::submit::seconds;
 pub(crate) struct PollArgs {
     /// The session.
     pub(crate) name: SessionName,
-    /// The cell [default: the newest `fire` cell, else the newest].
+    /// The cell [default: the newest `fire` or `fork` cell, else the newest].
     pub(crate) id: Option<CellId>,
 }
 

@@ -19,8 +19,12 @@ pub(super) fn poll(args: &PollArgs, render: &Render) -> Outcome {
         render.line(reply.json())?;
     } else {
         render.line(&plain(&reply.value))?;
-        for note in notes(&reply.value) {
-            render.note(&note);
+        if let PollReply::Cell(cell) = &reply.value
+            && let Some(merge) = &cell.merge
+        {
+            for note in text::merge_notes(merge) {
+                render.note(&note);
+            }
         }
     }
     Ok(ExitCode::Success)
@@ -58,28 +62,6 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
         .map(|name| serde_json::Value::from(name).to_string())
         .collect();
     format!("[{}]", names.join(", "))
-}
-
-/// What the child of a `fork` cell did not bring back, in words.
-fn notes(reply: &PollReply) -> Vec<String> {
-    let PollReply::Cell(cell) = reply else {
-        return Vec::new();
-    };
-    let Some(merge) = &cell.merge else {
-        return Vec::new();
-    };
-    let skipped = merge
-        .skipped
-        .iter()
-        .map(|(name, why)| text::one_line(&format!("`{name}` did not come back: {why}")));
-    let mutated = merge.mutated.iter().map(|name| {
-        text::one_line(&format!(
-            "`{name}` was changed in place in the child and is unchanged in the session; \
-             bind the name anew to bring it back"
-        ))
-    });
-    let warnings = merge.warnings.iter().map(|it| text::one_line(it));
-    skipped.chain(mutated).chain(warnings).collect()
 }
 
 /// What the cell wrote and the traceback, without newlines at the end.

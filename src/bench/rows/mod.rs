@@ -3,6 +3,7 @@
 
 mod control;
 mod fire;
+mod fork;
 mod idle;
 mod interrupt;
 mod new;

@@ -114,7 +114,7 @@ struct State {
 
 struct Work {
     shared: &'static Shared,
-    known: Py<PyDict>,
+    known: Mutex<Option<Py<PyDict>>>,
     state: Mutex<State>,
     changed: Condvar,
     /// Taken by the thread that ends the cell.
@@ -125,6 +125,11 @@ impl Work {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change under the lock is one step.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session's classes and functions, as long as values come.
+    fn known(&self) -> MutexGuard<'_, Option<Py<PyDict>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take_last(&self) -> Option<(Ending, String)> {
@@ -148,7 +153,7 @@ pub(super) fn conclude(
     let cell = ending.id;
     let work = Arc::new(Work {
         shared,
-        known,
+        known: Mutex::new(Some(known)),
         state: Mutex::new(State {
             waiting: values.into(),
             report,
@@ -182,7 +187,8 @@ fn supervise(work: &Arc<Work>, cell: CellId) {
             .is_some_and(|(since, _, plain)| !plain && since.elapsed() > PATIENCE);
         // A plain value needs no help, and one that was told to stop is not
         // waited for.
-        if !stuck && !(killed && !state.abandoned) {
+        let to_abandon = killed && !state.abandoned;
+        if !stuck && !to_abandon {
             continue;
         }
         if let Some((_, names, _)) = state.current.take() {
@@ -291,7 +297,7 @@ fn load(py: Python<'_>, work: &Work, value: Incoming) -> PyResult<Py<PyAny>> {
     } = value;
     let file = file.map(PrivateMap::into_parts);
     let buffers: Vec<_> = buffers.into_iter().map(PrivateMap::into_parts).collect();
-    let known = work.known.bind(py);
+    let known = work.known().as_ref().map(|known| known.clone_ref(py));
     let pickle = PyBytes::new(py, &pickle);
     let loaded = fork.call_method1("load", (pickle, file, buffers, known, globals, unmap))?;
     Ok(loaded.unbind())
@@ -359,6 +365,8 @@ fn finish(py: Python<'_>, work: &Work) {
         work.state().finished = true;
         work.changed.notify_all();
     });
+    let known = work.known().take();
+    drop(known);
     // Last: this may run any code, and nobody waits for it.
     drop((replaced, loaded));
 }

@@ -37,13 +37,33 @@ pub(super) enum Watched {
     Again,
 }
 
+/// What is written to descriptor 1 or 2.
+struct Pipe {
+    stream: Stream,
+    end: OwnedFd,
+    /// Somebody can still write to it.
+    open: bool,
+}
+
+impl Pipe {
+    fn new(stream: Stream, end: OwnedFd) -> Self {
+        // Read only where there is something; a fault shows there.
+        let _ = rustix::io::ioctl_fionbio(&end, true);
+        Self {
+            stream,
+            end,
+            open: true,
+        }
+    }
+}
+
 /// A child that runs a cell.
 pub(super) struct Watch {
     shared: &'static Shared,
     cell: CellId,
     child: Pid,
     frames: Frames,
-    pipes: [(Stream, OwnedFd); 2],
+    pipes: [Pipe; 2],
     started: Moment,
     known: Py<PyDict>,
     warnings: Vec<String>,
@@ -79,8 +99,8 @@ impl Watch {
             child,
             frames: Frames::new(wires.socket.0),
             pipes: [
-                (Stream::Stdout, wires.stdout.0),
-                (Stream::Stderr, wires.stderr.0),
+                Pipe::new(Stream::Stdout, wires.stdout.0),
+                Pipe::new(Stream::Stderr, wires.stderr.0),
             ],
             started,
             known,
@@ -95,21 +115,17 @@ impl Watch {
     }
 
     /// Watches until the cell has ended, and tells of it.
-    pub(super) fn to_the_end(mut self, source: String) -> Watched {
+    pub(super) fn run_to_the_end(mut self, source: String) -> Watched {
         has_child(self.cell, self.child);
         let handle = handle_of(self.child);
         {
             let mut keep = vec![
                 self.frames.socket.as_fd(),
-                self.pipes[0].1.as_fd(),
-                self.pipes[1].1.as_fd(),
+                self.pipes[0].end.as_fd(),
+                self.pipes[1].end.as_fd(),
             ];
             keep.extend(handle.iter().map(|it| it.as_fd()));
             sys::keep_only(&keep);
-        }
-        for (_, pipe) in &self.pipes {
-            // Read only where there is something; a fault shows there.
-            let _ = rustix::io::ioctl_fionbio(pipe, true);
         }
         if !self.probed {
             tell_start(self.shared, self.cell, self.started);
@@ -138,8 +154,8 @@ impl Watch {
             if !self.frames.ended {
                 set.push(PollFd::new(&self.frames.socket, PollFlags::IN));
             }
-            for (_, pipe) in &self.pipes {
-                set.push(PollFd::new(pipe, PollFlags::IN));
+            for pipe in self.pipes.iter().filter(|pipe| pipe.open) {
+                set.push(PollFd::new(&pipe.end, PollFlags::IN));
             }
             if let Some(handle) = handle {
                 set.push(PollFd::new(handle, PollFlags::IN));
@@ -148,6 +164,9 @@ impl Watch {
             let _ = poll(&mut set, wait.as_ref());
             drop(set);
             self.take_what_came(handle);
+            for pipe in &mut self.pipes {
+                pipe.open = pipe.open && !is_closed(&pipe.end);
+            }
             let gone = match handle {
                 Some(handle) => is_readable(handle),
                 None => has_ended(self.child),
@@ -169,16 +188,8 @@ impl Watch {
         if self.probed && !self.ready {
             wait = Some(until.saturating_duration_since(Instant::now()));
         }
-        // A pipe that everybody closed is always ready.
-        let closed = self.pipes.iter().all(|(_, pipe)| {
-            let mut set = [PollFd::new(pipe, PollFlags::IN)];
-            poll(&mut set, Some(&NOW)).is_ok() && set[0].revents() == PollFlags::HUP
-        });
-        if often || closed {
+        if often {
             let look = Duration::from_millis(5);
-            if closed {
-                std::thread::sleep(Duration::from_millis(2));
-            }
             wait = Some(wait.map_or(look, |wait| wait.min(look)));
         }
         wait.map(|wait| rustix::event::Timespec {
@@ -189,8 +200,8 @@ impl Watch {
 
     /// Frames first, then what the pipes had before: see `channel`.
     fn take_what_came(&mut self, handle: Option<&OwnedFd>) -> bool {
-        let waiting = self.pipes.each_ref().map(|(_, pipe)| {
-            let count = rustix::io::ioctl_fionread(pipe).unwrap_or(0);
+        let waiting = self.pipes.each_ref().map(|pipe| {
+            let count = rustix::io::ioctl_fionread(&pipe.end).unwrap_or(0);
             usize::try_from(count).unwrap_or(usize::MAX)
         });
         let mut came = false;
@@ -205,9 +216,9 @@ impl Watch {
             let mut buffer = vec![0; left.min(64 << 10)];
             while left > 0 {
                 let most = left.min(buffer.len());
-                let (stream, pipe) = &self.pipes[index];
+                let Pipe { stream, end, .. } = &self.pipes[index];
                 let stream = *stream;
-                let Ok(count @ 1..) = rustix::io::read(pipe, &mut buffer[..most]) else {
+                let Ok(count @ 1..) = rustix::io::read(end, &mut buffer[..most]) else {
                     break;
                 };
                 self.append(stream, &buffer[..count], handle);
@@ -360,6 +371,13 @@ pub(super) fn raised(status: CellStatus, message: String) -> Outcome {
 fn is_readable(handle: &OwnedFd) -> bool {
     let mut set = [PollFd::new(handle, PollFlags::IN)];
     matches!(poll(&mut set, Some(&NOW)), Ok(count) if count > 0)
+}
+
+/// Nothing is in a pipe and nobody can write to it any more.
+fn is_closed(pipe: &OwnedFd) -> bool {
+    let mut set = [PollFd::new(pipe, PollFlags::IN)];
+    matches!(poll(&mut set, Some(&NOW)), Ok(count) if count > 0)
+        && set[0].revents() == PollFlags::HUP
 }
 
 fn has_ended(child: Pid) -> bool {

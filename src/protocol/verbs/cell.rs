@@ -122,6 +122,10 @@ pub struct CellSummary {
     /// The first line of its source that says something, as far as it is shown.
     #[cfg_attr(feature = "schema", schemars(length(max = PREVIEW)))]
     pub code: String,
+    /// What came back from the child process, in answer to `wait` of a `fork`
+    /// cell that has ended.
+    #[serde(flatten)]
+    pub merge: Option<MergeReport>,
 }
 
 /// Characters of a cell's source in a listing.
