@@ -361,6 +361,18 @@ def test_a_fork_runs_while_run_and_fire_cells_run(session: Session) -> None:
     session.ended(run)
 
 
+def test_a_fork_that_waits_for_the_interpreter_can_be_taken_back(session: Session) -> None:
+    # `sum` over a range is C code that does not let go of the interpreter's lock.
+    busy = session.detach("print('up', flush=True); sum(range(10**8)) and None")
+    session.wait_for_output(busy, "up")
+    cell = forked(session, "never = 1")
+    outcomes = [it["outcome"] for it in session.interrupt(cell)["cells"]]
+    assert outcomes in (["dequeued"], ["ended"]), outcomes
+    assert session.ended(cell)["status"] in ("interrupted", "killed")
+    session.ended(busy, 60)
+    assert session.value("'never' in globals()") == "False"
+
+
 # What is known of it.
 
 

@@ -146,6 +146,10 @@ def test_every_python_forks(
         assert session.value(
             "new.get(), f(2), red is Colour.RED, isinstance(new, Old), len(data[0])"
         ) == "(5, 10, True, True, 2000000)"
+        cell = session.submit("fork", "print('up', flush=True); time.sleep(60)")["cell_id"]
+        session.wait_for_output(cell, "up")
+        session.ask("int", f"--soft {cell}")
+        assert session.ended(cell)["status"] == "interrupted"
         error = session.ended(session.submit("fork", "1/0")["cell_id"])["error"]
         assert error["type"] == "ZeroDivisionError"
 

@@ -53,6 +53,8 @@ static LIVE: Mutex<BTreeMap<u64, Live>> = Mutex::new(BTreeMap::new());
 struct Live {
     /// Its place in the journal.
     slot: usize,
+    /// It is forked, or about to be: it cannot be taken back any more.
+    begun: bool,
     /// The child, from the fork until it is reaped.
     child: Option<Pid>,
     told: Option<Told>,
@@ -121,6 +123,7 @@ pub(crate) fn start(shared: &'static Shared, cell: QueuedCell, most: Option<u64>
         let slot = (0..FORKS).find(|slot| !taken(slot)).unwrap_or(0);
         let entry = Live {
             slot,
+            begun: false,
             child: None,
             told: None,
         };
@@ -169,7 +172,9 @@ impl Job for Start {
                     attempt: attempt + 1,
                 }),
             },
-            Err(refused) => refuse(shared, id, &refused),
+            Err(Some(refused)) => refuse(shared, id, &refused),
+            // It was taken back, and everybody knows.
+            Err(None) => {}
         }
     }
 
@@ -223,7 +228,7 @@ fn begin(
     filename: &str,
     most: u64,
     may_try_again: bool,
-) -> Result<watch::Watch, Refused> {
+) -> Result<watch::Watch, Option<Refused>> {
     let id = cell.id;
     let key = id.as_u64();
     let began = Instant::now();
@@ -242,32 +247,39 @@ fn begin(
         std::thread::sleep(Duration::from_millis(1));
     }
     Python::attach(|py| {
-        let told = || live().get(&key).and_then(|live| live.told);
-        if told().is_some() {
-            return Err(Refused {
+        let begins = live().get_mut(&key).map(|live| {
+            live.begun = true;
+            live.told.is_none()
+        });
+        if !begins.ok_or(None)? {
+            return Err(Some(Refused {
                 status: CellStatus::Interrupted,
                 kind: "KeyboardInterrupt",
                 message: "interrupted before it ran".to_owned(),
-            });
+            }));
         }
+        let refuse = |why: String| Some(Refused::new(why));
         if shared.shutting_down() {
-            return Err(Refused::new("the session is being ended".to_owned()));
+            return Err(refuse("the session is being ended".to_owned()));
         }
-        let failed = |error: PyErr| Refused::new(format!("this session cannot be forked: {error}"));
+        let failed = |error: PyErr| refuse(format!("this session cannot be forked: {error}"));
         let fork = helpers::get(py).fork.bind(py);
         let libraries = sys::loaded_libraries();
         let probe = may_try_again && libraries.iter().any(|path| path.contains("blas"));
-        let (refusal, warnings): (Option<String>, Vec<String>) = fork
+        let loud = !sys::QUIETS && probe;
+        let (refusal, mut warnings): (Option<String>, Vec<String>) = fork
             .call_method1("obstacles", (libraries,))
             .and_then(|found| found.extract())
             .map_err(failed)?;
         if let Some(refusal) = refusal {
-            return Err(Refused::new(format!(
-                "this session cannot be forked: {refusal}"
-            )));
+            return Err(refuse(format!("this session cannot be forked: {refusal}")));
+        }
+        if loud {
+            let warning = "on this processor a fork while another thread is in OpenBLAS may hang";
+            warnings.push(warning.to_owned());
         }
         let globals = session::globals(py)
-            .ok_or_else(|| Refused::new("the session has no namespace".to_owned()))?;
+            .ok_or_else(|| refuse("the session has no namespace".to_owned()))?;
         let known: Py<PyDict> = fork
             .call_method1("remember", (globals,))
             .and_then(|known| known.extract().map_err(PyErr::from))
@@ -289,7 +301,7 @@ fn begin(
         };
         let started = Moment::now();
         let (side, wires) = sys::fork_beside(py, prepare)
-            .map_err(|error| Refused::new(format!("no child process could be made: {error}")))?;
+            .map_err(|error| refuse(format!("no child process could be made: {error}")))?;
         match side {
             Fork::Child => {
                 shared.note_fork(slot);
@@ -338,6 +350,17 @@ fn send(child: Pid, told: Told) {
     if rustix::process::kill_process_group(child, signal).is_err() {
         let _ = rustix::process::kill_process(child, signal);
     }
+}
+
+/// Takes a cell back that still waits for the interpreter's lock. True if it
+/// will not run; its end is for the caller to tell.
+pub(crate) fn take_back(cell: CellId) -> bool {
+    let mut live = live();
+    let waits = live.get(&cell.as_u64()).is_some_and(|live| !live.begun);
+    if waits {
+        live.remove(&cell.as_u64());
+    }
+    waits
 }
 
 /// Tells a cell to stop: kills its processes, or interrupts them. False if there

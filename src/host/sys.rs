@@ -12,7 +12,9 @@ use std::io;
 use pyo3::prelude::*;
 use pyo3::types::{PyCode, PyDict};
 
-pub(crate) use beside::{PrivateMap, duplicate, fork_beside, keep_only, loaded_libraries, unmap};
+pub(crate) use beside::{
+    PrivateMap, QUIETS, duplicate, fork_beside, keep_only, loaded_libraries, unmap,
+};
 pub(crate) use copy::{dump_signal, end_copy, fork_to_dump, remember_dump_action};
 pub(crate) use cut_call::cut_call;
 pub(crate) use shared_map::SharedMap;

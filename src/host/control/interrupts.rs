@@ -83,7 +83,7 @@ impl Control {
             outcome: InterruptOutcome::Pending,
             stack: None,
         };
-        if shared.dequeue(cell).is_some() {
+        if shared.dequeue(cell).is_some() || (kind == CellKind::Fork && fork::take_back(cell)) {
             told.outcome = InterruptOutcome::Dequeued;
             let status = CellStatus::Interrupted;
             let message = "interrupted before it ran";

@@ -733,7 +733,6 @@ def _try_some(values, before):
         None if it was not tried).
     """
     reading, writing = os.pipe()
-    sys.stdout.flush()
     child = os.fork()
     if child == 0:
         try:
@@ -767,13 +766,20 @@ def _try_some(values, before):
     finally:
         os.close(reading)
         if child is not None:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            try:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            except (ProcessLookupError, ChildProcessError):
+                # Code of the cell's has waited for it.
+                pass
     return tried, reason
 
 
 def _how_it_ended(child):
-    _, status = os.waitpid(child, 0)
+    try:
+        _, status = os.waitpid(child, 0)
+    except ChildProcessError:
+        return "its unpickling ends the process"
     if os.WIFSIGNALED(status):
         return f"its unpickling ends the process by signal {os.WTERMSIG(status)}"
     return f"its unpickling ends the process with status {os.WEXITSTATUS(status)}"

@@ -87,6 +87,9 @@ const SETTERS: [&CStr; 5] = [
     c"omp_set_num_threads",
 ];
 
+/// Whether OpenBLAS can be kept quiet on this processor.
+pub(crate) const QUIETS: bool = RETURN.is_some();
+
 impl QuietLibraries {
     fn new() -> Self {
         let mut found = Vec::new();
