@@ -1,7 +1,7 @@
 //! What happens in the child of a `fork` cell. Only the thread that forked is
 //! there: nothing in here takes a lock that another thread could have held.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -84,25 +84,34 @@ fn die_with(host: i32) {
     let Some(watched) = watched.filter(|_| rustix::process::getppid() == process) else {
         sys::exit_now(1)
     };
+    let number = watched.as_raw_fd();
+    let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
     let watch = move || {
         sys::block_all_signals();
         if sys::unshare_descriptors().is_ok() {
             sys::keep_only(&[watched.as_fd()]);
         }
+        // The starter waits for exactly this message.
+        let _ = ready.send(());
         loop {
             let mut set = [PollFd::new(&watched, PollFlags::IN)];
-            if matches!(poll(&mut set, None), Ok(count) if count > 0) {
+            let came = poll(&mut set, None);
+            if came.is_ok() && set[0].revents().contains(PollFlags::IN) {
                 let me = rustix::process::getpid();
                 let _ = rustix::process::kill_process_group(me, Signal::KILL);
                 sys::exit_now(1);
             }
         }
     };
-    // Without a thread for it the zygote still ends us.
-    let _ = std::thread::Builder::new()
+    let started = std::thread::Builder::new()
         .name("pythond-watch".to_owned())
         .stack_size(64 << 10)
         .spawn(watch);
+    // Without a thread for it the zygote still ends us.
+    if started.is_ok() && is_ready.recv().is_ok() {
+        // The thread has it in a table of its own, where no cell can close it.
+        sys::close_in_this_table(number);
+    }
 }
 
 /// Makes the process one that runs a cell of its own.
