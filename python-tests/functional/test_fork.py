@@ -430,7 +430,7 @@ def fork_pids(session: Session, extra: str = "") -> tuple[str, list[int]]:
     return cell, [int(pid) for pid in session.wait_for_output(cell, "\n").split()]
 
 
-@pytest.mark.parametrize("how", ["kill", "sigkill", "stopped", "exit"])
+@pytest.mark.parametrize("how", ["kill", "sigkill", "stopped", "exit", "zygote"])
 def test_children_of_a_dead_session_are_gone_within_a_second(
     daemon: TestDaemon, how: str
 ) -> None:
@@ -440,6 +440,10 @@ def test_children_of_a_dead_session_are_gone_within_a_second(
         if how == "stopped":
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
+        if how == "zygote":
+            # Nobody is left to see the session die but the children themselves.
+            for zygote in daemon.info()["zygotes"]:
+                os.kill(zygote["pid"], signal.SIGKILL)
         if how == "kill":
             session.kill()
         elif how == "exit":
@@ -458,6 +462,27 @@ def test_a_fork_outlives_the_daemon_and_is_adopted(make_daemon) -> None:
     daemon.start()
     assert session.ended(cell)["merged"] == ["x"]
     assert daemon.json("run work --json\nx")["result"] == "merged"
+
+
+def test_pysh_says_what_came_back_and_what_not(session: Session) -> None:
+    name, pysh = session.name, session.daemon.pysh
+    session.out("items = []")
+    code = "import threading; x = 1; lock = threading.Lock(); items.append(1)"
+    printed = pysh("fork", name, code, "--max-result=1000000").stdout
+    assert json.loads(printed)["status"] == "forked"
+    cell = json.loads(printed)["cell_id"]
+    waited = pysh("wait", name, cell)
+    assert waited.returncode == 0
+    for said in (waited.stderr, pysh("poll", name, cell).stderr):
+        assert "set in the session: threading, x" in said
+        assert "`lock` did not come back: TypeError" in said
+        assert "`items` was changed in place" in said
+    polled = json.loads(pysh("poll", name, cell).stdout)
+    assert polled["merged"] == ["threading", "x"]
+    assert polled["skipped"] == ["lock"]
+    stuck = json.loads(pysh("fork", name, "while True: pass").stdout)["cell_id"]
+    assert pysh("int", name, stuck).stdout == f"OK int {name}: 1 cell\n"
+    assert pysh("wait", name, stuck).returncode == 1
 
 
 # Libraries.

@@ -88,11 +88,12 @@ fn die_with(host: i32) {
     let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
     let watch = move || {
         sys::block_all_signals();
-        if sys::unshare_descriptors().is_ok() {
+        let apart = sys::unshare_descriptors().is_ok();
+        if apart {
             sys::keep_only(&[watched.as_fd()]);
         }
         // The starter waits for exactly this message.
-        let _ = ready.send(());
+        let _ = ready.send(apart);
         loop {
             let mut set = [PollFd::new(&watched, PollFlags::IN)];
             let came = poll(&mut set, None);
@@ -108,7 +109,7 @@ fn die_with(host: i32) {
         .stack_size(64 << 10)
         .spawn(watch);
     // Without a thread for it the zygote still ends us.
-    if started.is_ok() && is_ready.recv().is_ok() {
+    if started.is_ok() && is_ready.recv() == Ok(true) {
         // The thread has it in a table of its own, where no cell can close it.
         sys::close_in_this_table(number);
     }
