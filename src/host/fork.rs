@@ -265,8 +265,13 @@ fn begin(
         let failed = |error: PyErr| refuse(format!("this session cannot be forked: {error}"));
         let fork = helpers::get(py).fork.bind(py);
         let libraries = sys::loaded_libraries();
-        let probe = may_try_again && libraries.iter().any(|path| path.contains("blas"));
-        let loud = !sys::QUIETS && probe;
+        // The main thread and this one are always there.
+        let threads = fork.call_method0("threads");
+        let beside = threads.and_then(|it| it.extract::<usize>()).unwrap_or(3) > 2
+            || shared.running_main().is_some();
+        let blas = beside && libraries.iter().any(|path| path.contains("blas"));
+        let probe = blas && may_try_again;
+        let loud = blas && !sys::QUIETS;
         let (refusal, mut warnings): (Option<String>, Vec<String>) = fork
             .call_method1("obstacles", (libraries,))
             .and_then(|found| found.extract())

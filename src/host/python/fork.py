@@ -87,6 +87,11 @@ def import_locks_are_free():
     return True
 
 
+def threads():
+    """How many threads have run Python and still do, this one included."""
+    return len(sys._current_frames())
+
+
 def obstacles(libraries):
     """What in this process a child cannot do without and does not have.
 
@@ -202,9 +207,7 @@ def enter(stdout, stderr):
         _unlock(getattr(sys.modules.get(module), name, None))
     _unlock(_cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK)
     random.seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        _reseed(numpy)
+    _reseed()
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)
@@ -243,8 +246,9 @@ def _unlock(lock):
         lock._at_fork_reinit()
 
 
-def _reseed(numpy):
-    random = getattr(numpy, "random", None)
+def _reseed():
+    # `numpy.random` would import it, where numpy does that when it is asked for.
+    random = sys.modules.get("numpy.random")
     if random is None:
         return
     try:
@@ -256,7 +260,7 @@ def _reseed(numpy):
 
 def _unlock_generators(namespace):
     """Generators of numpy's that a thread which is not here was drawing from."""
-    module = getattr(sys.modules.get("numpy"), "random", None)
+    module = sys.modules.get("numpy.random")
     if module is None:
         return
     for value in list(namespace.values()):
