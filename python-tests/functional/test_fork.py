@@ -85,10 +85,13 @@ def test_functions_classes_and_instances_come_back_and_live_in_the_session(
     assert session.value("factor = 10; times(4), twice(4), new.get(), closure()") == (
         "(40, 40, 50, 30)"
     )
-    assert session.value(
-        "type(new) is New, type(sub) is Sub, Sub.__bases__ == (Old,), type(one) is Old, "
-        "type(inner) is Old.Inner, uses[0] is old, uses[1] is Old, times.__globals__ is globals()"
-    ) == "(" + ", ".join(["True"] * 8) + ")"
+    assert (
+        session.value(
+            "type(new) is New, type(sub) is Sub, Sub.__bases__ == (Old,), type(one) is Old, "
+            "type(inner) is Old.Inner, uses[0] is old, uses[1] is Old, times.__globals__ is globals()"
+        )
+        == "(" + ", ".join(["True"] * 8) + ")"
+    )
     assert session.value("times.__builtins__ is New.get.__builtins__") == "True"
 
 
@@ -140,6 +143,10 @@ def test_names_that_were_changed_in_place_are_reported(session: Session) -> None
         ["items", "table", "nested", "big", "box", "raw", "group", "small"]
     )
     assert reply["merged"] == []
+    session.out("class Kind: pass")
+    assert done(session, "Kind.added = 1")["mutated"] == ["Kind"]
+    assert done(session, "kind = Kind()")["mutated"] == []
+    assert session.value("hasattr(Kind, 'added'), type(kind) is Kind") == "(False, True)"
     assert session.value("items, table, nested, box.v, big[0], raw, group, small") == (
         "([1], {}, {'a': [1]}, 1, 0, bytearray(b'abc'), {1}, (1, [2]))"
     )
@@ -431,9 +438,7 @@ def fork_pids(session: Session, extra: str = "") -> tuple[str, list[int]]:
 
 
 @pytest.mark.parametrize("how", ["kill", "sigkill", "stopped", "exit", "zygote"])
-def test_children_of_a_dead_session_are_gone_within_a_second(
-    daemon: TestDaemon, how: str
-) -> None:
+def test_children_of_a_dead_session_are_gone_within_a_second(daemon: TestDaemon, how: str) -> None:
     with daemon.session() as session:
         pids = fork_pids(session)[1] + fork_pids(session)[1]
         assert all(running(pid) for pid in pids)

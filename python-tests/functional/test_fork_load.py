@@ -143,9 +143,10 @@ def test_every_python_forks(
         )
         assert reply["skipped"] == {}, reply
         session.out("stop = True; factor = 5")
-        assert session.value(
-            "new.get(), f(2), red is Colour.RED, isinstance(new, Old), len(data[0])"
-        ) == "(5, 10, True, True, 2000000)"
+        assert (
+            session.value("new.get(), f(2), red is Colour.RED, isinstance(new, Old), len(data[0])")
+            == "(5, 10, True, True, 2000000)"
+        )
         cell = session.submit("fork", "print('up', flush=True); time.sleep(60)")["cell_id"]
         session.wait_for_output(cell, "up")
         session.ask("int", f"--soft {cell}")

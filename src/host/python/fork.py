@@ -318,11 +318,13 @@ def _is_compared(name, value):
     kind = type(value)
     if kind in (int, float, str, bytes, bool, complex, type(None), tuple, frozenset, range):
         return kind is tuple and bool(value)
+    if isinstance(value, type):
+        return value.__module__ == "__main__"
     return not isinstance(value, _NOT_COMPARED)
 
 
 _NOT_COMPARED = (
-    type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
+    types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
     types.GeneratorType, io.IOBase,
 )  # fmt: skip
 
@@ -373,7 +375,11 @@ class _Bounded(io.RawIOBase):
 
 
 def _digest(value, room):
+    """What to compare of a value: (True if it is all of it, something)."""
     try:
+        if isinstance(value, type):
+            # What its attributes are, not what those hold.
+            return True, repr([(name, id(it)) for name, it in vars(value).items()]).encode()
         if room > 0 and _length(value) <= _FULL_ITEMS and _bytes_of(value) <= room:
             file = _Bounded(room)
             _Comparison(file, 5).dump(value)
