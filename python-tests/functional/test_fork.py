@@ -116,10 +116,10 @@ def test_what_cannot_be_pickled_is_named_with_the_reason(session: Session, tmp_p
         session,
         "import threading\nlock = threading.Lock()\ngen = (n for n in range(3))\n"
         f"sock = socket.socket()\nfile = open({str(path)!r}, 'w'); file.write('all of it')\n"
-        "good = 1",
+        "good = 1; names = globals()",
     )
     assert set(reply["merged"]) == {"good", "threading"}
-    assert set(reply["skipped"]) == {"lock", "gen", "sock", "file"}
+    assert set(reply["skipped"]) == {"lock", "gen", "sock", "file", "names"}
     assert "lock" in reply["skipped"]["lock"]
     assert "generator" in reply["skipped"]["gen"]
     assert "socket" in reply["skipped"]["sock"]
@@ -422,6 +422,26 @@ def test_what_is_too_large_merges_nothing_and_says_why(session: Session) -> None
     assert session.value("'a' in globals()") == "False"
     assert done(session, "b = bytes(3_000_000)", "--max-result=4000000")["merged"] == ["b"]
     assert session.value("len(b)") == "3000000"
+
+
+def test_more_forks_than_a_session_may_have_are_refused(session: Session) -> None:
+    cells = [forked(session, "time.sleep(60)") for _ in range(100)]
+    refused = session.submit("fork", "1")
+    assert refused["error"]["code"] == "limit"
+    assert "100" in refused["error"]["message"]
+    session.interrupt()
+    assert {session.ended(cell)["status"] for cell in cells} <= {"killed", "interrupted"}
+    assert done(session, "1")["result"] == "1"
+
+
+def test_code_of_the_session_that_waits_for_any_child_takes_no_result(session: Session) -> None:
+    waits = (
+        "while True:\n    try: os.wait(); break\n    except ChildProcessError: time.sleep(0.001)"
+    )
+    waiting = session.fire(waits)
+    assert done(session, "z = 5")["merged"] == ["z"]
+    session.ended(waiting)
+    assert session.value("z") == "5"
 
 
 # Ends.

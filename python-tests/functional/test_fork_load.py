@@ -55,7 +55,7 @@ def fork(session: Session, code: str, options: str = "", timeout: float = 120) -
     """Fork a cell that must succeed and return it when it has ended."""
     cell = session.submit("fork", code, options)["cell_id"]
     reply = session.ended(cell, timeout)
-    assert reply["status"] == "done", reply
+    assert reply["status"] == "done", (reply["error"], reply["stderr"])
     return reply
 
 

@@ -681,6 +681,10 @@ def collect(before, most, send):
                 value.flush()
             except Exception:
                 pass
+        if value is namespace:
+            for name in names:
+                skipped[_text(name)] = "it is the namespace itself"
+            continue
         try:
             values.append(_pickle(names, value, before, budget))
         except TooLarge:
