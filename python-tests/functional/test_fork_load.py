@@ -47,7 +47,7 @@ def numeric(shared_daemon: TestDaemon, numpy_venv: Path) -> Iterator[Session]:
     """A session with numpy."""
     python = str(numpy_venv / "bin" / "python")
     with shared_daemon.session(python=python) as session:
-        session.out("import numpy as np")
+        session.out("import numpy as np, numpy.random")
         yield session
 
 

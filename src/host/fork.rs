@@ -41,8 +41,9 @@ pub(crate) const MOST: usize = FORKS;
 const MOST_BACK: u64 = 2 << 30;
 /// Stack of the thread that forks: it is the main thread of the child.
 const STACK: usize = 16 << 20;
-/// How long a fork is put off while other threads import.
-const IMPORT_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a fork is put off while other threads import: what is half imported
+/// when it happens, a child cannot import.
+const IMPORT_PATIENCE: Duration = Duration::from_millis(500);
 /// How often a child that does not come up is replaced by another.
 const ATTEMPTS: usize = 8;
 
@@ -156,18 +157,14 @@ impl Job for Start {
         let id = cell.id;
         let filename = format!("{FILE_PREFIX}{}>", shared.next_file_number());
         let source = cell.source.clone();
-        let again = QueuedCell {
-            source: source.clone(),
-            ..cell
-        };
-        match begin(shared, cell, &filename, most, attempt < ATTEMPTS) {
+        match begin(shared, &cell, &filename, most, attempt < ATTEMPTS) {
             Ok(watch) => match watch.run_to_the_end(source) {
                 watch::Watched::Ended => {}
                 // It never came up: what it needs was locked when it was made.
                 // This thread has lost the session's descriptors.
                 watch::Watched::Again => shared.spawner.hand(Self {
                     shared,
-                    cell: again,
+                    cell,
                     most,
                     attempt: attempt + 1,
                 }),
@@ -221,31 +218,48 @@ fn refuse(shared: &'static Shared, id: CellId, refused: &Refused) {
     ends::announce(shared, end);
 }
 
-/// Forks. Returns in the session only.
+/// Some thread imports a module.
+fn someone_imports(py: Python<'_>) -> bool {
+    let fork = helpers::get(py).fork.bind(py);
+    let free = fork.call_method0("import_locks_are_free");
+    !free.and_then(|free| free.extract::<bool>()).unwrap_or(true)
+}
+
+/// Forks, as soon as nobody imports. Returns in the session only.
 fn begin(
     shared: &'static Shared,
-    cell: QueuedCell,
+    cell: &QueuedCell,
     filename: &str,
     most: u64,
     may_try_again: bool,
 ) -> Result<watch::Watch, Option<Refused>> {
-    let id = cell.id;
-    let key = id.as_u64();
-    let began = Instant::now();
+    let until = Instant::now() + IMPORT_PATIENCE;
     loop {
-        let importing = Python::attach(|py| {
-            let free = helpers::get(py)
-                .fork
-                .bind(py)
-                .call_method0("import_locks_are_free");
-            !free.and_then(|free| free.extract::<bool>()).unwrap_or(true)
-        });
-        // What a thread imports just then the child could not import.
-        if !importing || began.elapsed() > IMPORT_PATIENCE {
-            break;
+        let patient = Instant::now() < until;
+        if !patient || !Python::attach(someone_imports) {
+            let begun = try_to_begin(shared, cell, filename, most, may_try_again, patient)?;
+            if let Some(watch) = begun {
+                return Ok(watch);
+            }
+        }
+        if !live().contains_key(&cell.id.as_u64()) {
+            return Err(None);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Forks, unless somebody imports and we are patient.
+fn try_to_begin(
+    shared: &'static Shared,
+    cell: &QueuedCell,
+    filename: &str,
+    most: u64,
+    may_try_again: bool,
+    patient: bool,
+) -> Result<Option<watch::Watch>, Option<Refused>> {
+    let id = cell.id;
+    let key = id.as_u64();
     Python::attach(|py| {
         let begins = live().get_mut(&key).map(|live| {
             live.begun = true;
@@ -290,7 +304,10 @@ fn begin(
             .and_then(|known| known.extract().map_err(PyErr::from))
             .map_err(failed)?;
         let request = Request {
-            cell,
+            cell: QueuedCell {
+                source: cell.source.clone(),
+                ..*cell
+            },
             filename: filename.to_owned(),
             most,
             globals: globals.clone().unbind(),
@@ -299,14 +316,24 @@ fn begin(
         };
         let slot = live().get(&key).map_or(0, |live| live.slot);
         let prepare = || {
+            if patient && someone_imports(py) {
+                return Err(std::io::ErrorKind::WouldBlock.into());
+            }
             // From here on this thread has a table of its own; that of the
             // session keeps nothing of what it opens.
             sys::unshare_descriptors()?;
             Wires::new()
         };
         let started = Moment::now();
-        let (side, wires) = sys::fork_beside(py, prepare)
-            .map_err(|error| refuse(format!("no child process could be made: {error}")))?;
+        let (side, wires) = match sys::fork_beside(py, prepare) {
+            Ok(forked) => forked,
+            Err(error) if patient && error.kind() == std::io::ErrorKind::WouldBlock => {
+                return Ok(None);
+            }
+            Err(error) => {
+                return Err(refuse(format!("no child process could be made: {error}")));
+            }
+        };
         match side {
             Fork::Child => {
                 shared.note_fork(slot);
@@ -314,9 +341,9 @@ fn begin(
             }
             Fork::Parent(pid) => {
                 let pid = Pid::from_raw(pid).expect("a child's number is positive");
-                Ok(watch::Watch::new(
+                Ok(Some(watch::Watch::new(
                     shared, id, pid, wires, started, known, warnings, probe,
-                ))
+                )))
             }
         }
     })

@@ -41,7 +41,7 @@ _PATIENCE = 2.0
 _PATIENCE_TIMES = 10
 
 # What is compared for changes in place: in full up to so many bytes each and in
-# all, else by a sample; and how long that may take in all, in seconds.
+# all, else by a sample; and how long that may take in all, in seconds of CPU.
 _FULL = 64 << 10
 _FULL_ITEMS = 5000
 _FULL_IN_ALL = 1 << 20
@@ -298,11 +298,11 @@ def _digests(values):
     """
     found = {}
     room = _FULL_IN_ALL
-    until = time.perf_counter() + _COMPARING
+    until = time.thread_time() + _COMPARING
     for name, value in values.items():
         if not _is_compared(name, value):
             continue
-        if time.perf_counter() > until:
+        if time.thread_time() > until:
             found[name] = (False, None)
             continue
         digest = _digest(value, min(room, _FULL))
@@ -651,7 +651,7 @@ def collect(before, most, send):
     namespace, old = before.namespace, before.values
     after = dict(namespace)
     groups, mutated, unchecked = {}, [], []
-    until = time.perf_counter() + _COMPARING
+    until = time.thread_time() + _COMPARING
     for name, value in after.items():
         if not isinstance(name, str) or name in _OWN_NAMES:
             continue
@@ -660,7 +660,7 @@ def collect(before, most, send):
         elif name in before.digests:
             whole, digest = before.digests[name]
             now = (False, None)
-            if time.perf_counter() <= until:
+            if time.thread_time() <= until:
                 now = _digest(value, len(digest) + 1 if whole else 0)
                 if whole and not now[0]:
                     # It has grown, or cannot be compared any more.
