@@ -101,6 +101,8 @@ pub struct Config {
     pub executable: PathBuf,
     /// `new` on a live name replaces it.
     pub new_replaces: bool,
+    /// Most bytes that may come back from a `fork` cell, if it is set.
+    pub fork_result_bytes: Option<u64>,
     /// We are the detached one.
     pub detached: bool,
 }
@@ -137,6 +139,7 @@ impl Config {
                 .unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
             executable: own_executable()?,
             new_replaces: settings.compat.new_replaces,
+            fork_result_bytes: settings.limits.fork_result_bytes,
             detached: args.detached,
             socket,
             cwd,

@@ -214,6 +214,7 @@ fn context(
         search_path: config.search_path.clone(),
         cwd: config.cwd.clone(),
         new_replaces: config.new_replaces,
+        fork_result_bytes: config.fork_result_bytes,
         sessions_dir: config.sessions_dir.clone(),
         socket: config.socket.path.clone(),
         host: rustix::system::uname()

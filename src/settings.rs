@@ -35,6 +35,8 @@ pub struct Compat {
 pub struct Limits {
     /// Most live sessions.
     pub sessions: Option<u16>,
+    /// Most bytes that may come back from a `fork` cell.
+    pub fork_result_bytes: Option<u64>,
 }
 
 /// A configuration file that cannot be used.
@@ -126,9 +128,13 @@ mod tests {
     #[test]
     fn what_is_set_is_known_and_what_is_not_is_refused() {
         assert_eq!(Settings::parse(""), Ok(Settings::default()));
-        let set = Settings::parse("[compat]\nnew_replaces = true\n[limits]\nsessions = 7").unwrap();
+        let set = Settings::parse(
+            "[compat]\nnew_replaces = true\n[limits]\nsessions = 7\nfork_result_bytes = 9",
+        )
+        .unwrap();
         assert!(set.compat.new_replaces);
         assert_eq!(set.limits.sessions, Some(7));
+        assert_eq!(set.limits.fork_result_bytes, Some(9));
         for (text, line) in [
             ("[compat]\nnew_replace = true", "line 2"),
             ("x = ", "line 1"),

@@ -1,5 +1,6 @@
 //! Numbers, tables and foreign texts as people read them. Prints nothing.
 
+use pythond_protocol::outcome::MergeReport;
 use pythond_protocol::verbs::cell::CellSummary;
 use pythond_protocol::verbs::interrupt::InterruptedCell;
 use pythond_protocol::verbs::stack::{Frame, ThreadStack};
@@ -12,6 +13,25 @@ pub(crate) fn one_line(text: &str) -> String {
     escape_controls(text)
         .replace('\n', "\\n")
         .replace('\t', "\\t")
+}
+
+/// What the child of a `fork` cell brought back and what not, in words.
+pub(crate) fn merge_notes(merge: &MergeReport) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !merge.merged.is_empty() {
+        notes.push(format!("set in the session: {}", merge.merged.join(", ")));
+    }
+    for (name, why) in &merge.skipped {
+        notes.push(format!("`{name}` did not come back: {why}"));
+    }
+    for name in &merge.mutated {
+        notes.push(format!(
+            "`{name}` was changed in place in the child and is unchanged in the session; bind \
+             the name anew to bring it back"
+        ));
+    }
+    notes.extend(merge.warnings.iter().cloned());
+    notes.iter().map(|note| one_line(note)).collect()
 }
 
 /// A time span.

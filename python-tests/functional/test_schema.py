@@ -135,11 +135,14 @@ def test_every_verb_answers_as_the_schema_says(make_daemon):
         cell = it.ask("fire work --json --author=me --id=k1\nprint('b')")["cell_id"]
         assert it.ask(f"wait work {cell} --json")["cells"][0]["author"] == "me"
         assert it.ask("fire work --json --author=me --id=k1\nprint('b')")["existing"]
+        fork = it.ask("fork work --json\nx, lock = 1, __import__('threading').Lock()")["cell_id"]
+        assert it.ask(f"wait work {fork} --json")["cells"][0]["merged"] == ["x"]
+        assert set(it.ask(f"poll work {fork} --json")["skipped"]) == {"lock"}
         assert it.ask(f"poll work {cell} --json")["stdout"] == "b\n"
         assert it.ask(f"out work {cell} --json")["ended"]
         assert it.ask(f"out work {cell} --follow")["next"] == 2
         assert [it["event"] for it in it.events] == ["output"]
-        assert len(it.ask("cells work --json")["cells"]) == 2
+        assert len(it.ask("cells work --json")["cells"]) == 3
         assert it.ask("status work --json")["state"] == "idle"
         assert [it["name"] for it in it.ask("vars work --json")["vars"]][-1] == "x"
         assert "print(" in it.ask("complete work --json pri")["matches"]
@@ -284,7 +287,7 @@ def test_refusals_have_the_form_of_the_schema(checked: Checked, session: Session
     name = session.name
     checked.refused("ls --json --nope", "usage")
     checked.refused("nonsense --json", "unknown_verb")
-    checked.refused("fork x --json", "not_available")
+    checked.refused("connect x --json", "not_available")
     checked.refused("new UP --json", "bad_name")
     checked.refused("status nosuch --json", "no_session")
     checked.refused(f"new {name} --json", "session_exists")

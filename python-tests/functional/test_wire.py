@@ -169,7 +169,6 @@ REFUSALS = [
     ("poll", "ERR usage: poll <name>"),
     ("wait", "ERR usage: wait <name>"),
     ("cells a b", "ERR usage: cells <name>"),
-    ("fork a 1", "ERR"),
     ("attach a", "ERR"),
     ("resize a 1 1", "ERR"),
     ("connect a b:1 c", "ERR"),
@@ -194,7 +193,7 @@ def test_a_run_without_code_is_refused(session: Session, wire: Wire) -> None:
     [
         ("ls --json x", "usage"),
         ("bogus --json", "unknown_verb"),
-        ("fork a --json", "not_available"),
+        ("connect a --json", "not_available"),
         ("fire nosuch --json\n1", "no_session"),
         ("poll nosuch --json", "no_session"),
         ("out nosuch --json 0123456789ab", "no_session"),

@@ -51,6 +51,7 @@ enum Measure {
     Control,
     Fire,
     Attach,
+    Fork,
     FirstByte,
     Print,
 }
@@ -67,6 +68,7 @@ impl Measure {
             Self::Control => bench.control(),
             Self::Fire => bench.fire(),
             Self::Attach => bench.attach(),
+            Self::Fork => bench.fork(),
             Self::FirstByte => bench.first_byte(),
             Self::Print => bench.print(),
         }

@@ -191,6 +191,7 @@ impl Finished {
             timed_out: end.timed_out,
             existing,
             streamed,
+            merge: end.merge.map(|merge| *merge),
             ..empty(context, session, Some(end.cell), end.kind, end.status)
         })
     }
@@ -230,6 +231,7 @@ fn empty(
         timed_out: false,
         existing: false,
         streamed: false,
+        merge: None,
     }
 }
 
@@ -325,6 +327,7 @@ pub(super) fn summary(record: CellRecord) -> CellSummary {
         timed_out: record.timed_out,
         id: record.key,
         code: record.code,
+        merge: None,
     }
 }
 
@@ -347,6 +350,7 @@ pub(super) fn summary_of_end(end: &FinishedCell) -> CellSummary {
         timed_out: end.timed_out,
         id: None,
         code: String::new(),
+        merge: end.merge.as_deref().cloned(),
     }
 }
 

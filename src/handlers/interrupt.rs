@@ -28,7 +28,10 @@ pub(super) async fn handle(
         .get(name)
         .map_err(|error| error.with_plain(format!("no session '{name}'")))?;
     let mut outcome = Outcome::default();
-    match session.ask(Question::Interrupt(request.cells)).await {
+    match session
+        .ask(Question::Interrupt(request.cells, request.soft))
+        .await
+    {
         Ok(HostEvent::Interrupted { cells, .. }) => outcome.cells = cells,
         Ok(_) => return Err(super::ask::unexpected()),
         Err(error) if request.kill && error.code == ErrorCode::SessionUnreachable => {

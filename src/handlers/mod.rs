@@ -59,6 +59,8 @@ pub(crate) struct Context {
     pub(crate) cwd: PathBuf,
     /// `new` on a live name replaces it, as 0.4 did.
     pub(crate) new_replaces: bool,
+    /// Most bytes that may come back from a `fork` cell, if it is set.
+    pub(crate) fork_result_bytes: Option<u64>,
     /// Where sessions keep their files.
     pub(crate) sessions_dir: PathBuf,
     /// The socket's path.
@@ -225,6 +227,7 @@ Commands:
   run <name>
 <multi-line code body>
   fire <name> <code>
+  fork <name> <code>
   poll <name> [<cell_id>]
   wait <name> [<cell_id> ...]
   out <name> <cell_id> [--since=<offset>] [--follow] [--stderr]
@@ -234,7 +237,7 @@ Commands:
   status <name>
   vars <name>
   complete <name> <text>
-  int <name> [<cell_id> ...] [--kill]
+  int <name> [<cell_id> ...] [--kill] [--soft]
   cancel <tag>
   attach <name> [<rows> <cols>] [--read-only]
   resize <name> <rows> <cols>
@@ -246,8 +249,8 @@ Commands:
 
 Notes:
   pysh/pyctl prefixes are accepted but not required.
-  --json asks for one JSON object as the answer; on run and fire options need
-  a body. --tag=T lets answers come out of order; they carry the tag.
+  --json asks for one JSON object as the answer; on run, fire and fork options
+  need a body. --tag=T lets answers come out of order; they carry the tag.
   WebSocket is message-framed, not a terminal stream. After `OK attached`
   binary messages carry the terminal both ways; `detach` ends that.
   Empty frames are ignored; no prompt is emitted.

@@ -72,9 +72,12 @@ async fn plain(
             status: "running",
             output: "",
             error: false,
+            merged: None,
+            skipped: None,
         }));
     };
     let ok = end.status == CellStatus::Done;
+    let merge = end.merge.clone();
     let cell = cell_reply::Finished::new(end, log);
     let output = cell.plain_text(session).await?;
     Ok(Reply::spaced_json(&Plain {
@@ -82,6 +85,8 @@ async fn plain(
         status: "done",
         output: &output,
         error: !ok,
+        merged: merge.as_ref().map(|it| it.merged.clone()),
+        skipped: merge.map(|it| it.skipped.into_keys().collect()),
     }))
 }
 
@@ -93,6 +98,10 @@ struct Plain<'a> {
     output: &'a str,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     error: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    merged: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipped: Option<Vec<String>>,
 }
 
 fn idle(format: ReplyFormat) -> Reply {
@@ -112,6 +121,8 @@ fn unknown(id: &str, format: ReplyFormat) -> Result<Reply, ErrorReply> {
                 status: "error",
                 output: "unknown cell",
                 error: false,
+                merged: None,
+                skipped: None,
             })
         }),
     }

@@ -1,4 +1,4 @@
-//! `run NAME` and `fire NAME`: a cell, and as much of its end as was asked for.
+//! `run NAME`, `fire NAME` and `fork NAME`: a cell, and as much of its end as was asked for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +46,7 @@ pub(super) async fn handle(
             .author
             .clone()
             .unwrap_or_else(|| caller.author.clone()),
+        max_result: options.max_result.or(context.fork_result_bytes),
     };
     let submit = Submit {
         kind,
@@ -54,8 +55,8 @@ pub(super) async fn handle(
         busy_fails: options.busy_fails,
     };
     let submission = session.submit(submit).await?;
-    if kind == CellKind::Fire {
-        return fire(&session, submission, format).await;
+    if matches!(kind, CellKind::Fire | CellKind::Fork) {
+        return begun(&session, submission, kind, format).await;
     }
     run(context, caller, session, submission, &options, format).await
 }
@@ -77,9 +78,11 @@ fn held_by(session: &SessionHandle, status: CellStatus) -> Option<String> {
     session.held_by().filter(|_| status == CellStatus::Queued)
 }
 
-async fn fire(
+/// The answer to `fire` and `fork`: which cell it is.
+async fn begun(
     session: &SessionHandle,
     mut submission: Submission,
+    kind: CellKind,
     format: ReplyFormat,
 ) -> Result<Reply, ErrorReply> {
     let Accepted {
@@ -95,14 +98,21 @@ async fn fire(
     };
     let spec = &session.hosted().spec;
     Ok(match format {
-        ReplyFormat::Plain => Reply::spaced_json(&json!({ "cell_id": cell, "status": "fired" })),
+        ReplyFormat::Plain => {
+            let word = if kind == CellKind::Fork {
+                "forked"
+            } else {
+                "fired"
+            };
+            Reply::spaced_json(&json!({ "cell_id": cell, "status": word }))
+        }
         ReplyFormat::Json => Reply::json(&FireReply {
             ok: true,
             session: spec.session.clone(),
             session_id: spec.session_id.clone(),
             generation: spec.generation,
             cell_id: cell,
-            kind: CellKind::Fire,
+            kind,
             status,
             existing,
             held_by: held_by(session, status),
@@ -335,7 +345,7 @@ impl Drop for CancelGuard {
             let session = self.session.clone();
             self.context.hosts.tracker.spawn(async move {
                 // A session that cannot be asked has its own way to end.
-                let _ = session.ask(Question::Interrupt(vec![cell])).await;
+                let _ = session.ask(Question::Interrupt(vec![cell], false)).await;
             });
         }
     }

@@ -86,8 +86,11 @@ async fn summary(
                 record: Some(record),
                 ..
             }),
-            _,
-        ) => Ok(cell_reply::summary(*record)),
+            end,
+        ) => Ok(CellSummary {
+            merge: end.and_then(|end| end.merge).map(|merge| *merge),
+            ..cell_reply::summary(*record)
+        }),
         (Err(error), Some(end)) if error.code == ErrorCode::UnknownCell => {
             Ok(cell_reply::summary_of_end(&end))
         }

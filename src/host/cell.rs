@@ -136,6 +136,17 @@ pub(crate) struct Outcome {
     result: Shown,
 }
 
+impl Outcome {
+    /// An outcome that was told by another process.
+    pub(crate) fn new(status: CellStatus, exception: Option<ExceptionInfo>, result: Shown) -> Self {
+        Self {
+            status,
+            exception,
+            result,
+        }
+    }
+}
+
 /// Puts what left a cell into words. `interrupted`: it was told to stop. May run
 /// the user's code, `__str__` and the like.
 pub(crate) fn outcome(
@@ -196,6 +207,7 @@ impl Ending {
             changed: self.changed,
             next_cell: CellId::from_parts(0, 0),
             not_recorded: shared.recorder.trouble(),
+            merge: None,
         }
     }
 }

@@ -10,6 +10,8 @@ use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::verbs::cell::PREVIEW;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 
+use crate::fork;
+
 /// Marks the numbers of cells that do not take turns on the main thread.
 const BESIDE: u32 = 1 << 31;
 /// Cells that may wait in one session.
@@ -114,6 +116,8 @@ pub(crate) struct Cells {
     forgotten: u64,
     /// `fire` cells that run.
     beside_running: usize,
+    /// `fork` cells that run.
+    forks_running: usize,
 }
 
 impl Cells {
@@ -132,6 +136,7 @@ impl Cells {
             waiting: Vec::new(),
             forgotten: 0,
             beside_running: 0,
+            forks_running: 0,
         }
     }
 
@@ -218,6 +223,12 @@ impl Cells {
             let message = format!("{MOST_BESIDE} `fire` cells run in this session already");
             let error = ErrorReply::new(ErrorCode::Limit, message);
             return Acceptance::Refused(error.with_hint("let it wait with `--queue`"));
+        }
+        if kind == CellKind::Fork && self.forks_running >= fork::MOST {
+            let most = fork::MOST;
+            let message = format!("{most} `fork` cells run in this session already");
+            let error = ErrorReply::new(ErrorCode::Limit, message);
+            return Acceptance::Refused(error.with_hint("wait for some of them to end"));
         }
         // One that came by the cell lane does not wait.
         if !direct && let Err(error) = self.room_for(source.len()) {
@@ -333,7 +344,10 @@ impl Cells {
     pub(crate) fn begins(&mut self, id: CellId) {
         if let Some(record) = self.records.get_mut(&id) {
             record.status = CellStatus::Running;
-            self.beside_running += 1;
+            match record.kind {
+                CellKind::Fork => self.forks_running += 1,
+                _ => self.beside_running += 1,
+            }
         }
     }
 
@@ -363,9 +377,14 @@ impl Cells {
         end.next_cell = self.next_id();
         if let Some(record) = self.records.get_mut(&end.cell) {
             end.request = record.request.take();
-            end.timed_out = record.timed_out && end.status == CellStatus::Interrupted;
-            if record.kind == CellKind::Fire && record.status == CellStatus::Running {
-                self.beside_running -= 1;
+            let stopped = matches!(end.status, CellStatus::Interrupted | CellStatus::Killed);
+            end.timed_out = record.timed_out && stopped;
+            if record.status == CellStatus::Running {
+                match record.kind {
+                    CellKind::Fire => self.beside_running -= 1,
+                    CellKind::Fork => self.forks_running -= 1,
+                    CellKind::Run | CellKind::Human => {}
+                }
             }
             record.status = end.status;
             record.end = Some(Box::new(end.clone()));
@@ -461,6 +480,14 @@ impl Cells {
             .partition(|(_, kind)| matches!(kind, CellKind::Run | CellKind::Human));
         let ids = |cells: Vec<(CellId, CellKind)>| cells.into_iter().map(|(id, _)| id).collect();
         (ids(main), ids(beside))
+    }
+
+    /// The `fork` cells that are not finished.
+    pub(crate) fn unfinished_forks(&self) -> Vec<CellId> {
+        let records = self.records.iter();
+        let forks =
+            records.filter(|(_, record)| record.kind == CellKind::Fork && record.end.is_none());
+        forks.map(|(id, _)| *id).collect()
     }
 
     /// The newest cell that runs beside the main thread.

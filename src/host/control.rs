@@ -19,7 +19,7 @@ use crate::cells::{Acceptance, Found, QueuedCell};
 use crate::children::Family;
 use crate::service::{self, Ask, Question};
 use crate::shared::{Outgoing, Shared};
-use crate::{fire, stack};
+use crate::{fire, fork, stack};
 
 /// Questions that may wait for the interpreter at once.
 const MOST_QUESTIONS: usize = 8;
@@ -110,6 +110,15 @@ impl Control {
                 };
                 return self.submit(cell, message.body, nudge);
             }
+            HostCommand::Fork { request, how } => {
+                let cell = Submitted {
+                    request,
+                    kind: CellKind::Fork,
+                    direct: false,
+                    how,
+                };
+                return self.submit(cell, message.body, nudge);
+            }
             HostCommand::Status { request } => HostEvent::Status {
                 request,
                 status: shared.status(),
@@ -150,16 +159,21 @@ impl Control {
                 Found::Later => return None,
                 Found::Unknown => unknown_cell(request, cell),
             },
-            HostCommand::Interrupt { request, cells } => return self.interrupt(request, cells),
+            HostCommand::Interrupt {
+                request,
+                cells,
+                soft,
+            } => return self.interrupt(request, cells, soft),
             HostCommand::Stack { request } => {
                 self.stack(request);
                 return None;
             }
             HostCommand::KillChildren { request, cell } => HostEvent::ChildrenKilled {
                 request,
-                pids: self
-                    .thread_of(cell)
-                    .map_or_else(Vec::new, |thread| Family::of(thread).signal(Signal::KILL)),
+                pids: match self.thread_of(cell) {
+                    Some(thread) => Family::of(thread).signal(Signal::KILL),
+                    None => fork::kill(cell).into_iter().collect(),
+                },
             },
             HostCommand::Expect { cell } => {
                 shared.reserve(cell);
@@ -223,6 +237,9 @@ impl Control {
                         status = CellStatus::Running;
                     }
                     fire::start(shared, due);
+                } else if kind == CellKind::Fork {
+                    status = CellStatus::Running;
+                    fork::start(shared, cell, how.max_result);
                 } else {
                     shared.enqueue(cell);
                     nudge();
@@ -333,7 +350,7 @@ impl Control {
             self.followers = followers;
         }
         for cell in self.shared.take_timed_out(now) {
-            self.tell(cell, true);
+            self.tell(cell, true, false);
         }
         outgoing.extend(self.tell_what_came());
         self.asked.retain(|asked| {

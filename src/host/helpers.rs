@@ -30,6 +30,7 @@ pub(crate) struct Helpers {
     pub(crate) session: Py<PyModule>,
     pub(crate) prompt: Py<PyModule>,
     pub(crate) compile_typed: Py<PyAny>,
+    pub(crate) fork: Py<PyModule>,
     pub(crate) variables: Py<PyAny>,
     pub(crate) completions: Py<PyAny>,
     pub(crate) sys: Py<PyModule>,
@@ -66,6 +67,7 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
     let session = module("session", include_str!("python/session.py"))?;
     let prompt = module("prompt", include_str!("python/prompt.py"))?;
     let look = module("look", include_str!("python/look.py"))?;
+    let fork = module("fork", include_str!("python/fork.py"))?;
     let default = PyDict::new(py);
     default.set_item("default", 0)?;
     let variable = py
@@ -98,6 +100,7 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
         compile_typed: get(&cell, "compile_typed")?,
         prompt: prompt.unbind(),
         session: session.unbind(),
+        fork: fork.unbind(),
         sys: py.import("sys")?.unbind(),
         live_builtins: live_builtins.unbind(),
         builtins: builtins.unbind(),
@@ -124,6 +127,26 @@ fn private_module<'py>(
         .expect("every Python has exec")
         .call1((code, &globals))?;
     Ok(module)
+}
+
+/// Loads the cloudpickle that we carry, under a name that nothing else has: the
+/// environment's own is neither needed nor disturbed.
+pub(crate) fn load_cloudpickle(py: Python<'_>) -> PyResult<()> {
+    let module = PyModule::new(py, "_pythond_cloudpickle")?;
+    let globals = module.dict();
+    let builtins = py.import("builtins")?;
+    // Functions that come back have the session's builtins.
+    globals.set_item("__builtins__", &builtins)?;
+    let source = include_str!("python/vendor/cloudpickle/cloudpickle.py");
+    let code = builtins.call_method1(
+        "compile",
+        (source, "<pythond>/cloudpickle.py", "exec", 0, true),
+    )?;
+    builtins.call_method1("exec", (code, &globals))?;
+    get(py)
+        .fork
+        .call_method1(py, "install", (module,))
+        .map(drop)
 }
 
 impl Helpers {

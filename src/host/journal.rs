@@ -7,7 +7,8 @@
 //! Layout, all numbers little endian: bytes 0–4095 header (words: magic,
 //! running cell + 1 or 0, stderr bytes so far, records so far; from 64 on:
 //! active half, log bytes of both halves, output bytes of both halves, output
-//! bytes lost); 4096–8191 ring of stderr; from 8192 a ring of 64-byte records
+//! bytes lost; from 1024 on: process ids of `fork` cells' children);
+//! 4096–8191 ring of stderr; from 8192 a ring of 64-byte records
 //! (words: number, event, cell, time in µs, checksum); then two halves of
 //! 64 KiB that take turns in holding the end of the running cell's output log.
 
@@ -33,6 +34,9 @@ const ACTIVE: usize = 64;
 const LOG_BYTES: [usize; 2] = [72, 80];
 const OUTPUT_BYTES: [usize; 2] = [88, 96];
 const LOST: usize = 104;
+const FORKS_AT: usize = 1024;
+/// Children of `fork` cells that have a place, each in a word of its own.
+pub(crate) const FORKS: usize = 100;
 
 /// What happened to a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +100,22 @@ impl Journal {
             Event::Started => self.map.word(8).store(cell.as_u64() + 1, Release),
             Event::Finished => self.map.word(8).store(0, Release),
         }
+    }
+
+    /// The child of a `fork` cell has this process id; 0 once it is gone. Told by
+    /// the child itself, so that there is none that is not told.
+    pub(crate) fn note_fork(&self, slot: usize, pid: i32) {
+        if slot < FORKS {
+            let pid = u64::try_from(pid).unwrap_or(0);
+            self.map.word(FORKS_AT + 8 * slot).store(pid, Release);
+        }
+    }
+
+    /// The children of `fork` cells that were there, each told once.
+    pub(crate) fn take_forks(&self) -> Vec<i32> {
+        let slots = (0..FORKS).map(|slot| self.map.word(FORKS_AT + 8 * slot));
+        let pids = slots.filter_map(|word| i32::try_from(word.swap(0, Acquire)).ok());
+        pids.filter(|pid| *pid > 0).collect()
     }
 
     /// The cell that ran when the last record was written.

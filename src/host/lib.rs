@@ -16,6 +16,7 @@ mod control;
 mod ends;
 mod files;
 mod fire;
+mod fork;
 mod handoff;
 mod helpers;
 mod interrupt;

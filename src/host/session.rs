@@ -28,7 +28,7 @@ use crate::parked::{self, Ready};
 use crate::prompt::Prompt;
 use crate::shared::Shared;
 use crate::terminal::Holder;
-use crate::{control, ends, helpers, sys};
+use crate::{control, ends, fork, helpers, sys};
 
 /// How long the main thread waits for another cell before it writes records:
 /// those of cells that follow one another closely are written together.
@@ -60,6 +60,7 @@ pub(crate) fn serve(py: Python<'_>, ready: Ready, assignment: Assignment) -> ! {
             1
         }
     };
+    fork::end_all();
     // What the handlers raise they have told themselves.
     let _ = helpers::get(py)
         .session
@@ -127,6 +128,8 @@ impl Session {
             created_at: jiff::Timestamp::now().to_string(),
             unfinished: Vec::new(),
             unfinished_beside: Vec::new(),
+            unfinished_forks: Vec::new(),
+            forks: true,
             queued: Vec::new(),
             next_cell: CellId::from_parts(0, 0),
             not_recorded: None,

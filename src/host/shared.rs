@@ -179,6 +179,7 @@ impl Shared {
         let mut session = self.hosted.get().cloned();
         if let Some(session) = &mut session {
             (session.unfinished, session.unfinished_beside) = state.cells.unfinished();
+            session.unfinished_forks = state.cells.unfinished_forks();
             session.queued = state.cells.queued();
             session.next_cell = state.cells.next_id();
             session.not_recorded = self.recorder.trouble();
@@ -323,7 +324,7 @@ impl Shared {
     pub(crate) fn started(&self, id: CellId, kind: CellKind, now: Moment) {
         let mut state = self.state();
         let deadline = state.cells.started(id, now);
-        if kind != CellKind::Fire {
+        if matches!(kind, CellKind::Run | CellKind::Human) {
             state.main = Some(id);
             if let Some(journal) = &self.journal {
                 journal.record(Event::Started, id, now.us);
@@ -504,6 +505,20 @@ impl Shared {
     /// All cells that run.
     pub(crate) fn running(&self) -> Vec<CellId> {
         self.state().cells.running()
+    }
+
+    /// This process is the child of a `fork` cell.
+    pub(crate) fn note_fork(&self, slot: usize) {
+        if let Some(journal) = &self.journal {
+            journal.note_fork(slot, rustix::process::getpid().as_raw_nonzero().get());
+        }
+    }
+
+    /// The child of a `fork` cell is gone.
+    pub(crate) fn forget_fork(&self, slot: usize) {
+        if let Some(journal) = &self.journal {
+            journal.note_fork(slot, 0);
+        }
     }
 
     fn note(&self, event: Event, cell: CellId) {

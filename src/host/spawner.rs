@@ -14,6 +14,10 @@ pub(crate) trait Job: Send {
     fn run(self: Box<Self>);
     /// No thread could be started for it.
     fn give_up(self: Box<Self>, why: &std::io::Error);
+    /// Bytes of stack that it needs.
+    fn stack_size(&self) -> usize {
+        2 << 20
+    }
 }
 
 /// The thread that starts threads, and what waits for it.
@@ -69,6 +73,7 @@ impl Spawner {
 }
 
 fn spawn(job: Box<dyn Job>) {
+    let stack = job.stack_size();
     // The job is needed again if there is no thread for it.
     let job = std::sync::Arc::new(Mutex::new(Some(job)));
     let theirs = std::sync::Arc::clone(&job);
@@ -77,6 +82,7 @@ fn spawn(job: Box<dyn Job>) {
     };
     let started = std::thread::Builder::new()
         .name("pythond-service".to_owned())
+        .stack_size(stack)
         .spawn(move || {
             if let Some(job) = take(&theirs) {
                 job.run();

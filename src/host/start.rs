@@ -54,6 +54,7 @@ pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<Namespace>
     let session = helpers.session.bind(py);
     session.call_method0("single_threaded_math")?;
     session.call_method0("import_conveniences")?;
+    helpers::load_cloudpickle(py)?;
     let preloaded = session.call_method1("preload", (preload,));
     session.call_method0("end_single_threaded_math")?;
     preloaded?;

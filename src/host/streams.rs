@@ -14,7 +14,7 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pythond_protocol::output_log::Stream;
 
 use crate::shared::Shared;
-use crate::{children, helpers};
+use crate::{children, fork, helpers};
 
 /// Set in a process that session code forked: it shares memory with nobody and
 /// writes to the session's descriptors instead.
@@ -137,6 +137,7 @@ impl Sink {
                 shared.drain(py);
                 write(py, shared, cell, self.stream, bytes)
             }
+            _ if fork::write(py, self.stream, bytes) => Ok(()),
             _ => {
                 write_descriptor(py, self.stream, bytes);
                 Ok(())

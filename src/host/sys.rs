@@ -2,6 +2,7 @@
 //! library and CPython offer without a safe wrapper.
 #![expect(unsafe_code, reason = "this module is where the host keeps it")]
 
+mod beside;
 mod copy;
 mod cut_call;
 pub(crate) mod readline;
@@ -13,6 +14,9 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use pyo3::prelude::*;
 use pyo3::types::{PyCode, PyDict};
 
+pub(crate) use beside::{
+    PrivateMap, QUIETS, duplicate, fork_beside, keep_only, loaded_libraries, unmap,
+};
 pub(crate) use copy::{dump_signal, end_copy, fork_to_dump, remember_dump_action};
 pub(crate) use cut_call::cut_call;
 pub(crate) use shared_map::SharedMap;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ErrorReply;
 use crate::names::{CellId, SessionId, SessionName};
-use crate::outcome::{CellKind, CellStatus, ExceptionInfo, ProcessEnd};
+use crate::outcome::{CellKind, CellStatus, ExceptionInfo, MergeReport, ProcessEnd};
 use crate::output_log::Stream;
 use crate::verbs::attach::TerminalSize;
 use crate::verbs::interrupt::InterruptedCell;
@@ -276,6 +276,12 @@ pub struct HostedSession {
     /// All others that are not finished.
     #[serde(default)]
     pub unfinished_beside: Vec<CellId>,
+    /// Those of them that are `fork` cells.
+    #[serde(default)]
+    pub unfinished_forks: Vec<CellId>,
+    /// It knows `fork` cells, which came with version 3.
+    #[serde(default)]
+    pub forks: bool,
     /// Those of both that wait for their turn.
     #[serde(default)]
     pub queued: Vec<CellId>,
@@ -373,6 +379,9 @@ pub enum HostCommand {
         request: u64,
         /// Which; empty means every running one.
         cells: Vec<CellId>,
+        /// `fork` cells are interrupted too, and not killed. Version 3.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        soft: bool,
     },
     /// Answer with [`HostEvent::Stack`].
     Stack {
@@ -418,6 +427,13 @@ pub enum HostCommand {
     },
     /// Run the exit handlers and end, interrupting a running cell.
     Shutdown,
+    /// Run a cell in a child process; the body is its source. Version 3.
+    Fork {
+        /// The daemon's number for it.
+        request: u64,
+        /// How.
+        how: CellSpec,
+    },
 }
 
 /// How a cell is to be run.
@@ -439,6 +455,9 @@ pub struct CellSpec {
     /// Who submitted it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub author: String,
+    /// Most bytes that may come back from the child of a `fork` cell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_result: Option<u64>,
 }
 
 /// What a host knows of a cell, its output and its end apart.
@@ -658,6 +677,9 @@ pub struct FinishedCell {
     /// Why files cannot be written, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_recorded: Option<String>,
+    /// What came back from a `fork` cell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Box<MergeReport>>,
 }
 
 /// How somebody attaches.

@@ -1,5 +1,7 @@
 //! How a cell ended: data, not an error of ours.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// What kind of cell it is.
@@ -50,6 +52,27 @@ pub struct ExceptionInfo {
     /// As Python prints it, with the user's lines and frames only; empty for a
     /// `SystemExit`.
     pub traceback: String,
+}
+
+/// What came back from the child process of a `fork` cell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MergeReport {
+    /// Names that were set in the session: those that were new in the child or
+    /// bound to another object.
+    pub merged: Vec<String>,
+    /// Names that did not come back, and why.
+    pub skipped: BTreeMap<String, String>,
+    /// Names whose object was changed in place in the child; the session has it
+    /// unchanged.
+    pub mutated: Vec<String>,
+    /// Names whose object is too large or of a kind that cannot be compared in
+    /// full; nothing was seen to be changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unchecked: Vec<String>,
+    /// What may not work in the child of this session, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// How a process ended.

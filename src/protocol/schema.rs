@@ -53,6 +53,7 @@ pub fn document() -> Value {
         ("complete", it.subschema_for::<CompleteReply>()),
         ("events", it.subschema_for::<DoneReply>()),
         ("fire", it.subschema_for::<FireReply>()),
+        ("fork", it.subschema_for::<FireReply>()),
         ("help", it.subschema_for::<HelpReply>()),
         ("hold", it.subschema_for::<HoldReply>()),
         ("info", it.subschema_for::<InfoReply>()),

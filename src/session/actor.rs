@@ -253,6 +253,14 @@ impl Session {
             answer(waiter, RunAnswer::Refused(error));
             return;
         }
+        if kind == CellKind::Fork && !self.shared.hosted.forks {
+            let name = &self.shared.hosted.spec.session;
+            let message = format!("the process of session `{name}` is older and knows no `fork`");
+            let error = ErrorReply::new(ErrorCode::NotAvailable, message)
+                .with_hint("use `fire`, or create the session again");
+            answer(waiter, RunAnswer::Refused(error));
+            return;
+        }
         match self.board.add(source, kind, how, waiter) {
             Ok((request, _)) => self.send_cell(request),
             Err(waiter) => {
@@ -291,6 +299,7 @@ impl Session {
                 how,
                 after,
             },
+            CellKind::Fork => HostCommand::Fork { request, how },
             _ => HostCommand::Fire { request, how },
         };
         let sent = lane.send(&command, cell.source.as_bytes());
@@ -354,8 +363,8 @@ impl Session {
     fn question(&mut self, question: Question, reply: AskReply) {
         let question = match question {
             // A cell that is on its way to the host is meant as well.
-            Question::Interrupt(cells) if cells.is_empty() => {
-                Question::Interrupt(self.watch.running(self.board.current()))
+            Question::Interrupt(cells, soft) if cells.is_empty() => {
+                Question::Interrupt(self.watch.running(self.board.current()), soft)
             }
             question => question,
         };

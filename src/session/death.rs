@@ -58,6 +58,8 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         created_at: unknown(),
         unfinished: Vec::new(),
         unfinished_beside: Vec::new(),
+        unfinished_forks: Vec::new(),
+        forks: false,
         queued: Vec::new(),
         next_cell: CellId::from_parts(0, 0),
         not_recorded: None,

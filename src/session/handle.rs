@@ -163,7 +163,7 @@ pub(crate) enum Question {
     Await(CellId),
     Read(OutputRange),
     /// Empty means every running cell.
-    Interrupt(Vec<CellId>),
+    Interrupt(Vec<CellId>, bool),
     Stack,
     KillChildren(CellId),
     Hold {
@@ -207,7 +207,11 @@ impl Question {
                 most,
                 follow,
             },
-            Self::Interrupt(cells) => HostCommand::Interrupt { request, cells },
+            Self::Interrupt(cells, soft) => HostCommand::Interrupt {
+                request,
+                cells,
+                soft,
+            },
             Self::Stack => HostCommand::Stack { request },
             Self::KillChildren(cell) => HostCommand::KillChildren { request, cell },
             Self::Hold { by, terminal } => HostCommand::Hold {

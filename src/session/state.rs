@@ -324,6 +324,7 @@ mod tests {
             changed: Vec::new(),
             next_cell,
             not_recorded: None,
+            merge: None,
         }
     }
 

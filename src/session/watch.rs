@@ -47,7 +47,11 @@ impl Watch {
     pub(super) fn resume(&mut self, hosted: &HostedSession) -> Vec<CellId> {
         let main = hosted.unfinished.iter().map(|cell| (*cell, CellKind::Run));
         let beside = hosted.unfinished_beside.iter();
-        let beside = beside.map(|cell| (*cell, CellKind::Fire));
+        let beside = beside.map(|cell| {
+            let fork = hosted.unfinished_forks.contains(cell);
+            let kind = if fork { CellKind::Fork } else { CellKind::Fire };
+            (*cell, kind)
+        });
         let now: BTreeMap<_, _> = main
             .chain(beside)
             .map(|(cell, kind)| {

@@ -72,6 +72,20 @@ impl Client {
             .wait()
     }
 
+    /// Submits a `fork` cell. Greatest size of `code`: [`MAX_CODE_BYTES`].
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn fork(
+        &mut self,
+        session: &SessionName,
+        code: &str,
+        options: &SubmitOptions,
+    ) -> Result<Reply<FireReply>, ClientError> {
+        self.send(submission(session, CellKind::Fork, code, options)?)?
+            .wait()
+    }
+
     /// A cell as it is now; none means the newest, `fire` cells preferred.
     ///
     /// # Errors
@@ -123,7 +137,8 @@ impl Client {
     }
 
     /// Asks for cells to be interrupted; none means every running one. `kill`
-    /// does what it takes, up to ending the session.
+    /// does what it takes, up to ending the session; `soft` lets `fork` cells
+    /// catch the interrupt.
     ///
     /// # Errors
     /// [`ClientError`], as for all calls.
@@ -132,9 +147,11 @@ impl Client {
         session: &SessionName,
         cells: &[CellId],
         kill: bool,
+        soft: bool,
     ) -> Result<Pending<'_, InterruptReply>, ClientError> {
         let header = Header::of("int", session)?
             .flag("kill", kill)
+            .flag("soft", soft)
             .arguments(cells);
         self.send(header.finish())
     }
@@ -171,7 +188,8 @@ fn submission(
         .flag("cancel-on-disconnect", options.cancel_on_disconnect)
         .flag("queue", options.queue)
         .value("id", options.key.as_ref())?
-        .value("author", options.author.as_ref())?;
+        .value("author", options.author.as_ref())?
+        .value("max-result", options.max_result)?;
     Ok(header.with_body(code))
 }
 

@@ -31,6 +31,7 @@ fn forged(tag: u64, cell: CellId) -> Vec<u8> {
             changed: vec!["forged".to_owned()],
             next_cell: cell,
             not_recorded: None,
+            merge: None,
         };
         let event = HostEvent::Finished(Box::new(finished));
         all.extend(encode(tag, &event, b"").unwrap());

@@ -11,7 +11,7 @@ use super::submit::seconds;
 pub(crate) struct PollArgs {
     /// The session.
     pub(crate) name: SessionName,
-    /// The cell [default: the newest `fire` cell, else the newest].
+    /// The cell [default: the newest `fire` or `fork` cell, else the newest].
     pub(crate) id: Option<CellId>,
 }
 
@@ -74,6 +74,10 @@ pub(crate) struct IntArgs {
     /// done.
     #[arg(long)]
     pub(crate) kill: bool,
+    /// Let `fork` cells catch the interrupt; without this their processes are
+    /// killed.
+    #[arg(long)]
+    pub(crate) soft: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use pythond_transport::EXIT_CODES;
 
 use super::attach::{AttachArgs, HoldArgs};
 use super::cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
-use super::submit::{self, FireArgs, RunArgs};
+use super::submit::{self, FireArgs, ForkArgs, RunArgs};
 
 /// Client for pythond sessions: live Pythons that remember.
 #[derive(Debug, Parser)]
@@ -29,13 +29,14 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
-    /// Reads a command line. Options of `run` and `fire` count also as last
+    /// Reads a command line. Options of `run`, `fire` and `fork` count also as last
     /// words after the code.
     pub(crate) fn parse_words(words: Vec<OsString>) -> Result<Self, clap::Error> {
         let cli = Self::try_parse_from(&words)?;
         let (verb, source) = match &cli.command {
             Some(Command::Run(args)) => ("run", &args.source),
             Some(Command::Fire(args)) => ("fire", &args.source),
+            Some(Command::Fork(args)) => ("fork", &args.source),
             _ => return Ok(cli),
         };
         match submit::trailing_options(&source.code, verb) {
@@ -63,6 +64,9 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Run code in a thread of its own and print the cell's id.
     Fire(FireArgs),
+    /// Run code in a child process, take its new names back, and print the
+    /// cell's id.
+    Fork(ForkArgs),
     /// Show a cell as it is now, as JSON.
     Poll(PollArgs),
     /// Wait until cells have ended.

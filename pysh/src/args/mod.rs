@@ -12,4 +12,6 @@ pub(crate) use cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
 pub(crate) use cli::{
     Cli, Command, CompleteArgs, CompletionsArgs, KillArgs, ManArgs, NewArgs, SessionArgs,
 };
-pub(crate) use submit::{Busy, EchoArgs, FireArgs, LabelArgs, RunArgs, SourceArgs, label};
+pub(crate) use submit::{
+    Busy, EchoArgs, FireArgs, ForkArgs, LabelArgs, RunArgs, SourceArgs, label,
+};

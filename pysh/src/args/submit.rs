@@ -1,4 +1,4 @@
-//! The command lines of `run` and `fire`.
+//! The command lines of `run`, `fire` and `fork`.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -69,6 +69,34 @@ pub(crate) struct FireArgs {
     pub(crate) source: SourceArgs,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The cell runs in a child process that begins as a copy of the session, beside
+whatever else the session runs. Names that are new in it when it ends, or bound to
+another object, are set in the session then; what was changed in place stays in
+the child and is named. A cell that fails or is killed brings nothing back.
+`pysh int NAME ID` kills the child and the processes that it started.
+
+Follow it with `pysh out NAME ID --follow`, wait for it with `pysh wait NAME ID`,
+see what came back with `pysh poll NAME ID`.
+
+Code and options are given as with `pysh run`.")]
+pub(crate) struct ForkArgs {
+    /// Kill the cell when it has run for this many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
+    /// Most bytes that may come back [default: 2 GiB, or
+    /// `limits.fork_result_bytes` of the daemon's configuration].
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_result: Option<u64>,
+    #[command(flatten)]
+    pub(crate) label: LabelArgs,
+    #[command(flatten)]
+    pub(crate) echo: EchoArgs,
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+}
+
 /// How a cell is named by its client.
 #[derive(Debug, Args)]
 pub(crate) struct LabelArgs {
@@ -120,7 +148,14 @@ const TRAILING_FLAGS: [&str; 6] = [
 ];
 
 /// Beginnings of options with a value that may stand after the code.
-const TRAILING_VALUES: [&str; 5] = ["--timeout=", "--wait=", "--busy=", "--id=", "--author="];
+const TRAILING_VALUES: [&str; 6] = [
+    "--timeout=",
+    "--wait=",
+    "--busy=",
+    "--id=",
+    "--author=",
+    "--max-result=",
+];
 
 /// How many words at the end of the code are options: people add them there,
 /// and no Python ends in such a word. The first word is code, whatever it looks
@@ -129,11 +164,13 @@ pub(super) fn trailing_options(code: &[String], verb: &str) -> usize {
     let is_option = |word: &&String| {
         let word = word.as_str();
         let of_other_verb = match verb {
-            "run" => word == "--queue",
-            _ => {
+            "run" => word == "--queue" || word.starts_with("--max-result="),
+            verb => {
                 matches!(word, "--detach" | "--cancel-on-disconnect")
                     || word.starts_with("--wait=")
                     || word.starts_with("--busy=")
+                    || (verb == "fork" && word == "--queue")
+                    || (verb == "fire" && word.starts_with("--max-result="))
             }
         };
         !of_other_verb

@@ -5,8 +5,8 @@ use pythond_protocol::ExitCode;
 use pythond_transport::{Address, AddressVariables, Client, ClientError};
 
 use super::{
-    attach, cells, complete, completions, events, fire, hold, interrupt, kill, list, man, new, out,
-    poll, run, stack, status, vars, version, wait,
+    attach, cells, complete, completions, events, fire, fork, hold, interrupt, kill, list, man,
+    new, out, poll, run, stack, status, vars, version, wait,
 };
 use crate::args::{Cli, Command};
 use crate::failure::Outcome;
@@ -23,6 +23,7 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::New(args) => new::new(args, render),
         Command::Run(args) => run::run(args, render),
         Command::Fire(args) => fire::fire(args, render),
+        Command::Fork(args) => fork::fork(args, render),
         Command::Poll(args) => poll::poll(&args, render),
         Command::Wait(args) => wait::wait(&args, render),
         Command::Out(args) => out::out(args, render),

@@ -11,7 +11,9 @@ use crate::text;
 
 pub(super) fn interrupt(args: &IntArgs, render: &Render) -> Outcome {
     let mut client = connect()?;
-    let reply = client.interrupt(&args.name, &args.ids, args.kill)?.wait()?;
+    let reply = client
+        .interrupt(&args.name, &args.ids, args.kill, args.soft)?
+        .wait()?;
     if render.json {
         render.line(reply.json())?;
         return Ok(ExitCode::Success);

@@ -8,6 +8,7 @@ mod completions;
 mod dispatch;
 mod events;
 mod fire;
+mod fork;
 mod hold;
 mod interrupt;
 mod kill;

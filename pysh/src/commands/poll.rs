@@ -10,6 +10,7 @@ use crate::args::PollArgs;
 use crate::cell_output::{Ending, ending, pieces};
 use crate::failure::Outcome;
 use crate::render::Render;
+use crate::text;
 
 /// The cell's state is data: the exit code does not tell of it.
 pub(super) fn poll(args: &PollArgs, render: &Render) -> Outcome {
@@ -18,6 +19,13 @@ pub(super) fn poll(args: &PollArgs, render: &Render) -> Outcome {
         render.line(reply.json())?;
     } else {
         render.line(&plain(&reply.value))?;
+        if let PollReply::Cell(cell) = &reply.value
+            && let Some(merge) = &cell.merge
+        {
+            for note in text::merge_notes(merge) {
+                render.note(&note);
+            }
+        }
     }
     Ok(ExitCode::Success)
 }
@@ -37,7 +45,23 @@ fn plain(reply: &PollReply) -> String {
         }
     };
     let output = serde_json::Value::from(output);
-    format!(r#"{{"cell_id": "{id}", "status": "{status}", "output": {output}{error}}}"#)
+    let merge = cell.merge.as_ref().map_or_else(String::new, |merge| {
+        let skipped: Vec<_> = merge.skipped.keys().map(String::as_str).collect();
+        format!(
+            r#", "merged": {}, "skipped": {}"#,
+            names(merge.merged.iter().map(String::as_str)),
+            names(skipped.into_iter())
+        )
+    });
+    format!(r#"{{"cell_id": "{id}", "status": "{status}", "output": {output}{error}{merge}}}"#)
+}
+
+/// Names as a JSON array, with the plain wire's blanks.
+fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<_> = names
+        .map(|name| serde_json::Value::from(name).to_string())
+        .collect();
+    format!("[{}]", names.join(", "))
 }
 
 /// What the cell wrote and the traceback, without newlines at the end.

@@ -83,7 +83,7 @@ impl<'a> RunWatch<'a> {
             // Without an id, whatever runs is meant.
             let cells: Vec<_> = cell.into_iter().collect();
             let answer = Client::connect(&address)
-                .and_then(|mut client| client.interrupt(&session, &cells, false)?.wait());
+                .and_then(|mut client| client.interrupt(&session, &cells, false, false)?.wait());
             // Nobody waits for it if the cell has ended first.
             let _ = sender.send(answer);
             drop(in_work);

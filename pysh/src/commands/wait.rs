@@ -10,7 +10,7 @@ use crate::args::WaitArgs;
 use crate::failure::Outcome;
 use crate::interrupts::Leaving;
 use crate::render::Render;
-use crate::text::{cell_row, table};
+use crate::text::{self, cell_row, table};
 use crate::watch;
 
 pub(super) fn wait(args: &WaitArgs, render: &Render) -> Outcome {
@@ -27,6 +27,11 @@ pub(super) fn wait(args: &WaitArgs, render: &Render) -> Outcome {
     } else {
         let rows: Vec<_> = reply.value.cells.iter().map(cell_row).collect();
         render.raw(table(&rows).as_bytes())?;
+        for merge in reply.value.cells.iter().filter_map(|it| it.merge.as_ref()) {
+            for note in text::merge_notes(merge) {
+                render.note(&note);
+            }
+        }
         if rows.is_empty() {
             render.note(&format!("no cell of `{name}` is left to wait for"));
         }

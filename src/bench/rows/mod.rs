@@ -4,6 +4,7 @@
 mod attach;
 mod control;
 mod fire;
+mod fork;
 mod idle;
 mod interrupt;
 mod new;

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::{Control, unknown_cell};
 use crate::children::Family;
 use crate::shared::{Outgoing, Shared};
-use crate::{cell, ends, fire, interrupt, stack};
+use crate::{cell, ends, fire, fork, interrupt, stack};
 
 /// How long an interrupt may take until it is told as pending.
 const INTERRUPT_PATIENCE: Duration = Duration::from_millis(50);
@@ -25,7 +25,12 @@ pub(super) struct Told {
 }
 
 impl Control {
-    pub(super) fn interrupt(&mut self, request: u64, cells: Vec<CellId>) -> Option<Outgoing> {
+    pub(super) fn interrupt(
+        &mut self,
+        request: u64,
+        cells: Vec<CellId>,
+        soft: bool,
+    ) -> Option<Outgoing> {
         // One that the main thread has not read yet is known by its number.
         let shared = self.shared;
         let unknown =
@@ -42,7 +47,7 @@ impl Control {
         self.shared.watch_ends(true);
         let cells: Vec<_> = targets
             .into_iter()
-            .filter_map(|cell| self.tell(cell, false))
+            .filter_map(|cell| self.tell(cell, false, soft))
             .collect();
         self.told.push(Told {
             request,
@@ -57,8 +62,14 @@ impl Control {
         None
     }
 
-    /// Tells one cell to stop. None if it has ended.
-    pub(super) fn tell(&mut self, cell: CellId, by_timeout: bool) -> Option<InterruptedCell> {
+    /// Tells one cell to stop; `fork` cells are killed unless `soft`. None if it
+    /// has ended.
+    pub(super) fn tell(
+        &mut self,
+        cell: CellId,
+        by_timeout: bool,
+        soft: bool,
+    ) -> Option<InterruptedCell> {
         let shared = self.shared;
         // The one that is on its way: see `interrupt`.
         let state = shared.state_of(cell);
@@ -72,7 +83,7 @@ impl Control {
             outcome: InterruptOutcome::Pending,
             stack: None,
         };
-        if shared.dequeue(cell).is_some() {
+        if shared.dequeue(cell).is_some() || (kind == CellKind::Fork && fork::take_back(cell)) {
             told.outcome = InterruptOutcome::Dequeued;
             let status = CellStatus::Interrupted;
             let message = "interrupted before it ran";
@@ -83,6 +94,8 @@ impl Control {
         shared.note_interrupt(cell, by_timeout);
         if kind == CellKind::Fire {
             fire::interrupt(shared, cell);
+        } else if kind == CellKind::Fork {
+            fork::stop(cell, soft);
         } else {
             if !interrupt::aim_at(cell.as_u64()) {
                 interrupt::aim_at_start(cell.as_u64());
@@ -105,7 +118,7 @@ impl Control {
             }
             return;
         }
-        self.tell(cell, false);
+        self.tell(cell, false, true);
         self.watch();
     }
 

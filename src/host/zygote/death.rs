@@ -31,8 +31,24 @@ impl Zygote {
         for pid in dead.into_iter().filter_map(Pid::from_raw) {
             // Nobody is left in most groups.
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+            self.end_forks(pid.as_raw_nonzero().get());
         }
         rustix::process::wait(WaitOptions::NOHANG).ok().flatten()
+    }
+
+    /// Ends what the `fork` cells of a dead host left: it is ours now, so that
+    /// its numbers are its own until we reap it.
+    fn end_forks(&self, host: i32) {
+        let name = self.hosts.get(&host).map(|host| &host.name);
+        let journal =
+            name.and_then(|name| Journal::open(&self.directory, &format!("{name}.journal")).ok());
+        let forks = journal.map(|journal| journal.take_forks());
+        for pid in forks.into_iter().flatten().filter_map(Pid::from_raw) {
+            if rustix::process::kill_process_group(pid, Signal::KILL).is_err() {
+                // It had no time to lead a group.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
     }
 
     /// Takes in every child that has ended, ours and those we inherited.

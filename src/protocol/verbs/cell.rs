@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ErrorCode;
 use crate::names::{CellId, SessionId, SessionName};
-use crate::outcome::{CellKind, CellStatus, ExceptionInfo};
+use crate::outcome::{CellKind, CellStatus, ExceptionInfo, MergeReport};
 
 /// The structured answer to `run` and `poll`: a cell as it is now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub struct CellReply {
     /// Its output was sent as events before; `stdout` and `stderr` are empty.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub streamed: bool,
+    /// What came back from the child process, of a `fork` cell that has ended.
+    #[serde(flatten)]
+    pub merge: Option<MergeReport>,
 }
 
 /// Bytes in the form of `data_b64`.
@@ -119,6 +122,10 @@ pub struct CellSummary {
     /// The first line of its source that says something, as far as it is shown.
     #[cfg_attr(feature = "schema", schemars(length(max = PREVIEW)))]
     pub code: String,
+    /// What came back from the child process, in answer to `wait` of a `fork`
+    /// cell that has ended.
+    #[serde(flatten)]
+    pub merge: Option<MergeReport>,
 }
 
 /// Characters of a cell's source in a listing.

@@ -17,10 +17,13 @@ pub struct InterruptRequest {
     pub cells: Vec<CellId>,
     /// Do what it takes, up to ending the session.
     pub kill: bool,
+    /// `fork` cells are interrupted too, and not killed.
+    pub soft: bool,
 }
 
 pub(super) fn parse(header: &mut Header<'_>) -> Result<InterruptRequest, ErrorReply> {
     let kill = header.take_flag("kill");
+    let soft = header.take_flag("soft");
     let usage = "int <name> [<cell_id> ...]";
     header.finish(1 + super::wait::MAX_CELLS, usage)?;
     let Some((name, ids)) = header.arguments.split_first() else {
@@ -30,6 +33,7 @@ pub(super) fn parse(header: &mut Header<'_>) -> Result<InterruptRequest, ErrorRe
         session: existing_session(name)?,
         cells: ids.iter().map(|id| cell_id(id)).collect::<Result<_, _>>()?,
         kill,
+        soft,
     })
 }
 

@@ -77,7 +77,7 @@ pub enum Request {
 }
 
 /// Verbs that later versions carry out; until then they are refused by name.
-const NOT_AVAILABLE: [&str; 3] = ["fork", "connect", "disconnect"];
+const NOT_AVAILABLE: [&str; 2] = ["connect", "disconnect"];
 
 /// Takes `--tag=T` out.
 pub(super) fn take_tag<'a>(header: &mut Header<'a>) -> Result<Option<&'a str>, ErrorReply> {
@@ -100,6 +100,7 @@ impl Parsed {
         let kind = match frame.verb {
             "run" => Some(CellKind::Run),
             "fire" => Some(CellKind::Fire),
+            "fork" => Some(CellKind::Fork),
             _ => None,
         };
         let (format, tag, request) = match (kind, frame.verb) {
@@ -275,7 +276,7 @@ mod tests {
         }
 
         #[test]
-        fn no_header_panics(verb in "run|fire|new|kill|ls|vars|complete|int|status|info|help|poll|wait|out|cells|stack|events|cancel|attach|resize|hold|release", rest in "(?s)[ -~\n]*") {
+        fn no_header_panics(verb in "run|fire|fork|new|kill|ls|vars|complete|int|status|info|help|poll|wait|out|cells|stack|events|cancel|attach|resize|hold|release", rest in "(?s)[ -~\n]*") {
             let text = format!("{verb} {rest}");
             if let Some(frame) = Frame::parse(&text) {
                 let _ = Parsed::of(&frame);

@@ -1,4 +1,4 @@
-//! `run NAME` and `fire NAME`, newline, code: submit a cell.
+//! `run NAME`, `fire NAME` and `fork NAME`, newline, code: submit a cell.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub const MAX_LABEL: usize = 128;
 pub struct SubmitRequest {
     /// Where.
     pub session: SessionName,
-    /// `run` or `fire`.
+    /// `run`, `fire` or `fork`.
     pub kind: CellKind,
     /// Python source, exactly as sent.
     pub source: String,
@@ -27,7 +27,7 @@ pub struct SubmitRequest {
     pub options: SubmitOptions,
 }
 
-/// The options of `run` and `fire`.
+/// The options of `run`, `fire` and `fork`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubmitOptions {
     /// `--stream`: output as events while it runs; the reply comes last.
@@ -48,6 +48,8 @@ pub struct SubmitOptions {
     pub key: Option<String>,
     /// `--author=A`: who is said to have submitted it.
     pub author: Option<String>,
+    /// `--max-result=BYTES` (`fork`): most bytes that may come back.
+    pub max_result: Option<u64>,
 }
 
 impl SubmitOptions {
@@ -58,6 +60,16 @@ impl SubmitOptions {
             author: take_label(header, "author")?,
             ..Self::default()
         };
+        if kind == CellKind::Fork {
+            options.max_result = match header.take_value("max-result")? {
+                None => None,
+                Some(text) => Some(text.parse().map_err(|_| {
+                    let message = "`--max-result` takes a number of bytes";
+                    ErrorReply::new(ErrorCode::Usage, message)
+                })?),
+            };
+            return Ok(options);
+        }
         if kind == CellKind::Fire {
             options.queue = header.take_flag("queue");
             return Ok(options);
@@ -102,7 +114,7 @@ pub(super) fn take_label(
     Ok(Some(value.to_owned()))
 }
 
-/// Takes `run` or `fire` apart. The tag is known even if the rest is refused.
+/// Takes `run`, `fire` or `fork` apart. The tag is known even if the rest is refused.
 pub(super) fn parse<'a>(
     frame: &Frame<'a>,
     kind: CellKind,
@@ -146,6 +158,7 @@ pub(super) fn parse<'a>(
     };
     let usage = match kind {
         CellKind::Fire => "fire <name> <code>",
+        CellKind::Fork => "fork <name> <code>",
         _ => "run <name> <code>",
     };
     let request = header
@@ -162,8 +175,8 @@ pub(super) fn parse<'a>(
     (format, tag, request)
 }
 
-/// The structured answer to `fire`. The plain wire has
-/// `{"cell_id": …, "status": "fired"}`.
+/// The structured answer to `fire` and `fork`. The plain wire has
+/// `{"cell_id": …, "status": "fired"}`, or `"forked"`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FireReply {

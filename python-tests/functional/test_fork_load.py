@@ -1,0 +1,166 @@
+"""`fork` where it is hard: beside threads that are in libraries, with much memory, in every Python."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.daemon import Session, TestDaemon
+
+# More by hand: PYTHOND_TEST_FORKS=1000.
+FORKS = int(os.environ.get("PYTHOND_TEST_FORKS", "30"))
+
+LOAD = """
+import importlib, threading
+stop = False
+def allocate():
+    while not stop:
+        [bytes(n * 997 % 100000) for n in range(50)]
+def imports():
+    names = ['wave', 'chunk', 'colorsys', 'sndhdr', 'mailbox', 'zipapp', 'this_is_none', 'cgi']
+    while not stop:
+        for name in names:
+            sys.modules.pop(name, None)
+            try: importlib.import_module(name)
+            except ImportError: pass
+def prints():
+    while not stop:
+        print('x' * 100); time.sleep(0.001)
+def multiply(n):
+    square = np.ones((n, n))
+    while not stop:
+        square @ square; np.random.random(100)
+work = [allocate, imports, prints]
+if 'np' in globals():
+    work += [lambda: multiply(20), lambda: multiply(300)]
+threads = [threading.Thread(target=it, daemon=True) for it in work]
+for it in threads: it.start()
+"""
+
+
+@pytest.fixture
+def numeric(shared_daemon: TestDaemon, numpy_venv: Path) -> Iterator[Session]:
+    """A session with numpy."""
+    python = str(numpy_venv / "bin" / "python")
+    with shared_daemon.session(python=python) as session:
+        session.out("import numpy as np, numpy.random")
+        yield session
+
+
+def fork(session: Session, code: str, options: str = "", timeout: float = 120) -> dict:
+    """Fork a cell that must succeed and return it when it has ended."""
+    cell = session.submit("fork", code, options)["cell_id"]
+    reply = session.ended(cell, timeout)
+    assert reply["status"] == "done", (reply["error"], reply["stderr"])
+    return reply
+
+
+def test_forks_beside_threads_in_libraries_do_not_hang(numeric: Session) -> None:
+    numeric.out("import warnings; warnings.simplefilter('ignore')")
+    numeric.out(LOAD)
+    try:
+        for number in range(FORKS):
+            reply = fork(
+                numeric,
+                "import wave, mailbox\nsquare = np.ones((200, 200)); r = (square @ square)[0, 0]\n"
+                f"a = np.random.random(3); n = {number}; print(n)",
+            )
+            assert reply["stdout"] == f"{number}\n"
+            assert set(reply["merged"]) >= {"r", "a", "n"}, reply
+            assert numeric.value("r, n", timeout=60) == f"(np.float64(200.0), {number})"
+        # What ran beside them still does.
+        assert numeric.value("all(it.is_alive() for it in threads)", timeout=60) == "True"
+    finally:
+        numeric.out("stop = True", timeout=60)
+        numeric.out(
+            "for it in threads: it.join(20)\n"
+            "assert not any(map(threading.Thread.is_alive, threads))"
+        )
+
+
+def test_parallel_forks_draw_different_numbers_with_numpy(numeric: Session) -> None:
+    numeric.out("np.random.seed(1); np.ones((500, 500)) @ np.ones((500, 500))")
+    cells = [
+        numeric.submit("fork", f"d{i} = float(np.random.random())")["cell_id"] for i in range(4)
+    ]
+    for cell in cells:
+        assert numeric.ended(cell)["status"] == "done"
+    assert numeric.value("len({d0, d1, d2, d3})") == "4"
+
+
+def test_large_arrays_come_back_writable_and_are_let_go_of(numeric: Session) -> None:
+    size = 64 << 20
+    fork(
+        numeric,
+        f"big = np.arange({size} // 8); table = {{'a': np.ones(200_000), 'b': [np.zeros(3)]}}\n"
+        "small = np.arange(10)",
+    )
+    assert numeric.value("int(big[-1]), big.flags.writeable, small.flags.writeable") == (
+        f"({size // 8 - 1}, True, True)"
+    )
+    numeric.out("big[0] = 5; small[0] = 7; table['a'][0] = 2")
+    mapped = "sum('_pythond_fork' in line for line in open('/proc/self/maps'))"
+    assert int(numeric.value(mapped)) > 0
+    numeric.out("del big, table")
+    assert numeric.value(mapped) == "0"
+
+
+def test_dataframes_come_back(numeric: Session) -> None:
+    reply = fork(
+        numeric,
+        "import pandas as pd\ndf = pd.DataFrame({'a': range(300_000), 'b': 'x'})\n"
+        "s = df.groupby('b').a.sum()",
+    )
+    assert reply["skipped"] == {}, reply
+    assert numeric.value("int(df.a.sum()), int(s['x'])") == "(44999850000, 44999850000)"
+
+
+def test_a_large_pickle_of_small_objects_comes_back(session: Session) -> None:
+    fork(session, "rows = [{'n': n, 's': str(n)} for n in range(200_000)]")
+    assert session.value("len(rows), rows[-1]") == "(200000, {'n': 199999, 's': '199999'})"
+    assert session.value("sum('_pythond_fork' in line for line in open('/proc/self/maps'))") == "0"
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12", "3.13"])
+def test_every_python_forks(
+    shared_daemon: TestDaemon, pythons: dict[str, Path], version: str
+) -> None:
+    if version not in pythons:
+        pytest.skip(f"no CPython {version} here")
+    with shared_daemon.session(python=str(pythons[version])) as session:
+        session.out("factor = 2\nclass Old: pass")
+        session.out(LOAD)
+        reply = fork(
+            session,
+            "class New(Old):\n    def get(self): return factor\n"
+            "import enum\nclass Colour(enum.Enum):\n    RED = 1\n"
+            "red = Colour.RED; new = New(); f = lambda n: n * factor; data = [bytes(2_000_000)]\n"
+            "await __import__('asyncio').sleep(0)",
+        )
+        assert reply["skipped"] == {}, reply
+        session.out("stop = True; factor = 5")
+        assert (
+            session.value("new.get(), f(2), red is Colour.RED, isinstance(new, Old), len(data[0])")
+            == "(5, 10, True, True, 2000000)"
+        )
+        cell = session.submit("fork", "print('up', flush=True); time.sleep(60)")["cell_id"]
+        session.wait_for_output(cell, "up")
+        session.ask("int", f"--soft {cell}")
+        assert session.ended(cell)["status"] == "interrupted"
+        error = session.ended(session.submit("fork", "1/0")["cell_id"])["error"]
+        assert error["type"] == "ZeroDivisionError"
+
+
+def test_a_fork_does_not_hold_up_what_runs(session: Session) -> None:
+    session.out("many = [[n] for n in range(2_000_000)]")
+    cell = session.submit("fork", "print('up', flush=True); time.sleep(60)")["cell_id"]
+    session.wait_for_output(cell, "up")
+    began = time.monotonic()
+    assert session.value("len(many)") == "2000000"
+    assert time.monotonic() - began < 5
+    session.interrupt(cell)
+    assert session.ended(cell)["status"] == "killed"
