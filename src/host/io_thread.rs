@@ -153,6 +153,8 @@ impl IoThread {
             }
         }
         self.strangers.retain(Option::is_some);
+        let gone = self.terminals.take_cut_off();
+        self.act(gone);
         if self.shared.shutting_down() {
             self.terminals.serve_leader();
             // What the main thread said before is not held up by what it said
@@ -279,7 +281,10 @@ impl IoThread {
                         self.requests.interrupt_one(cell);
                     }
                 }
-                Arrived::Left(terminal) => self.hold(None, None, Some(terminal)),
+                Arrived::Left(terminal) => {
+                    self.hold(None, None, Some(terminal));
+                    handoff::nudge(&self.handoff);
+                }
             }
         }
     }

@@ -1,19 +1,25 @@
 //! The person's prompt, on the main thread: keys to lines, lines to cells.
 //! Agents' cells run between two keys; the line that is being typed stays.
 
+mod keys;
+
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Stdio;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Pid;
 use rustix::termios::{LocalModes, OptionalActions, Termios};
 
+use self::keys::{Key, Keys};
 use crate::helpers;
 use crate::shared::Shared;
 use crate::sys::readline::{Readline, Typed};
-use crate::terminal::{Follower, Holder};
+use crate::terminal::{self, Follower, Holder};
 
 /// Python's own prompts.
 const FIRST: &str = ">>> ";
@@ -54,6 +60,7 @@ pub(crate) struct Prompt {
     term: Option<String>,
     /// What came of keys and is not looked at yet.
     typed: VecDeque<Typed>,
+    keys: Keys,
 }
 
 impl Prompt {
@@ -68,8 +75,12 @@ impl Prompt {
         };
         let helper = helpers::get(py).prompt.bind(py);
         let person = shared.terminal.person();
-        helper.call_method1("set_terminal", (&person.term, &person.colorterm))?;
-        let module: Option<String> = helper.call_method1("begin", (globals,))?.extract()?;
+        // Cells may have damaged what these need; there is a prompt all the same.
+        let _ = helper.call_method1("set_terminal", (&person.term, &person.colorterm));
+        let module = helper
+            .call_method1("begin", (globals,))
+            .and_then(|module| module.extract::<Option<String>>())
+            .unwrap_or_default();
         let path = module.filter(|path| !path.is_empty());
         let path = path.and_then(|path| CString::new(path).ok());
         let found = Readline::find(path.as_deref(), &follower.terminal);
@@ -90,6 +101,7 @@ impl Prompt {
             modes: rustix::termios::tcgetattr(&follower.terminal).map_err(std::io::Error::from)?,
             term: person.term,
             typed: VecDeque::new(),
+            keys: Keys::default(),
         }))
     }
 
@@ -179,18 +191,26 @@ impl Prompt {
             Editor::Readline(readline) => {
                 if person.term != self.term {
                     self.term = person.term;
+                    // Programs that are started from now on are told as well.
+                    let told = helpers::get(py).prompt.call_method1(
+                        py,
+                        "set_terminal",
+                        (&self.term, &person.colorterm),
+                    );
+                    drop(told);
                     readline.set_terminal(as_c(self.term.as_deref()).as_deref());
                 }
-                // The interrupt key is one key among others here: it comes in
-                // its place, and hits no cell.
-                let mut modes = self.modes.clone();
-                modes.local_modes.remove(LocalModes::ISIG);
-                self.set_modes(&modes);
                 if self.shared.terminal.take_resized() {
                     readline.resize();
                 }
                 let prompt = CString::new(prompt).unwrap_or_else(|_| c">>> ".to_owned());
                 readline.begin(&prompt);
+                // Keys that mean signals are keys like others here: they come
+                // in their place, and hit no cell. Readline switches them on.
+                if let Ok(mut modes) = rustix::termios::tcgetattr(&self.follower.terminal) {
+                    modes.local_modes.remove(LocalModes::ISIG);
+                    self.set_modes(&modes);
+                }
             }
             Editor::Terminal(_) => self.show_plain_prompt(py),
         }
@@ -210,7 +230,12 @@ impl Prompt {
     pub(crate) fn take_keys(&mut self, py: Python<'_>) -> Option<String> {
         if self.shared.terminal.take_cancelled() {
             self.typed.clear();
+            self.keys.clear();
             self.typed.push_back(Typed::Interrupt);
+        }
+        if self.shared.terminal.take_abandoned() {
+            // Nobody is there any more who could end a paste.
+            self.keys.clear();
         }
         for _ in 0..KEYS_AT_ONCE {
             while let Some(typed) = self.typed.pop_front() {
@@ -223,7 +248,21 @@ impl Prompt {
             }
             self.show(py);
             match &mut self.editor {
-                Editor::Readline(readline) => self.typed.extend(readline.take_key()),
+                Editor::Readline(readline) => {
+                    // Byte by byte: what follows a line belongs to its cell.
+                    let mut byte = [0];
+                    let read = rustix::io::read(&self.follower.terminal, &mut byte);
+                    let key = match read {
+                        Ok(1) => self.keys.take(byte[0]),
+                        _ => return None,
+                    };
+                    match key {
+                        None => {}
+                        Some(Key::Character(key)) => self.typed.extend(readline.take_key(&key)),
+                        Some(Key::Paste(text)) => readline.insert(&text),
+                        Some(Key::Interrupt) => self.typed.push_back(Typed::Interrupt),
+                    }
+                }
                 Editor::Terminal(line) => {
                     let mut bytes = [0; 4096];
                     match rustix::io::read(&self.follower.terminal, &mut bytes) {
@@ -260,10 +299,12 @@ impl Prompt {
                 {
                     readline.remember(&line);
                 }
-                let added = self.lines.call_method1(py, "add", (text,));
-                added
-                    .and_then(|source| source.extract::<Option<String>>(py))
-                    .unwrap_or_default()
+                let added = self.lines.call_method1(py, "add", (&text,));
+                match added.and_then(|source| source.extract::<Option<String>>(py)) {
+                    Ok(source) => source,
+                    // A cell has damaged what tells where a block ends.
+                    Err(_) => Some(text),
+                }
             }
             Typed::End => {
                 self.leave_line();
@@ -303,16 +344,52 @@ impl Prompt {
         self.stage = Stage::Away;
     }
 
+    /// Makes the terminal the process's own (`/dev/tty`, job control) for a cell of
+    /// the person's. Others have none, so that a program of an agent's that
+    /// asks for a password there is told so at once.
+    pub(crate) fn be_controlling(&self) {
+        // The process leads its session; at worst it has it already.
+        let _ = rustix::process::ioctl_tiocsctty(&self.follower.terminal);
+    }
+
+    /// Undoes [`Self::be_controlling`]. The kernel sends SIGHUP to the foreground
+    /// group, so that is first made one of a program that does nothing.
+    fn be_controlling_no_more(&self) {
+        let mut nothing = std::process::Command::new("/bin/true");
+        nothing.stdin(Stdio::null()).stdout(Stdio::null());
+        nothing.stderr(Stdio::null()).process_group(0);
+        // Without it the terminal stays ours.
+        let Ok(mut child) = nothing.spawn() else {
+            return;
+        };
+        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let given = group.is_some_and(|group| self.set_foreground(group));
+        if given {
+            crate::sys::leave_terminal(&self.follower.terminal);
+        }
+        // A cell may have taken it from us, then there is nothing to wait for.
+        let _ = child.wait();
+    }
+
+    fn set_foreground(&self, group: Pid) -> bool {
+        crate::sys::with_signal_blocked(libc::SIGTTOU, || {
+            rustix::termios::tcsetpgrp(&self.follower.terminal, group).is_ok()
+        })
+    }
+
+    /// A key or a program may have stopped the output.
+    pub(crate) fn let_output_go_on(&self) {
+        terminal::let_output_go_on(&self.follower.terminal);
+    }
+
     /// After a cell of the person's: whatever its programs did to the terminal,
     /// keys reach us again.
     pub(crate) fn take_back(&mut self) {
-        let terminal = &self.follower.terminal;
         // Programs that made themselves the foreground may be gone.
-        let _ = crate::sys::with_signal_blocked(libc::SIGTTOU, || {
-            rustix::termios::tcsetpgrp(terminal, rustix::process::getpgrp())
-        });
+        self.set_foreground(rustix::process::getpgrp());
         self.set_modes(&self.modes);
-        let _ = rustix::termios::tcflow(terminal, rustix::termios::Action::OOn);
+        self.let_output_go_on();
+        self.be_controlling_no_more();
         self.stage = Stage::Away;
     }
 }

@@ -37,6 +37,8 @@ const IDLE_BEFORE_WRITING: Duration = Duration::from_millis(5);
 const IDLE_BEFORE_PROMPT: Duration = Duration::from_micros(300);
 /// How often the event loop looks for cells when it cannot watch the lane.
 const LOOK_FOR_CELLS: f64 = 0.02;
+/// How often it is looked whether somebody attached when nothing tells of it.
+const LOOK_FOR_PEOPLE: Duration = Duration::from_millis(100);
 /// How often it is looked for keys when nothing tells of them.
 const LOOK_FOR_KEYS: Duration = Duration::from_millis(20);
 
@@ -204,9 +206,13 @@ impl Session {
     fn look_at_prompt(&mut self, py: Python<'_>) -> Option<String> {
         let terminal = &self.shared.terminal;
         match &mut self.prompt {
-            Some(prompt) if terminal.take_typed() => prompt.take_keys(py),
+            Some(prompt) if terminal.take_typed() => {
+                self.namespace.repair_for_others(py);
+                prompt.take_keys(py)
+            }
             Some(_) => None,
             None if terminal.is_wanted() => {
+                self.restore_terminal();
                 let globals = self.namespace.globals().bind(py);
                 match Prompt::begin(py, self.shared, globals) {
                     Ok(prompt) => self.prompt = prompt,
@@ -244,11 +250,15 @@ impl Session {
             prompt.show(py);
             self.shared.terminal.note_typed();
         }
-        let longest = self.prompt.is_some().then_some(LOOK_FOR_KEYS);
+        let longest = if self.prompt.is_some() {
+            LOOK_FOR_KEYS
+        } else {
+            LOOK_FOR_PEOPLE
+        };
         let shared = self.shared;
         py.detach(|| {
             shared.recorder.flush();
-            shared.wait_for_queue(longest);
+            shared.wait_for_queue(Some(longest));
         });
     }
 
@@ -341,6 +351,10 @@ impl Session {
             } else {
                 cell::explain(py, helpers::get(py), error);
             }
+        }
+        if self.prompt.is_some() {
+            // A key may be what ended this.
+            self.shared.terminal.note_typed();
         }
     }
 
@@ -477,6 +491,9 @@ impl Session {
         self.shared.terminal.hand_to(Holder::Person);
         self.restore_descriptors();
         self.terminal_on_standard_streams();
+        if let Some(prompt) = &self.prompt {
+            prompt.be_controlling();
+        }
         self.shared.terminal.set_persons_cell(Some(id.as_u64()));
         let cell = QueuedCell {
             id,
@@ -548,6 +565,9 @@ impl Session {
 
     fn end_persons_cell(&mut self, py: Python<'_>, finished: &FinishedCell) {
         let terminal = &self.shared.terminal;
+        if let Some(prompt) = &self.prompt {
+            prompt.let_output_go_on();
+        }
         if let Some(exception) = &finished.exception
             && !self.namespace.exits()
         {
@@ -629,8 +649,10 @@ impl Session {
 
     /// Looks whether a cell closed the terminal's descriptors.
     fn restore_terminal(&mut self) {
-        if let Some(prompt) = &self.prompt
-            && rustix::io::fcntl_getfd(prompt.as_fd()) == Err(Errno::BADF)
+        let follower = self.shared.terminal.follower();
+        if self.shared.terminal.is_wanted()
+            && let Some(follower) = follower
+            && rustix::io::fcntl_getfd(&follower.terminal) == Err(Errno::BADF)
         {
             self.reopen_terminal();
         }

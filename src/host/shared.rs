@@ -241,7 +241,9 @@ impl Shared {
         let changes = match (&state.held, &by) {
             (None, None) => false,
             (Some(held), None) => terminal.is_none() || held.terminal == terminal,
-            (held, Some(by)) => held.as_ref().is_none_or(|held| held.by != *by),
+            (held, Some(by)) => held
+                .as_ref()
+                .is_none_or(|held| held.by != *by || held.terminal != terminal),
         };
         if !changes {
             return None;

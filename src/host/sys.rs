@@ -318,3 +318,9 @@ pub(crate) fn put_at(descriptor: OwnedFd, number: i32) -> bool {
     // SAFETY: the source is open, and nobody has the target.
     unsafe { libc::dup3(descriptor.as_raw_fd(), number, libc::O_CLOEXEC) == number }
 }
+
+/// Gives up the controlling terminal of the process's session.
+pub(crate) fn leave_terminal(terminal: &OwnedFd) {
+    // SAFETY: the descriptor is open; the request has no argument.
+    unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCNOTTY) };
+}

@@ -12,12 +12,13 @@ mod pty;
 mod screen;
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::termios::Action;
 
 pub(crate) use self::attached::{Arrived, Terminals};
 pub(crate) use self::label::label;
@@ -65,6 +66,10 @@ struct State {
     budgets: HashMap<u64, usize>,
     /// Output whose line is not complete, of cells that write beside others.
     partial: BTreeMap<u64, Vec<u8>>,
+    /// The beginning of a change of colour that a cell wrote last.
+    torn: BTreeMap<u64, Vec<u8>>,
+    /// What was shown may have left a colour on.
+    coloured: bool,
     /// The last thing that was written directly did not end its line.
     open_line: bool,
     person: Person,
@@ -87,9 +92,20 @@ pub(crate) struct Terminal {
     resized: AtomicBool,
     /// The line that is typed is to be given up.
     cancelled: AtomicBool,
+    /// Nobody who can type is attached any more.
+    abandoned: AtomicBool,
     attached: AtomicU64,
     /// The running cell of the person plus one; 0 while none runs.
     persons_cell: AtomicU64,
+}
+
+/// Starts the output of a terminal again, whatever stopped it: what a key has
+/// stopped only starts after it was stopped by a program as well.
+pub(crate) fn let_output_go_on(terminal: &OwnedFd) {
+    for action in [Action::OOff, Action::OOn] {
+        // A terminal that refuses was not stopped.
+        let _ = rustix::termios::tcflow(terminal, action);
+    }
 }
 
 impl Terminal {
@@ -102,6 +118,7 @@ impl Terminal {
             typed: AtomicBool::new(false),
             resized: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             attached: AtomicU64::new(0),
             persons_cell: AtomicU64::new(0),
         }
@@ -123,6 +140,14 @@ impl Terminal {
         state.person = person;
         drop(state);
         self.wanted.store(true, SeqCst);
+    }
+
+    /// Somebody attached who only looks: what others told of their terminals
+    /// stays.
+    pub(crate) fn want_at_all(&self, person: Person) {
+        if !self.is_wanted() {
+            self.want(person);
+        }
     }
 
     pub(crate) fn is_wanted(&self) -> bool {
@@ -155,6 +180,16 @@ impl Terminal {
 
     pub(crate) fn take_cancelled(&self) -> bool {
         self.cancelled.swap(false, SeqCst)
+    }
+
+    /// The last who could type is gone.
+    pub(crate) fn note_abandoned(&self) {
+        self.abandoned.store(true, SeqCst);
+        self.note_typed();
+    }
+
+    pub(crate) fn take_abandoned(&self) -> bool {
+        self.abandoned.swap(false, SeqCst)
     }
 
     pub(crate) fn note_resized(&self) {
@@ -236,7 +271,11 @@ impl Terminal {
             return false;
         }
         state.budgets.insert(cell, SHOWN_PER_CELL);
-        self.show(&mut state, label(kind, source).as_bytes())
+        let mut text = label(kind, source).into_bytes();
+        if state.coloured {
+            text.splice(..0, *b"\x1b[m");
+        }
+        self.show(&mut state, &text)
     }
 
     /// A cell wrote something. True if the I/O thread has to see to it.
@@ -258,7 +297,14 @@ impl Terminal {
         }
         let shown = &bytes[..bytes.len().min(budget)];
         state.budgets.insert(cell, budget - shown.len());
-        let mut text = label::visible(shown);
+        let mut whole = state.torn.remove(&cell).unwrap_or_default();
+        whole.extend_from_slice(shown);
+        let torn = label::torn(&whole);
+        if torn > 0 {
+            let rest = whole.split_off(whole.len() - torn);
+            state.torn.insert(cell, rest);
+        }
+        let mut text = label::visible(&whole);
         if budget == shown.len() {
             text.extend_from_slice(b"\n[pythond] more output of this cell: pysh out\n");
         }
@@ -285,6 +331,9 @@ impl Terminal {
         let mut state = self.state();
         let known = state.budgets.remove(&cell).is_some();
         let mut text = state.partial.remove(&cell).unwrap_or_default();
+        if let Some(torn) = state.torn.remove(&cell) {
+            text.extend(label::visible(&torn));
+        }
         if !text.is_empty() {
             text.push(b'\n');
         }
@@ -299,6 +348,7 @@ impl Terminal {
     }
 
     fn show(&self, state: &mut State, bytes: &[u8]) -> bool {
+        state.coloured |= bytes.contains(&0x1b);
         match state.holder {
             Holder::Agent => {
                 self.write(state, bytes);
@@ -363,9 +413,13 @@ impl Terminal {
     /// is ended.
     pub(crate) fn take_aside(&self) -> Vec<u8> {
         let mut state = self.state();
-        let mut aside = std::mem::take(&mut state.aside);
+        let mut aside = Vec::new();
         if std::mem::take(&mut state.open_line) {
-            aside.insert(0, b'\n');
+            aside.push(b'\n');
+        }
+        aside.append(&mut state.aside);
+        if std::mem::take(&mut state.coloured) {
+            aside.extend_from_slice(b"\x1b[m");
         }
         if state.dropped > 0 {
             let dropped = std::mem::take(&mut state.dropped);

@@ -12,6 +12,14 @@ import sys
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
+_OWN_DIRECTORIES = {os.path.dirname(os.__file__), os.path.join(os.path.dirname(os.__file__), "lib-dynload")}
+_OWN_DIRECTORIES |= {
+    os.path.dirname(module.__file__)
+    for module in (sys.modules.get("_json"), sys.modules.get("_struct"))
+    if getattr(module, "__file__", None)
+}
+
+
 class Lines:
     """Collects what is typed until it is a whole cell, as Python's prompt does."""
 
@@ -90,10 +98,19 @@ def begin(globals):
     return getattr(readline, "__file__", None) or ""
 
 
+def _is_our_own(name):
+    """True for a module that was loaded from where the interpreter's own are."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if spec is None:
+        return False
+    origin = spec.origin or ""
+    return origin == "built-in" or os.path.dirname(origin) in _OWN_DIRECTORIES
+
+
 def _import(name):
     """Import a module of the standard library, whatever lies in the working
     directory."""
-    if name in sys.modules:
+    if _is_our_own(name):
         return sys.modules[name]
     path = [entry for entry in sys.path if entry and os.path.abspath(entry) != os.getcwd()]
     if name in sys.builtin_module_names:

@@ -4,15 +4,21 @@
 //! All of it is the main thread's, which holds the interpreter's lock: readline
 //! has one state for the whole process.
 
+use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 type OnLine = extern "C" fn(*mut c_char);
-type OnKey = extern "C" fn(c_int, c_int) -> c_int;
+type OnGetKey = Option<unsafe extern "C" fn(*mut libc::FILE) -> c_int>;
 
 /// What the handlers leave for whoever called into readline.
 static TYPED: Mutex<Vec<Typed>> = Mutex::new(Vec::new());
+/// The keys that readline reads: it never waits for one.
+static KEYS: Mutex<VecDeque<u8>> = Mutex::new(VecDeque::new());
+/// What it reads when it wants another key in the middle of a command: Ctrl-G,
+/// which gives the command up.
+const GIVE_UP: c_int = 7;
 /// Ends the reading of a line; readline's own, for the handler below.
 static REMOVE: Mutex<Option<unsafe extern "C" fn()>> = Mutex::new(None);
 
@@ -23,7 +29,7 @@ pub(crate) enum Typed {
     Line(Vec<u8>),
     /// The end of input: Ctrl-D on an empty line.
     End,
-    /// The interrupt key.
+    /// The interrupt key, which readline never sees.
     Interrupt,
 }
 
@@ -44,10 +50,15 @@ pub(crate) struct Readline {
     resize: unsafe extern "C" fn(),
     add_history: unsafe extern "C" fn(*const c_char),
     bind_variable: unsafe extern "C" fn(*const c_char, *const c_char) -> c_int,
-    bind_key: unsafe extern "C" fn(c_int, OnKey) -> c_int,
+    insert: unsafe extern "C" fn(*const c_char) -> c_int,
+    clean_up: unsafe extern "C" fn(),
+    free_state: unsafe extern "C" fn(),
+    redisplay: unsafe extern "C" fn(),
     /// Only in releases from 7.0 on.
     clear: Option<unsafe extern "C" fn() -> c_int>,
     reset_terminal: unsafe extern "C" fn(*const c_char) -> c_int,
+    get_key: *mut OnGetKey,
+    end_found: Option<*mut c_int>,
     input: *mut *mut libc::FILE,
     output: *mut *mut libc::FILE,
     catch_signals: *mut c_int,
@@ -77,9 +88,12 @@ extern "C" fn on_line(line: *mut c_char) {
     note(Typed::Line(text));
 }
 
-extern "C" fn on_interrupt_key(_count: c_int, _key: c_int) -> c_int {
-    note(Typed::Interrupt);
-    0
+unsafe extern "C" fn next_key(_stream: *mut libc::FILE) -> c_int {
+    let key = KEYS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .pop_front();
+    key.map_or(GIVE_UP, c_int::from)
 }
 
 impl Readline {
@@ -117,9 +131,14 @@ impl Readline {
             resize: function!(c"rl_resize_terminal")?,
             add_history: function!(c"add_history")?,
             bind_variable: function!(c"rl_variable_bind")?,
-            bind_key: function!(c"rl_bind_key")?,
+            insert: function!(c"rl_insert_text")?,
+            clean_up: function!(c"rl_callback_sigcleanup")?,
+            free_state: function!(c"rl_free_line_state")?,
+            redisplay: function!(c"rl_redisplay")?,
             clear: function!(c"rl_clear_visible_line"),
             reset_terminal: function!(c"rl_reset_terminal")?,
+            get_key: find(c"rl_getc_function")?.cast(),
+            end_found: find(c"rl_eof_found").map(<*mut c_void>::cast),
             input: find(c"rl_instream")?.cast(),
             output: find(c"rl_outstream")?.cast(),
             catch_signals: find(c"rl_catch_signals")?.cast(),
@@ -130,7 +149,7 @@ impl Readline {
         Some(found)
     }
 
-    /// Once, after the module was imported: keys and pastes as we want them.
+    /// Once, after the module was imported: as we want it.
     pub(crate) fn set_up(&self, term: Option<&CStr>) {
         self.take_over();
         let on = |name: &CStr, value: &CStr| {
@@ -141,8 +160,6 @@ impl Readline {
         on(c"blink-matching-paren", c"off");
         // It is written to standard error, which is not the person's.
         on(c"bell-style", c"none");
-        // SAFETY: the function has the type that readline calls.
-        unsafe { (self.bind_key)(3, on_interrupt_key) };
         self.set_terminal(term);
     }
 
@@ -168,25 +185,54 @@ impl Readline {
     /// Shows a prompt and begins to read a line.
     pub(crate) fn begin(&self, prompt: &CStr) {
         self.take_over();
+        if let Some(end_found) = self.end_found {
+            // SAFETY: the library's own variable, which only this thread uses.
+            unsafe { *end_found = 0 };
+        }
         // SAFETY: the prompt is copied; the handler has the type asked for.
         unsafe { (self.install)(prompt.as_ptr(), on_line) };
         self.flush();
     }
 
-    /// Gives up the line that is read.
+    /// Gives up the line that is read, and whatever command was under way.
     pub(crate) fn end(&self) {
+        // SAFETY: a handler is installed; forgets searches, arguments and prefixes.
+        unsafe { (self.clean_up)() };
+        // SAFETY: as above.
+        unsafe { (self.free_state)() };
         // SAFETY: allowed at any time.
         unsafe { (self.remove)() };
         self.flush();
     }
 
-    /// Takes one key that is there; what came of it.
-    pub(crate) fn take_key(&self) -> Vec<Typed> {
-        // SAFETY: a handler is installed; completion may run Python, whose lock
-        // the main thread holds.
-        unsafe { (self.read_char)() };
+    /// Takes one whole character; what came of it.
+    pub(crate) fn take_key(&self, key: &[u8]) -> Vec<Typed> {
+        let keys = || KEYS.lock().unwrap_or_else(PoisonError::into_inner);
+        keys().extend(key);
+        // SAFETY: the library's own variable; the function never waits.
+        let before = unsafe { std::mem::replace(&mut *self.get_key, Some(next_key)) };
+        let typed = || TYPED.lock().unwrap_or_else(PoisonError::into_inner);
+        while !keys().is_empty() && typed().is_empty() {
+            // SAFETY: a handler is installed; completion may run Python, whose
+            // lock the main thread holds.
+            unsafe { (self.read_char)() };
+        }
+        keys().clear();
+        // SAFETY: as above. `input` of a cell reads from the terminal itself.
+        unsafe { *self.get_key = before };
         self.flush();
-        std::mem::take(&mut *TYPED.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *typed())
+    }
+
+    /// Adds a text to the line, as a paste does.
+    pub(crate) fn insert(&self, text: &[u8]) {
+        let text: Vec<u8> = text.iter().copied().filter(|byte| *byte != 0).collect();
+        let Ok(text) = CString::new(text) else { return };
+        // SAFETY: a handler is installed; the text is copied.
+        unsafe { (self.insert)(text.as_ptr()) };
+        // SAFETY: a handler is installed.
+        unsafe { (self.redisplay)() };
+        self.flush();
     }
 
     /// Takes prompt and line off the screen. False if this release cannot.

@@ -25,7 +25,8 @@ const SPAN: Duration = Duration::from_secs(5);
 /// Bytes that may wait for a terminal that is not waited for; with more it is
 /// cut off.
 const BACKLOG: usize = 1 << 20;
-/// What was typed and not taken; with more the typist is not read.
+/// What was typed and not taken; more is lost, so that the interrupt key is
+/// always seen.
 const MOST_TYPED: usize = 1 << 20;
 /// How much is read from the terminal at once.
 const PIECE: usize = 64 << 10;
@@ -91,6 +92,8 @@ pub(crate) struct Terminals {
     typed: VecDeque<u8>,
     /// Somebody who is attached is far behind, and reads on.
     held_back: bool,
+    /// Those who were cut off and whose going is still to be seen to.
+    cut_off: Vec<u64>,
 }
 
 impl Terminals {
@@ -104,6 +107,7 @@ impl Terminals {
             next_id: 0,
             typed: VecDeque::new(),
             held_back: false,
+            cut_off: Vec::new(),
         }
     }
 
@@ -135,7 +139,7 @@ impl Terminals {
             add(leader.as_fd().as_raw_fd(), read | write, None);
         }
         for attached in &self.attached {
-            let read = if attached.lane.may_read() && self.typed.len() < MOST_TYPED {
+            let read = if attached.lane.may_read() {
                 libc::POLLIN
             } else {
                 0
@@ -187,7 +191,12 @@ impl Terminals {
                     if let Some(screen) = &mut self.screen {
                         screen.feed(written);
                     }
-                    tell_all(&mut self.attached, &TerminalEvent::Output, written);
+                    tell_all(
+                        &mut self.attached,
+                        &mut self.cut_off,
+                        &TerminalEvent::Output,
+                        written,
+                    );
                     if count < 4096 {
                         break;
                     }
@@ -225,11 +234,39 @@ impl Terminals {
         let mut arrived = Vec::new();
         if self.serve_lane(id, events, &mut arrived).is_err() {
             self.attached.retain(|attached| attached.id != id);
-            self.settle_size();
             arrived.push(Arrived::Left(id));
+            self.see_off();
         }
         self.count();
         arrived
+    }
+
+    /// Those who were cut off since this was asked last.
+    pub(crate) fn take_cut_off(&mut self) -> Vec<Arrived> {
+        if self.cut_off.is_empty() {
+            return Vec::new();
+        }
+        self.see_off();
+        self.count();
+        let gone = std::mem::take(&mut self.cut_off);
+        gone.into_iter().map(Arrived::Left).collect()
+    }
+
+    /// Somebody is gone.
+    fn see_off(&mut self) {
+        self.settle_size();
+        let types = |it: &Attached| it.how.as_ref().is_some_and(|how| !how.read_only);
+        if !self.attached.iter().any(types) {
+            self.shared.terminal.note_abandoned();
+            self.let_output_go_on();
+        }
+    }
+
+    /// A key may have stopped the output of the terminal.
+    fn let_output_go_on(&self) {
+        if let Some(follower) = self.shared.terminal.follower() {
+            super::let_output_go_on(&follower.side);
+        }
     }
 
     /// Fails for one who is gone, or is to go.
@@ -296,11 +333,6 @@ impl Terminals {
             return self.refuse(id, ErrorReply::new(ErrorCode::Limit, message));
         }
         if self.screen.is_none() {
-            if let Some(follower) = self.shared.terminal.follower() {
-                // Ours from now on: keys that mean signals, `/dev/tty`. The
-                // process leads its session and has no other, so it cannot fail.
-                let _ = rustix::process::ioctl_tiocsctty(&follower.terminal);
-            }
             leader.resize(self.size);
             self.screen = Some(Screen::new(self.size));
         }
@@ -330,9 +362,14 @@ impl Terminals {
         let attached = self.of(id)?;
         attached.lane.send(&event, &first)?;
         attached.told = true;
-        self.shared.terminal.want(person);
+        if read_only {
+            // Somebody has to be the first, also one who only looks.
+            self.shared.terminal.want_at_all(person);
+        } else {
+            self.shared.terminal.want(person);
+        }
         self.say_what_runs();
-        if screen && !read_only {
+        if screen && !read_only && self.shared.terminal.attached() == 1 {
             self.shared.terminal.say(
                 "[pythond] Ctrl-] detaches, Ctrl-\\ lets agents wait, exit() ends the session",
             );
@@ -385,7 +422,14 @@ impl Terminals {
                 }
             });
         }
-        self.typed.extend(rest);
+        let room = MOST_TYPED.saturating_sub(self.typed.len());
+        if rest.len() > room {
+            let lost = rest.len() - room;
+            shared.terminal.say(&format!(
+                "[pythond] {lost} bytes were typed that nothing reads, and are lost"
+            ));
+        }
+        self.typed.extend(&rest[..rest.len().min(room)]);
         self.write_typed();
         self.shared.terminal.note_typed();
         Ok(())
@@ -409,6 +453,7 @@ impl Terminals {
             return;
         };
         let _ = rustix::termios::tcflush(&follower.terminal, QueueSelector::IFlush);
+        self.let_output_go_on();
         let echo = LocalModes::ECHO | LocalModes::ECHOCTL;
         if rustix::termios::tcgetattr(&follower.terminal)
             .is_ok_and(|modes| modes.local_modes.contains(echo))
@@ -467,13 +512,19 @@ impl Terminals {
             screen.resize(size);
         }
         self.shared.terminal.note_resized();
-        tell_all(&mut self.attached, &TerminalEvent::Resized(size), b"");
+        tell_all(
+            &mut self.attached,
+            &mut self.cut_off,
+            &TerminalEvent::Resized(size),
+            b"",
+        );
     }
 
     /// Agents' cells wait, or not any more.
     pub(crate) fn tell_held(&mut self, held_by: Option<String>, waiting: u64) {
         tell_all(
             &mut self.attached,
+            &mut self.cut_off,
             &TerminalEvent::Held { held_by, waiting },
             b"",
         );
@@ -487,11 +538,15 @@ impl Terminals {
 }
 
 /// Tells everybody; who does not read is cut off.
-fn tell_all(all: &mut Vec<Attached>, event: &TerminalEvent, body: &[u8]) {
+fn tell_all(all: &mut Vec<Attached>, gone: &mut Vec<u64>, event: &TerminalEvent, body: &[u8]) {
     all.retain_mut(|attached| {
         if !attached.told {
             return true;
         }
-        attached.lane.send(event, body).is_ok() && attached.lane.waiting() <= BACKLOG
+        let stays = attached.lane.send(event, body).is_ok() && attached.lane.waiting() <= BACKLOG;
+        if !stays {
+            gone.push(attached.id);
+        }
+        stays
     });
 }

@@ -36,6 +36,14 @@ pub(crate) fn visible(bytes: &[u8]) -> Vec<u8> {
     let mut shown = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     while let Some((&byte, after)) = rest.split_first() {
+        if let Some(length) = hidden_length(rest) {
+            let hidden = String::from_utf8_lossy(&rest[..length]);
+            for character in hidden.chars() {
+                shown.extend(character.escape_unicode().to_string().bytes());
+            }
+            rest = &rest[length..];
+            continue;
+        }
         rest = after;
         match byte {
             b'\n' | b'\t' | b'\r' | 0x20..=0x7e | 0x80.. => shown.push(byte),
@@ -52,6 +60,34 @@ pub(crate) fn visible(bytes: &[u8]) -> Vec<u8> {
         }
     }
     shown
+}
+
+/// Length of a character that is no text: C1 controls, and those that turn the
+/// direction of what follows.
+fn hidden_length(bytes: &[u8]) -> Option<usize> {
+    match bytes {
+        [0xc2, 0x80..=0x9f, ..] => Some(2),
+        [0xe2, 0x80, 0xaa..=0xae, ..] | [0xe2, 0x81, 0xa6..=0xa9, ..] => Some(3),
+        _ => None,
+    }
+}
+
+/// How many bytes at the end may be the beginning of a change of colour.
+pub(crate) fn torn(bytes: &[u8]) -> usize {
+    const LONGEST: usize = 32;
+    let tail = &bytes[bytes.len().saturating_sub(LONGEST)..];
+    let Some(at) = tail.iter().rposition(|byte| *byte == 0x1b) else {
+        return 0;
+    };
+    let rest = &tail[at + 1..];
+    let open = match rest.split_first() {
+        None => true,
+        Some((b'[', parameters)) => parameters
+            .iter()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b';' | b':')),
+        Some(_) => false,
+    };
+    if open { tail.len() - at } else { 0 }
 }
 
 /// Length of `[…m` after an escape character: a change of colour and nothing
