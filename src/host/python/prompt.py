@@ -12,7 +12,8 @@ import sys
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
-_OWN_DIRECTORIES = {os.path.dirname(os.__file__), os.path.join(os.path.dirname(os.__file__), "lib-dynload")}
+_LIBRARY = os.path.dirname(os.__file__)
+_OWN_DIRECTORIES = {_LIBRARY, os.path.join(_LIBRARY, "lib-dynload")}
 _OWN_DIRECTORIES |= {
     os.path.dirname(module.__file__)
     for module in (sys.modules.get("_json"), sys.modules.get("_struct"))

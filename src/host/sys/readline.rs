@@ -210,7 +210,7 @@ impl Readline {
         let keys = || KEYS.lock().unwrap_or_else(PoisonError::into_inner);
         keys().extend(key);
         // SAFETY: the library's own variable; the function never waits.
-        let before = unsafe { std::mem::replace(&mut *self.get_key, Some(next_key)) };
+        let before = unsafe { (*self.get_key).replace(next_key) };
         let typed = || TYPED.lock().unwrap_or_else(PoisonError::into_inner);
         while !keys().is_empty() && typed().is_empty() {
             // SAFETY: a handler is installed; completion may run Python, whose
