@@ -364,6 +364,27 @@ def test_fire_cells_are_shown_above_the_prompt(person: Attached, session: Sessio
     assert "[ai] fire: print('fired one')" in person.text()
 
 
+def test_fork_cells_run_while_a_person_types(person: Attached, session: Session) -> None:
+    person.type("half")
+    person.wait_for_prompt("half")
+    forked = session.submit("fork", "print('from the child')\nmade = [1, 2]")
+    assert session.ended(forked["cell_id"])["merged"] == ["made"]
+    person.wait_for("[ai] fork: print('from the child')")
+    person.wait_for("\nfrom the child\n")
+    person.wait_for_prompt("half")
+    person.press("ctrl-c")
+    person.wait_for("KeyboardInterrupt\n>>>")
+    person.run("made")
+    person.wait_for("[1, 2]\n>>>")
+    person.line("time.sleep(300)")
+    session.wait_for_state("running")
+    during = session.submit("fork", "made_during = sum(made)")
+    assert session.ended(during["cell_id"])["merged"] == ["made_during"]
+    person.press("ctrl-c")
+    person.wait_for("KeyboardInterrupt\n[ai] fork: made_during = sum(made)\n>>>")
+    assert session.value("made_during") == "3"
+
+
 def test_control_characters_of_an_agents_cell_are_visible(
     person: Attached, session: Session
 ) -> None:
@@ -541,6 +562,8 @@ def test_hold_lets_agents_wait(person: Attached, session: Session) -> None:
     assert (told["event"], told["status"], told["held_by"]) == ("accepted", "queued", "ann")
     fired = session.submit("fire", "'fired'")
     assert (fired["status"], fired["held_by"]) == ("queued", "ann")
+    forked = session.submit("fork", "brought = 'back'")
+    assert (forked["status"], forked["held_by"]) == ("queued", "ann")
     busy = session.daemon.json(f"run {session.name} --json --busy=fail\n1")
     assert "held by ann" in busy["error"]["message"]
     person.run("'person'")
@@ -551,6 +574,7 @@ def test_hold_lets_agents_wait(person: Attached, session: Session) -> None:
         pass
     assert reply["result"] == "agent"
     assert session.ended(fired["cell_id"])["result"] == "fired"
+    assert session.ended(forked["cell_id"])["merged"] == ["brought"]
     assert "held_by" not in session.status()
 
 

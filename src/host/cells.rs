@@ -48,6 +48,8 @@ pub(crate) struct QueuedCell {
     /// Work out which names changed.
     pub(crate) changed: bool,
     pub(crate) source: String,
+    /// Most bytes that a `fork` cell may bring back, if it says so.
+    pub(crate) most_back: Option<u64>,
 }
 
 /// What came of submitting a cell.
@@ -109,7 +111,7 @@ pub(crate) struct Cells {
     queue: VecDeque<QueuedCell>,
     /// Those that wait for the `fire` cells before them.
     beside: VecDeque<QueuedCell>,
-    /// `fire` cells that wait since agents' cells are to wait.
+    /// `fire` and `fork` cells that wait since agents' cells are to wait.
     held: VecDeque<QueuedCell>,
     /// Who asked for the end of which cell.
     waiting: Vec<(CellId, u64)>,
@@ -302,16 +304,22 @@ impl Cells {
         self.beside.push_back(cell);
     }
 
-    /// Lets a `fire` cell wait until agents' cells may run again.
+    /// Lets a `fire` or `fork` cell wait until agents' cells may run again.
     pub(crate) fn hold_back(&mut self, cell: QueuedCell) {
         self.held.push_back(cell);
     }
 
-    /// Agents' cells may run again: the `fire` cells whose turn it is.
-    pub(crate) fn take_held(&mut self) -> Vec<QueuedCell> {
-        let mut due: Vec<_> = std::mem::take(&mut self.held).into();
-        due.extend(self.due_beside());
-        due
+    /// Agents' cells may run again: those beside the main thread whose turn it
+    /// is, `fork` cells last.
+    pub(crate) fn take_held(&mut self) -> (Vec<QueuedCell>, Vec<QueuedCell>) {
+        let held: Vec<_> = std::mem::take(&mut self.held).into();
+        let is_fork = |cell: &QueuedCell| {
+            let record = self.records.get(&cell.id);
+            record.is_some_and(|record| record.kind == CellKind::Fork)
+        };
+        let (forks, mut fires): (Vec<_>, Vec<_>) = held.into_iter().partition(is_fork);
+        fires.extend(self.due_beside());
+        (fires, forks)
     }
 
     /// The `fire` cells whose turn it is.

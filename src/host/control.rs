@@ -225,6 +225,7 @@ impl Control {
                     direct,
                     changed: how.changed,
                     source,
+                    most_back: how.max_result,
                 };
                 let mut status = CellStatus::Queued;
                 if kind == CellKind::Fire {
@@ -238,8 +239,10 @@ impl Control {
                     }
                     fire::start(shared, due);
                 } else if kind == CellKind::Fork {
-                    status = CellStatus::Running;
-                    fork::start(shared, cell, how.max_result);
+                    if let Some(cell) = shared.hold_back(cell) {
+                        status = CellStatus::Running;
+                        fork::start(shared, cell);
+                    }
                 } else {
                     shared.enqueue(cell);
                     nudge();

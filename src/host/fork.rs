@@ -115,8 +115,8 @@ impl Wires {
 }
 
 /// Starts a cell that was accepted.
-pub(crate) fn start(shared: &'static Shared, cell: QueuedCell, most: Option<u64>) {
-    let id = cell.id;
+pub(crate) fn start(shared: &'static Shared, cell: QueuedCell) {
+    let (id, most) = (cell.id, cell.most_back);
     {
         let mut live = live();
         let taken = |slot: &usize| live.values().any(|it| it.slot == *slot);

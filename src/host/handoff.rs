@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
 };
 
 /// What arrives.
@@ -26,12 +26,16 @@ pub(crate) enum Handed {
 
 /// Both ends: the main thread's, the I/O thread's.
 pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    rustix::net::socketpair(
+    let (mine, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
-    )
+    )?;
+    // Nobody reads that end: a cell that writes to descriptors which are not its
+    // own is told so, and does not wait for ever once the queue is full.
+    rustix::net::shutdown(&theirs, Shutdown::Read)?;
+    Ok((mine, theirs))
 }
 
 /// Hands over a cell lane.

@@ -20,7 +20,7 @@ use crate::handoff;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::shared::Shared;
 use crate::terminal::{Arrived, Leader, Terminals};
-use crate::{fire, interrupt, outputs, sys};
+use crate::{fire, fork, interrupt, outputs, sys};
 
 /// How often an interrupt is repeated until the main thread has seen it.
 const REPEAT_INTERRUPT: Duration = Duration::from_millis(20);
@@ -292,12 +292,17 @@ impl IoThread {
     /// Agents' new cells are to wait, or not any more.
     fn hold(&mut self, request: Option<u64>, by: Option<String>, terminal: Option<u64>) {
         let changed = self.shared.hold(by, terminal);
-        let (waiting, due) = match changed {
-            Some((waiting, due)) => (waiting, due),
+        let waiting = match changed {
+            Some((waiting, fires, forks)) => {
+                fire::start(self.shared, fires);
+                for cell in forks {
+                    fork::start(self.shared, cell);
+                }
+                waiting
+            }
             None if request.is_none() => return,
-            None => (self.shared.status().queued.len() as u64, Vec::new()),
+            None => self.shared.status().queued.len() as u64,
         };
-        fire::start(self.shared, due);
         let held_by = self.shared.held_by();
         self.terminals.tell_held(held_by.clone(), waiting);
         let words = match &held_by {

@@ -439,6 +439,7 @@ impl Session {
                     direct: true,
                     changed: how.changed,
                     source,
+                    most_back: None,
                 })
             }
             Acceptance::Existing(id, status) => {
@@ -500,6 +501,7 @@ impl Session {
             direct: false,
             changed: false,
             source,
+            most_back: None,
         };
         self.run_cell(py, CellKind::Human, cell);
         if self.namespace.exits() {

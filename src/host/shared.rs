@@ -231,12 +231,13 @@ impl Shared {
 
     /// Agents' new cells wait from now on, or run again. `terminal`: where that
     /// was asked for; a terminal lets go only what it holds. None if nothing
-    /// changes; else how many cells wait, and the `fire` cells whose turn it is.
+    /// changes; else how many cells wait, and the `fire` and `fork` cells whose
+    /// turn it is.
     pub(crate) fn hold(
         &self,
         by: Option<String>,
         terminal: Option<u64>,
-    ) -> Option<(u64, Vec<QueuedCell>)> {
+    ) -> Option<(u64, Vec<QueuedCell>, Vec<QueuedCell>)> {
         let mut state = self.state();
         let changes = match (&state.held, &by) {
             (None, None) => false,
@@ -250,13 +251,13 @@ impl Shared {
         }
         state.held = by.map(|by| Held { by, terminal });
         let waiting = u64::try_from(state.cells.queued().len()).unwrap_or(u64::MAX);
-        let due = if state.held.is_none() {
+        let (fires, forks) = if state.held.is_none() {
             state.cells.take_held()
         } else {
-            Vec::new()
+            Default::default()
         };
         self.queued.notify_all();
-        Some((waiting, due))
+        Some((waiting, fires, forks))
     }
 
     /// Who lets agents' new cells wait.
@@ -264,7 +265,8 @@ impl Shared {
         self.state().held.as_ref().map(|held| held.by.clone())
     }
 
-    /// Lets a `fire` cell wait if agents' cells are to wait; else gives it back.
+    /// Lets a `fire` or `fork` cell wait if agents' cells are to wait; else gives
+    /// it back.
     pub(crate) fn hold_back(&self, cell: QueuedCell) -> Option<QueuedCell> {
         let mut state = self.state();
         if state.held.is_none() {
