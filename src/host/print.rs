@@ -14,7 +14,7 @@ static ORIGINAL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 /// Longest line that is put together before it is written.
 const LONGEST: usize = 64 << 10;
 
-/// Puts [`print`] in the place of CPython's.
+/// Puts [`print()`] in the place of CPython's.
 pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     let helpers = helpers::get(py);
     let module = py.import("builtins")?;
