@@ -1,6 +1,8 @@
 //! One task per connection: a message in, its handler, the answer out. Knows
 //! neither processes nor Python.
 
+mod terminal;
+
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -11,9 +13,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
-use pythond_protocol::verbs::attach::{self, AttachEvent, AttachRequest, TerminalEnd, no_session};
+use pythond_protocol::verbs::attach::{self, AttachEvent, TerminalEnd};
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
-use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
+use pythond_protocol::{ErrorCode, ErrorReply};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -24,9 +26,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, O
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
+use self::terminal::from_terminal;
 use crate::access_log::{AccessLog, Fields};
 use crate::handlers::{self, Caller, Context, Reply};
-use crate::terminal::{AttachedTerminal, FromTerminal};
+use crate::terminal::AttachedTerminal;
 
 /// How long a client may take to answer our close.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(250);
@@ -192,103 +195,6 @@ impl Connection<'_> {
         }
         let stalled = |_| WsError::Io(std::io::ErrorKind::TimedOut.into());
         tokio::time::timeout(STALL, sent).await.map_err(stalled)?
-    }
-
-    /// Makes the client's connection a terminal.
-    async fn attach(
-        &mut self,
-        request: AttachRequest,
-        format: ReplyFormat,
-        asked: &Asked,
-    ) -> Result<(), ErrorReply> {
-        let refused = "this connection is attached already";
-        if self.terminal.is_some() {
-            return Err(ErrorReply::new(ErrorCode::Usage, refused)
-                .with_hint("send `detach`, or attach on a connection of its own"));
-        }
-        let name = request.session.clone();
-        let session = self
-            .context
-            .registry
-            .get(&name)
-            .map_err(|error| match format {
-                ReplyFormat::Plain => no_session(name.as_str()),
-                ReplyFormat::Json => error,
-            })?;
-        let author = self.author.clone();
-        let host = self.context.host.clone();
-        let attached = AttachedTerminal::attach(session, request, format, author, host).await;
-        let status = if attached.is_ok() { "ok" } else { "error" };
-        let fields = Fields {
-            status: Some(status),
-            ..asked.fields()
-        };
-        self.access.event("attach", &fields);
-        let (terminal, reply, first) = attached?;
-        let text = match format {
-            ReplyFormat::Plain => "OK attached".to_owned(),
-            ReplyFormat::Json => {
-                serde_json::to_string(&reply).expect("replies have text keys only")
-            }
-        };
-        let text = self.caller(asked.tag.clone()).tagged(text);
-        self.terminal = Some(terminal);
-        // A client that is gone shows when it is read.
-        let _ = self.deliver(Message::text(text)).await;
-        if !first.is_empty() {
-            let _ = self.deliver(Message::binary(first)).await;
-        }
-        Ok(())
-    }
-
-    /// Passes on what the session's terminal has.
-    async fn terminal_says(&mut self, from: FromTerminal) -> Option<End> {
-        match from {
-            FromTerminal::Bytes(bytes) => match self.deliver(Message::binary(bytes)).await {
-                Ok(()) => None,
-                Err(_) => Some(self.left()),
-            },
-            FromTerminal::Event(event) => self.terminal_event(&event).await,
-            FromTerminal::Nothing => None,
-            FromTerminal::Closed(reason, message) => {
-                let event = AttachEvent::TerminalClosed { reason, message };
-                let gone = self.terminal_event(&event).await;
-                self.left();
-                let close = match reason {
-                    TerminalEnd::CutOff => End::Close(CloseCode::Again, "did not read"),
-                    _ => End::Close(CloseCode::Normal, "session ended"),
-                };
-                Some(gone.unwrap_or(close))
-            }
-        }
-    }
-
-    async fn terminal_event(&mut self, event: &AttachEvent) -> Option<End> {
-        let terminal = self.terminal.as_ref()?;
-        if terminal.format() == ReplyFormat::Plain {
-            return None;
-        }
-        let text = serde_json::to_string(event).expect("events have text keys only");
-        self.send(text).await
-    }
-
-    /// The terminal is attached no longer.
-    fn left(&mut self) -> End {
-        if let Some(terminal) = self.terminal.take() {
-            let fields = Fields {
-                session: Some(terminal.session().as_str()),
-                ..Fields::default()
-            };
-            self.access.event("detach", &fields);
-        }
-        End::Gone
-    }
-
-    /// The client said that it detaches.
-    async fn detach(&mut self) -> Option<End> {
-        let gone = self.send("OK detached".to_owned()).await;
-        self.left();
-        Some(gone.unwrap_or(End::Close(CloseCode::Normal, "detached")))
     }
 
     fn caller(&self, tag: Option<String>) -> Caller {
@@ -466,11 +372,6 @@ impl Connection<'_> {
         }
     }
 
-    fn is_attached_to(&self, session: &SessionName) -> bool {
-        let terminal = self.terminal.as_ref();
-        terminal.is_some_and(|terminal| terminal.session() == session)
-    }
-
     /// Gives up what the request of a tag waits for; its cell goes on. Returns
     /// whether there was one.
     fn cancel(&mut self, tag: &str) -> bool {
@@ -533,14 +434,6 @@ impl Connection<'_> {
         asked
             .stops
             .then_some(End::Close(CloseCode::Away, "daemon stopping"))
-    }
-}
-
-/// What comes from a terminal; nothing ever without one.
-async fn from_terminal(terminal: Option<&mut AttachedTerminal>) -> FromTerminal {
-    match terminal {
-        Some(terminal) => terminal.next().await,
-        None => std::future::pending().await,
     }
 }
 

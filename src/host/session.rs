@@ -1,28 +1,29 @@
 //! The main thread of a session host: becomes a session, then runs cells, one
 //! at a time, in the order they came.
 
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd as _, OwnedFd};
+mod cell_lane;
+mod descriptors;
+mod person;
+
+use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
-use pythond_protocol::lane::{
-    CellSpec, Decoder, FinishedCell, HostCommand, HostEvent, HostedSession, LaneError,
-};
+use pythond_protocol::lane::{CellSpec, Decoder, HostCommand, HostEvent, HostedSession, LaneError};
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::{CellId, ErrorReply};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::SendFlags;
 
+use self::cell_lane::{CellLane, is_lost};
 use crate::assignment::Assignment;
 use crate::cell;
 use crate::cells::{Acceptance, Found, QueuedCell};
 use crate::files::session_directory;
 use crate::handoff::{self, Handed};
-use crate::lane_socket::receive_into;
 use crate::namespace::Namespace;
 use crate::parked::{self, Ready};
 use crate::prompt::Prompt;
@@ -90,14 +91,6 @@ enum Next {
     Cell(QueuedCell),
     /// What the person typed.
     Typed(String),
-}
-
-/// The cell lane as the main thread sees it.
-#[derive(Debug)]
-struct CellLane {
-    socket: OwnedFd,
-    tag: u64,
-    decoder: Decoder,
 }
 
 impl Session {
@@ -199,67 +192,6 @@ impl Session {
             }
             self.take_what_came();
         }
-    }
-
-    /// Makes the prompt once somebody attached, and takes what was typed; the
-    /// source of a cell once one is whole.
-    fn look_at_prompt(&mut self, py: Python<'_>) -> Option<String> {
-        let terminal = &self.shared.terminal;
-        match &mut self.prompt {
-            Some(prompt) if terminal.take_typed() => {
-                self.namespace.repair_for_others(py);
-                prompt.take_keys(py)
-            }
-            Some(_) => None,
-            None if terminal.is_wanted() => {
-                self.restore_terminal();
-                let globals = self.namespace.globals().bind(py);
-                match Prompt::begin(py, self.shared, globals) {
-                    Ok(prompt) => self.prompt = prompt,
-                    Err(error) => cell::explain(py, helpers::get(py), error),
-                }
-                None
-            }
-            None => None,
-        }
-    }
-
-    /// Waits for a cell or a key. The prompt comes back when no cell follows at
-    /// once.
-    fn wait_at_prompt(&mut self, py: Python<'_>) {
-        let at_once = self.prompt.as_ref().is_some_and(Prompt::is_away);
-        let nothing = |waited| matches!(waited, Ok(0));
-        if at_once || nothing(py.detach(|| self.wait_for(Some(IDLE_BEFORE_PROMPT)))) {
-            if let Some(prompt) = &mut self.prompt {
-                prompt.show(py);
-            }
-            py.detach(|| self.wait());
-        }
-        if let Some(prompt) = &mut self.prompt
-            && self.shared.terminal.has_news()
-        {
-            prompt.show(py);
-        }
-    }
-
-    /// Waits while the I/O thread reads cells. What is typed may take a moment
-    /// until it can be read, and nothing tells.
-    fn wait_without_descriptors(&mut self, py: Python<'_>) {
-        self.restore_terminal();
-        if let Some(prompt) = &mut self.prompt {
-            prompt.show(py);
-            self.shared.terminal.note_typed();
-        }
-        let longest = if self.prompt.is_some() {
-            LOOK_FOR_KEYS
-        } else {
-            LOOK_FOR_PEOPLE
-        };
-        let shared = self.shared;
-        py.detach(|| {
-            shared.recorder.flush();
-            shared.wait_for_queue(Some(longest));
-        });
     }
 
     /// Waits until the lane or the I/O thread has something; writes records
@@ -474,68 +406,6 @@ impl Session {
         self.run_cell(py, CellKind::Run, cell);
     }
 
-    /// Runs what the person typed, with the terminal as its standard streams.
-    fn run_persons_cell(&mut self, py: Python<'_>, source: String) {
-        let how = CellSpec {
-            author: self.shared.terminal.person().author,
-            ..CellSpec::default()
-        };
-        let accepted = self.shared.accept(0, CellKind::Human, false, &how, &source);
-        let Acceptance::New(id) = accepted else {
-            return;
-        };
-        let event = HostEvent::Started {
-            cell: id,
-            kind: CellKind::Human,
-        };
-        self.shared.send(event, Vec::new());
-        self.shared.terminal.hand_to(Holder::Person);
-        self.restore_descriptors();
-        self.terminal_on_standard_streams();
-        if let Some(prompt) = &self.prompt {
-            prompt.be_controlling();
-        }
-        self.shared.terminal.set_persons_cell(Some(id.as_u64()));
-        let cell = QueuedCell {
-            id,
-            direct: false,
-            changed: false,
-            source,
-            most_back: None,
-        };
-        self.run_cell(py, CellKind::Human, cell);
-        if self.namespace.exits() {
-            let name = self.shared.session_name();
-            let words = format!("[pythond] session {name} has ended: exit() was typed here\n");
-            self.shared.terminal.write_through(words.as_bytes());
-            self.shared.send(HostEvent::Leaving, Vec::new());
-            self.shared.shut_down();
-            self.shared.wake_io();
-            py.detach(|| self.shared.terminal.farewell(false));
-        }
-    }
-
-    fn terminal_on_standard_streams(&self) {
-        if let Some(prompt) = &self.prompt {
-            let terminal = prompt.as_fd();
-            // Each was open a moment ago.
-            let _ = rustix::stdio::dup2_stdin(terminal);
-            let _ = rustix::stdio::dup2_stdout(terminal);
-            let _ = rustix::stdio::dup2_stderr(terminal);
-        }
-    }
-
-    /// A cell of the person's is over: the standard streams are those of agents'
-    /// cells again.
-    fn standard_streams_as_before(&self) {
-        let capture = &self.shared.capture;
-        let _ = rustix::stdio::dup2_stdout(&capture.stdout_write);
-        let _ = rustix::stdio::dup2_stderr(&capture.stderr_write);
-        if let Ok(null) = open_null() {
-            let _ = rustix::stdio::dup2_stdin(&null);
-        }
-    }
-
     fn run_cell(&mut self, py: Python<'_>, kind: CellKind, cell: QueuedCell) {
         self.restore_descriptors();
         self.see_to_records();
@@ -562,23 +432,6 @@ impl Session {
         ends::settle(self.shared, &finished);
         if self.shared.recorder.push(record) {
             py.detach(|| self.shared.recorder.flush());
-        }
-    }
-
-    fn end_persons_cell(&mut self, py: Python<'_>, finished: &FinishedCell) {
-        let terminal = &self.shared.terminal;
-        if let Some(prompt) = &self.prompt {
-            prompt.let_output_go_on();
-        }
-        if let Some(exception) = &finished.exception
-            && !self.namespace.exits()
-        {
-            py.detach(|| terminal.write_through(exception.traceback.as_bytes()));
-        }
-        terminal.set_persons_cell(None);
-        self.standard_streams_as_before();
-        if let Some(prompt) = &mut self.prompt {
-            prompt.take_back();
         }
     }
 
@@ -612,134 +465,4 @@ impl Session {
             self.shared.send(event.clone(), body.to_vec());
         }
     }
-
-    /// Gives descriptors 1 and 2 back if a cell closed them, so that child
-    /// processes and C code have somewhere to write. Others that took their
-    /// numbers are left alone.
-    fn restore_descriptors(&mut self) {
-        self.restore_terminal();
-        let capture = &self.shared.capture;
-        if rustix::io::fcntl_getfd(rustix::stdio::stdin()) == Err(Errno::BADF)
-            && let Ok(null) = open_null()
-        {
-            let _ = rustix::stdio::dup2_stdin(&null);
-        }
-        if rustix::io::fcntl_getfd(rustix::stdio::stdout()) == Err(Errno::BADF)
-            && rustix::stdio::dup2_stdout(&capture.stdout_write).is_err()
-            && let Some(pipe) = self.reopen(&capture.stdout_write)
-        {
-            let _ = rustix::stdio::dup2_stdout(&pipe);
-        }
-        if rustix::io::fcntl_getfd(rustix::stdio::stderr()) == Err(Errno::BADF)
-            && rustix::stdio::dup2_stderr(&capture.stderr_write).is_err()
-            && let Some(pipe) = self.reopen(&capture.stderr_write)
-        {
-            let _ = rustix::stdio::dup2_stderr(&pipe);
-        }
-    }
-
-    /// Opens a pipe anew through the I/O thread's descriptor table (proc(5)).
-    fn reopen(&self, pipe: &OwnedFd) -> Option<OwnedFd> {
-        let path = format!(
-            "/proc/self/task/{}/fd/{}",
-            self.shared.io_thread_id(),
-            pipe.as_raw_fd()
-        );
-        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()
-    }
-
-    /// Looks whether a cell closed the terminal's descriptors.
-    fn restore_terminal(&mut self) {
-        let follower = self.shared.terminal.follower();
-        if self.shared.terminal.is_wanted()
-            && let Some(follower) = follower
-            && rustix::io::fcntl_getfd(&follower.terminal) == Err(Errno::BADF)
-        {
-            self.reopen_terminal();
-        }
-    }
-
-    /// A cell closed the terminal's descriptors: puts them back under their
-    /// numbers, from the I/O thread's table (proc(5)).
-    fn reopen_terminal(&mut self) {
-        let Some(follower) = self.shared.terminal.follower() else {
-            return;
-        };
-        let thread = self.shared.io_thread_id();
-        let mut whole = true;
-        for (descriptor, extra) in [
-            (&follower.terminal, rustix::fs::OFlags::empty()),
-            (&follower.side, rustix::fs::OFlags::NONBLOCK),
-        ] {
-            let number = descriptor.as_raw_fd();
-            let flags = rustix::fs::OFlags::RDWR
-                | rustix::fs::OFlags::NOCTTY
-                | rustix::fs::OFlags::CLOEXEC
-                | extra;
-            let path = format!("/proc/self/task/{thread}/fd/{number}");
-            let opened = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
-            whole &= opened.is_ok_and(|opened| sys::put_at(opened, number));
-        }
-        if !whole {
-            // Nothing can be typed any more; agents' cells go on.
-            self.prompt = None;
-        }
-    }
-}
-
-fn open_null() -> Result<OwnedFd, Errno> {
-    let flags = rustix::fs::OFlags::RDONLY;
-    rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())
-}
-
-impl CellLane {
-    /// Takes in what is there. False when the daemon has closed the lane.
-    fn receive(&mut self) -> Result<bool, Errno> {
-        loop {
-            match receive_into(&self.socket, self.decoder.buffer()) {
-                Ok(0) => return Ok(false),
-                Ok(count) if count < 64 << 10 => return Ok(true),
-                Ok(_) => {}
-                Err(Errno::AGAIN) => return Ok(true),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-    }
-
-    /// Writes a whole message. Gives up when the I/O thread has news: a daemon
-    /// that does not read must not hold the session.
-    fn send(&self, event: &HostEvent, body: &[u8], handoff: impl AsFd) -> Result<(), Errno> {
-        let message =
-            pythond_protocol::lane::encode(self.tag, event, body).map_err(|_| Errno::MSGSIZE)?;
-        let mut rest = message.as_slice();
-        while !rest.is_empty() {
-            match rustix::net::send(
-                &self.socket,
-                rest,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            ) {
-                Ok(count) => rest = &rest[count..],
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    let mut set = [
-                        PollFd::new(&self.socket, PollFlags::OUT),
-                        PollFd::new(&handoff, PollFlags::IN),
-                    ];
-                    let _ = poll(&mut set, None);
-                    if !set[1].revents().is_empty() && set[0].revents().is_empty() {
-                        return Err(Errno::PIPE);
-                    }
-                }
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// True if a number does not name what it named any more.
-fn is_lost(errno: Errno) -> bool {
-    matches!(errno, Errno::BADF | Errno::NOTSOCK)
 }
