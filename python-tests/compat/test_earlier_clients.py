@@ -14,6 +14,7 @@ import pytest
 from support import processes
 from support.daemon import TestDaemon
 from support.pythons import base_python
+from support.terminal import Terminal
 from support.venvs import venv_with
 from support.waiting import wait_until
 
@@ -163,6 +164,41 @@ def test_it_interrupts_a_fired_cell(client: EarlierClient, name: str) -> None:
     assert answer["error"] is True
     assert "KeyboardInterrupt" in answer["output"]
     assert client.ok("run", name, "1 + 1") == "2\n"
+
+
+def test_it_attaches_a_terminal(client: EarlierClient, name: str) -> None:
+    client.ok("run", name, "x = 41")
+    command = [client.bin / "pysh", "attach", name]
+    with Terminal(command, env=client.daemon.environment, rows=30, cols=100) as person:
+        person.wait_for(">>> ")
+        person.type("x + 1; import os; os.get_terminal_size()\r")
+        person.wait_for("columns=100, lines=30")
+        client.ok("run", name, "print('from the agent')")
+        person.wait_for("[ai] run: print('from the agent')")
+        person.press("ctrl-]")
+        assert person.wait_exit() == 0
+        assert person.modes() == person.modes_before
+    assert client.ok("run", name, "x") == "41\n"
+
+
+def test_it_forks_and_merges(client: EarlierClient, name: str) -> None:
+    forked = json.loads(client.ok("fork", name, "print('hi'); brought = [1, 2]"))
+    assert forked["status"] == "forked"
+
+    def ended() -> dict | None:
+        polled = json.loads(client.ok("poll", name, forked["cell_id"]))
+        return polled if polled["status"] == "done" else None
+
+    polled = wait_until(ended, what="the fork has ended")
+    assert polled["output"].startswith("hi")
+    assert polled["merged"] == ["brought"]
+    assert client.ok("run", name, "brought") == "[1, 2]\n"
+    forked = json.loads(client.ok("fork", name, "import time; time.sleep(300)"))
+    client.ok("int", name)
+    wait_until(
+        lambda: json.loads(client.ok("poll", name, forked["cell_id"]))["status"] != "running",
+        what="the fork was killed",
+    )
 
 
 def test_it_kills(client: EarlierClient, name: str) -> None:
