@@ -164,6 +164,14 @@ def test_every_verb_answers_as_the_schema_says(make_daemon):
             terminal.send("attach work 24 80 --json --term=xterm")
             assert answer("attach", json.loads(terminal.receive()))["attached"] == 1
             it.seen.add("attach")
+            assert isinstance(terminal.socket.recv(20), bytes)
+            assert it.ask("resize work 30 100 --json")["cols"] == 100
+            terminal.send("resize work 20 70 --json")
+            seen = set()
+            while "terminal_resized" not in seen:
+                message = terminal.socket.recv(20)
+                if isinstance(message, str) and '"event"' in message:
+                    seen.add(event("attach", json.loads(message))["event"])
         assert it.ask("cancel nobody --json") == {"ok": True, "cancelled": False}
         with daemon.connect() as other:
             other.send("events --json")
