@@ -863,3 +863,19 @@ def test_much_that_nobody_reads_does_not_hide_ctrl_c(person: Attached, session: 
     person.press("ctrl-c")
     person.wait_for("KeyboardInterrupt", 60)
     assert session.value("1 + 1") == "2"
+
+
+def test_ctrl_c_ends_a_completion_that_hangs(
+    person: Attached, session: Session, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    session.out(
+        "class H:\n    def __dir__(self):\n"
+        f"        open({str(asked)!r}, 'w').close()\n        time.sleep(300)\nhangs = H()"
+    )
+    person.wait_for_prompt()
+    person.type("hangs.\t")
+    wait_until(asked.exists, what="the completion hangs")
+    person.press("ctrl-c")
+    person.wait_for("KeyboardInterrupt\n>>>")
+    assert session.value("1 + 1") == "2"

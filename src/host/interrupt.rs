@@ -34,6 +34,28 @@ static AWAITING: AtomicBool = AtomicBool::new(false);
 static AIM: Mutex<()> = Mutex::new(());
 static MAIN: OnceLock<ThreadId> = OnceLock::new();
 
+/// The prompt runs code of the user's, to complete a name.
+static COMPLETING: AtomicBool = AtomicBool::new(false);
+/// That is to be interrupted.
+static STOP_COMPLETING: AtomicBool = AtomicBool::new(false);
+
+/// Does something at the prompt that the interrupt key may end.
+pub(crate) fn while_completing<T>(work: impl FnOnce() -> T) -> T {
+    COMPLETING.store(true, SeqCst);
+    let done = work();
+    COMPLETING.store(false, SeqCst);
+    STOP_COMPLETING.store(false, SeqCst);
+    done
+}
+
+/// The interrupt key was typed. Called by the I/O thread.
+pub(crate) fn stop_completing() {
+    if COMPLETING.load(SeqCst) {
+        STOP_COMPLETING.store(true, SeqCst);
+        signal_main();
+    }
+}
+
 /// How long an exception may be put into words before that can be interrupted.
 pub(crate) const DESCRIBING: Duration = Duration::from_millis(50);
 /// Since when the exception of the running cell is put into words, in
@@ -168,7 +190,7 @@ pub(crate) fn on_interrupt(
 ) -> PyResult<()> {
     let (target, running) = (TARGET.load(SeqCst), RUNNING.load(SeqCst));
     let raises = match (target, running) {
-        (_, 0) => false,
+        (_, 0) => STOP_COMPLETING.swap(false, SeqCst) && COMPLETING.load(SeqCst),
         (0, _) => true,
         (target, running) => target == running && SEEN.swap(target, SeqCst) != target,
     };

@@ -16,10 +16,10 @@ use rustix::process::Pid;
 use rustix::termios::{LocalModes, OptionalActions, Termios};
 
 use self::keys::{Key, Keys};
-use crate::helpers;
 use crate::shared::Shared;
 use crate::sys::readline::{Readline, Typed};
 use crate::terminal::{self, Follower, Holder};
+use crate::{helpers, interrupt};
 
 /// Python's own prompts.
 const FIRST: &str = ">>> ";
@@ -258,7 +258,10 @@ impl Prompt {
                     };
                     match key {
                         None => {}
-                        Some(Key::Character(key)) => self.typed.extend(readline.take_key(&key)),
+                        Some(Key::Character(key)) => {
+                            let typed = interrupt::while_completing(|| readline.take_key(&key));
+                            self.typed.extend(typed);
+                        }
                         Some(Key::Paste(text)) => readline.insert(&text),
                         Some(Key::Interrupt) => self.typed.push_back(Typed::Interrupt),
                     }

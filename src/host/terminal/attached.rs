@@ -13,6 +13,7 @@ use rustix::termios::{LocalModes, QueueSelector, SpecialCodeIndex};
 
 use super::screen::Screen;
 use super::{DEFAULT_SIZE, Leader, Person};
+use crate::interrupt;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::shared::Shared;
 
@@ -28,6 +29,8 @@ const BACKLOG: usize = 1 << 20;
 /// What was typed and not taken; more is lost, so that the interrupt key is
 /// always seen.
 const MOST_TYPED: usize = 1 << 20;
+/// Ctrl-C.
+const INTERRUPT_KEY: u8 = 3;
 /// How much is read from the terminal at once.
 const PIECE: usize = 64 << 10;
 /// Terminals that may be attached at once.
@@ -407,6 +410,9 @@ impl Terminals {
                 shared.terminal.set_author(&how.author);
             }
             _ => return Ok(()),
+        }
+        if bytes.contains(&INTERRUPT_KEY) {
+            interrupt::stop_completing();
         }
         let mut rest = bytes;
         while let Some(at) = self.interrupt_key(rest) {
