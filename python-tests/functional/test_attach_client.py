@@ -271,7 +271,7 @@ def test_after_a_stop_the_terminal_is_taken_again_and_redrawn(
     it.terminal.signal(signal.SIGTSTP)
     assert it.terminal.wait_stopped() == signal.SIGSTOP
     assert it.terminal.modes() == it.terminal.modes_before
-    assert it.terminal.private_modes() == {7, 25}
+    it.terminal.wait_for(lambda terminal: terminal.private_modes() == {7, 25})
     it.terminal.signal(signal.SIGCONT)
     it.peer = again = it.daemon.peer()
     assert str(again.next()).startswith("attach work")

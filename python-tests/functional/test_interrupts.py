@@ -288,3 +288,17 @@ def test_the_command_line_interrupts(session: Session) -> None:
     assert done.returncode == 0, done
     assert cell in done.stdout or "1 cell" in done.stdout
     assert session.ended(cell, 5)["status"] == "interrupted"
+
+
+def test_an_interrupt_between_two_steps_of_a_task_ends_the_cell(session: Session) -> None:
+    """The event loop's own code is hit where it schedules the next step."""
+    code = (
+        "import asyncio\nloop = asyncio.get_running_loop()\n"
+        "def hit(*args, **options):\n    del loop.call_soon\n    raise KeyboardInterrupt\n"
+        "loop.call_soon = hit\nended = False\n"
+        "try:\n    await asyncio.sleep(0)\nfinally:\n"
+        "    await asyncio.sleep(0.001)\n    ended = True"
+    )
+    session.fails(code, "KeyboardInterrupt", timeout=20)
+    assert session.value("ended") == "True"
+    assert session.value("await asyncio.sleep(0, 'goes on')") == "goes on"

@@ -133,7 +133,7 @@ def test_an_endless_print_whose_reader_stopped_leaves_the_session_usable(
         os.kill(client.pid, signal.SIGCONT)
         client.kill()
         client.communicate()
-    assert quiet.poll(cell)["status"] == "interrupted"
+    assert quiet.ended(cell)["status"] == "interrupted"
 
 
 def test_an_endless_print_whose_reader_vanished_leaves_the_session_usable(quiet: Session) -> None:

@@ -276,6 +276,7 @@ def test_events_of_sessions_and_cells_have_the_form_of_the_schema(checked: Check
 def test_tagged_answers_have_a_tag_and_the_form_of_the_schema(checked: Checked, session: Session):
     name, wire = session.name, checked.wire
     wire.send(f"run {name} --tag=slow\n{FOREVER}")
+    session.wait_for_state("running")
     wire.send(f"wait {name} --tag=also")
     wire.send("ls --tag=fast")
     first = wire.receive()

@@ -81,9 +81,23 @@ def run(codes, namespace):
                 if task.done():
                     raise
                 interrupted = True
+                task = _cell_task = _revived(loop, task)
                 task.cancel()
     finally:
         _cell_task = None
+
+
+def _revived(loop, task):
+    """Return a task that goes on: an exception that hits the loop's own code
+    between two steps of a task leaves one whose next step nobody has scheduled."""
+    ready = getattr(loop, "_ready", None)
+    if ready is None or getattr(task, "_fut_waiter", task) is not None:
+        return task
+    for handle in list(ready):
+        if getattr(getattr(handle, "_callback", None), "__self__", None) is task:
+            return task
+    task._log_destroy_pending = False
+    return loop.create_task(task.get_coro())
 
 
 def interrupt():

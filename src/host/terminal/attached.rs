@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use pythond_protocol::lane::{Attach, Message, TerminalCommand, TerminalEvent};
+use pythond_protocol::outcome::CellKind;
 use pythond_protocol::verbs::attach::TerminalSize;
 use pythond_protocol::{ErrorCode, ErrorReply};
 use rustix::io::Errno;
@@ -386,7 +387,10 @@ impl Terminals {
         let Some(cell) = shared.running_main() else {
             return;
         };
-        if shared.terminal.is_persons(cell.as_u64()) {
+        if shared
+            .state_of(cell)
+            .is_none_or(|(kind, _)| kind == CellKind::Human)
+        {
             return;
         }
         shared.terminal.begin_beside_agent();
