@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from support.daemon import Session, TestDaemon
+from support.waiting import wait_until
 from support.wire import Wire
 
 
@@ -250,6 +251,8 @@ def test_the_command_line_follows_events(daemon: TestDaemon) -> None:
 def test_waiting_on_the_command_line_asks_the_daemon_only_once(daemon: TestDaemon) -> None:
     session: Session = daemon.new("work")
     cell = session.fire("time.sleep(1)")
+    # The log is written behind: all that came before has to stand in it.
+    wait_until(lambda: "cmd=fire" in daemon.access_log().read_text(), what="fire is logged")
     before = daemon.access_log().read_text().count("event=command")
     assert daemon.pysh("wait", "work", cell).returncode == 0
     assert daemon.access_log().read_text().count("event=command") - before <= 3
