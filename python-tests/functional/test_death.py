@@ -250,3 +250,22 @@ def test_killing_a_dead_session_forgets_it(mortal: Session) -> None:
     mortal.run("os._exit(1)")
     assert mortal.daemon.ask(f"kill {mortal.name}") == f"OK killed {mortal.name}"
     assert mortal.name not in mortal.daemon.list()
+
+
+def test_what_is_being_taken_in_at_the_instant_of_death_is_kept(
+    module_daemon: TestDaemon,
+) -> None:
+    for instant in range(80):
+        with module_daemon.session() as session:
+            reply = session.run(
+                "import signal\n"
+                "os.write(1, b'y' * 9000 + b'that was all')\n"
+                "os.write(2, b'x' * 9000 + b'the end')\n"
+                f"until = time.perf_counter_ns() + {instant} * 1000\n"
+                "while time.perf_counter_ns() < until: pass\n"
+                "signal.raise_signal(signal.SIGKILL)"
+            )
+            assert reply["status"] == "killed"
+            assert reply["stdout"] == "y" * 9000 + "that was all"
+            assert reply["stderr"] == "x" * 9000 + "the end"
+            assert session.status()["death"]["last_stderr"].endswith("the end")

@@ -7,10 +7,11 @@
 //! Layout, all numbers little endian: bytes 0–4095 header (words: magic,
 //! running cell + 1 or 0, stderr bytes so far, records so far; from 64 on:
 //! active half, log bytes of both halves, output bytes of both halves, output
-//! bytes lost; from 1024 on: process ids of `fork` cells' children);
-//! 4096–8191 ring of stderr; from 8192 a ring of 64-byte records
-//! (words: number, event, cell, time in µs, checksum); then two halves of
-//! 64 KiB that take turns in holding the end of the running cell's output log.
+//! bytes lost, what is being taken in; from 1024 on: process ids of `fork`
+//! cells' children); 4096–8191 ring of stderr; from 8192 a ring of 64-byte
+//! records (words: number, event, cell, time in µs, checksum); then two halves
+//! of 64 KiB that take turns in holding the end of the running cell's output
+//! log; then 16 KiB for what is being taken in.
 
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -21,7 +22,7 @@ use pythond_protocol::output_log::{self, RECORD_HEADER, Stream};
 
 use crate::sys::SharedMap;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"ptdjrnl1");
+const MAGIC: u64 = u64::from_le_bytes(*b"ptdjrnl2");
 const TAIL_AT: usize = 4096;
 const TAIL: usize = 4096;
 const RECORDS_AT: usize = 8192;
@@ -29,11 +30,18 @@ const RECORD: usize = 64;
 const RECORDS: usize = 1024;
 const HALVES_AT: usize = RECORDS_AT + RECORD * RECORDS;
 const HALF: usize = 64 << 10;
-const LENGTH: usize = HALVES_AT + 2 * HALF;
+const INTAKE_AT: usize = HALVES_AT + 2 * HALF;
+/// Most bytes that are taken in at once.
+pub(crate) const INTAKE: usize = 16 << 10;
+const LENGTH: usize = INTAKE_AT + INTAKE;
 const ACTIVE: usize = 64;
 const LOG_BYTES: [usize; 2] = [72, 80];
 const OUTPUT_BYTES: [usize; 2] = [88, 96];
 const LOST: usize = 104;
+/// The stream that is being taken in, plus 1; 0 if none is.
+const INTAKE_STREAM: usize = 112;
+/// [`ACTIVE`], the active one of [`LOG_BYTES`] and the bytes of stderr before that.
+const BEFORE_INTAKE: [usize; 3] = [120, 128, 136];
 const FORKS_AT: usize = 1024;
 /// Children of `fork` cells that have a place, each in a word of its own.
 pub(crate) const FORKS: usize = 100;
@@ -163,6 +171,62 @@ impl Journal {
         }
     }
 
+    /// Takes bytes in: `read` fills a buffer and returns how many came, `keep` is
+    /// to note them. Whoever is killed between the two has them here. One thread
+    /// at a time. Returns what `keep` does; None if nothing came.
+    pub(crate) fn take_in<T>(
+        &self,
+        stream: Stream,
+        read: impl FnOnce(&mut [u8]) -> usize,
+        keep: impl FnOnce(&[u8]) -> T,
+    ) -> Option<T> {
+        let active = self.active();
+        let before = [
+            active as u64,
+            self.map.word(LOG_BYTES[active]).load(Relaxed),
+            self.map.word(16).load(Relaxed),
+        ];
+        for (word, value) in BEFORE_INTAKE.into_iter().zip(before) {
+            self.map.word(word).store(value, Relaxed);
+        }
+        self.map.word(INTAKE_STREAM).store(stream as u64, Release);
+        let kept = self.map.with_bytes(INTAKE_AT, INTAKE, |buffer| {
+            let count = read(buffer).min(INTAKE);
+            let kept = (count > 0).then(|| keep(&buffer[..count]));
+            // How many came is known by the zeros after them.
+            buffer[..count].fill(0);
+            kept
+        });
+        self.map.word(INTAKE_STREAM).store(0, Release);
+        kept
+    }
+
+    /// What was taken in and is not in the running cell's log, or not in the
+    /// ring of stderr, because the process died in between. Zeros at its end are
+    /// not known to be there.
+    fn intake(&self, noted: impl Fn(&Self, [u64; 3]) -> bool) -> Option<(Stream, Vec<u8>)> {
+        let stream = match self.map.word(INTAKE_STREAM).load(Acquire) {
+            1 => Stream::Stdout,
+            2 => Stream::Stderr,
+            _ => return None,
+        };
+        if noted(
+            self,
+            BEFORE_INTAKE.map(|at| self.map.word(at).load(Acquire)),
+        ) {
+            return None;
+        }
+        let bytes = self.map.bytes(INTAKE_AT, INTAKE);
+        let mut bytes: Vec<u8> = bytes.iter().map(|byte| byte.load(Relaxed)).collect();
+        let end = bytes.iter().rposition(|byte| *byte != 0)?;
+        bytes.truncate(end + 1);
+        Some((stream, bytes))
+    }
+
+    fn active(&self) -> usize {
+        usize::from(self.map.word(ACTIVE).load(Acquire) == 1)
+    }
+
     fn add(&self, word: usize, count: usize) {
         self.map.word(word).fetch_add(count as u64, Relaxed);
     }
@@ -170,13 +234,22 @@ impl Journal {
     /// The end of the running cell's output log, and how many bytes of output
     /// are missing before it.
     pub(crate) fn last_output(&self) -> (Vec<u8>, u64) {
-        let active = usize::from(self.map.word(ACTIVE).load(Acquire) == 1);
+        let active = self.active();
         let mut log = Vec::new();
         for half in [1 - active, active] {
             let length = self.map.word(LOG_BYTES[half]).load(Acquire);
             let length = usize::try_from(length).unwrap_or(0).min(HALF);
             let bytes = self.map.bytes(HALVES_AT + half * HALF, length);
             log.extend(bytes.iter().map(|byte| byte.load(Relaxed)));
+        }
+        let logged = |journal: &Self, before: [u64; 3]| {
+            let active = journal.active();
+            let length = journal.map.word(LOG_BYTES[active]).load(Acquire);
+            // A half that was just begun is empty until its first record is whole.
+            length != 0 && [active as u64, length] != before[..2]
+        };
+        if let Some((stream, bytes)) = self.intake(logged) {
+            output_log::append(&mut log, stream, &bytes);
         }
         (log, self.map.word(LOST).load(Acquire))
     }
@@ -193,14 +266,19 @@ impl Journal {
         self.map.word(16).store(total + data.len() as u64, Release);
     }
 
-    /// The end of standard error, at most 4 KiB.
+    /// The end of standard error, at most 4 KiB and what was being taken in.
     pub(crate) fn last_stderr(&self) -> Vec<u8> {
         let total = self.map.word(16).load(Acquire);
         let ring = self.map.bytes(TAIL_AT, TAIL);
         let first = total.saturating_sub(TAIL as u64);
-        (first..total)
+        let mut last: Vec<u8> = (first..total)
             .map(|at| ring[usize::try_from(at % TAIL as u64).unwrap_or(0)].load(Relaxed))
-            .collect()
+            .collect();
+        let noted = |_: &Self, before: [u64; 3]| before[2] != total;
+        if let Some((Stream::Stderr, bytes)) = self.intake(noted) {
+            last.extend(bytes);
+        }
+        last
     }
 }
 

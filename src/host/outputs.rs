@@ -12,7 +12,7 @@ use pythond_private_fs::PrivateDir;
 use pythond_protocol::output_log::Stream;
 
 use crate::cell_log::{CellLog, FILE_END, KEPT_PER_CELL, Piece, Place};
-use crate::journal::Journal;
+use crate::journal::{INTAKE, Journal};
 
 /// Finished cells that are kept.
 const KEPT_CELLS: usize = 1000;
@@ -184,16 +184,18 @@ impl Outputs {
     /// putting it in order. `read` returns 0 when nothing is there.
     pub(crate) fn drain(&self, mut read: impl FnMut(Stream, &mut [u8]) -> usize) -> Written {
         let mut inner = self.lock();
-        let mut buffer = [0; 16 << 10];
+        let journal = inner.journal.clone();
         let mut written = Written::default();
         for stream in [Stream::Stdout, Stream::Stderr] {
             loop {
-                let count = read(stream, &mut buffer);
-                if count == 0 {
+                let read = |buffer: &mut [u8]| read(stream, buffer);
+                let keep = |data: &[u8]| {
+                    let cell = inner.running;
+                    inner.append(cell, stream, data)
+                };
+                let Some(now) = take_in(journal.as_deref(), stream, read, keep) else {
                     break;
-                }
-                let cell = inner.running;
-                let now = inner.append(cell, stream, &buffer[..count]);
+                };
                 written.awaited |= now.awaited;
                 written.too_fast |= now.too_fast;
                 if written.too_fast {
@@ -377,6 +379,23 @@ impl CellOutput {
             return false;
         }
         true
+    }
+}
+
+/// Takes bytes in so that they are not lost with this process, if it can.
+fn take_in<T>(
+    journal: Option<&Journal>,
+    stream: Stream,
+    read: impl FnOnce(&mut [u8]) -> usize,
+    keep: impl FnOnce(&[u8]) -> T,
+) -> Option<T> {
+    match journal {
+        Some(journal) => journal.take_in(stream, read, keep),
+        None => {
+            let mut buffer = [0; INTAKE];
+            let count = read(&mut buffer);
+            (count > 0).then(|| keep(&buffer[..count]))
+        }
     }
 }
 

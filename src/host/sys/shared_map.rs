@@ -66,6 +66,22 @@ impl SharedMap {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
     }
 
+    /// Lends the bytes from `at` on, which nobody else may reach meanwhile: other
+    /// processes read them once this one is dead, threads are serialised by the
+    /// caller.
+    pub(crate) fn with_bytes<T>(
+        &self,
+        at: usize,
+        length: usize,
+        use_them: impl FnOnce(&mut [u8]) -> T,
+    ) -> T {
+        assert!(at + length <= self.length, "inside the map");
+        // SAFETY: inside the mapping, as just checked.
+        let place = unsafe { self.start.add(at) };
+        // SAFETY: mapped as long as `self`; nobody else reaches it, as said above.
+        use_them(unsafe { std::slice::from_raw_parts_mut(place, length) })
+    }
+
     /// The bytes from `at` on.
     pub(crate) fn bytes(&self, at: usize, length: usize) -> &[AtomicU8] {
         assert!(at + length <= self.length, "inside the map");
