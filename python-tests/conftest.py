@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import processes
+from support.attached import Attached, attach
 from support.daemon import EXECUTABLES, Session, TestDaemon
 from support.pythons import base_python, discover
 from support.venvs import venv_with
@@ -111,3 +112,10 @@ def numpy_venv() -> Path:
 def pythons() -> dict[str, Path]:
     """CPython by version, `3.9` included where it is there."""
     return discover()
+
+
+@pytest.fixture
+def person(session: Session) -> Iterator[Attached]:
+    """A person who is attached to the session."""
+    with attach(session) as terminal:
+        yield terminal

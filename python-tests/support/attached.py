@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +15,7 @@ import pyte
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import unix_connect
 
+from .daemon import Session
 from .terminal import KEYS, PASTE_BEGIN, PASTE_END
 from .waiting import DEADLINE
 
@@ -173,3 +177,38 @@ class Attached:
     def wait_closed(self, deadline: float = DEADLINE) -> None:
         """Wait until the connection is closed."""
         self.wait_for(lambda: self.closed, deadline, "the close")
+
+
+def attach(session: Session, **options) -> Attached:
+    """Attach to a session and wait for its prompt."""
+    terminal = Attached(str(session.daemon.socket), session.name, **options)
+    if "read-only" not in options.get("options", ""):
+        terminal.wait_for_prompt()
+    return terminal
+
+
+class Stalled:
+    """A client that attaches and reads nothing after the answer."""
+
+    def __init__(self, session: Session) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.connect(str(session.daemon.socket))
+        key = base64.b64encode(os.urandom(16)).decode()
+        self.socket.sendall(
+            f"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        while b"\r\n\r\n" not in self.socket.recv(4096):
+            pass
+        self.say(f"attach {session.name} 24 80 --json")
+        assert b"ok" in self.socket.recv(4096)
+
+    def say(self, text: str) -> None:
+        """Send a command."""
+        mask = os.urandom(4)
+        masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(text.encode()))
+        self.socket.sendall(bytes([0x81, 0x80 | len(masked)]) + mask + masked)
+
+    def close(self) -> None:
+        self.socket.close()

@@ -30,6 +30,9 @@ const WRITE_RECORDS: Duration = Duration::from_millis(20);
 const MOST_STRANGERS: usize = 8;
 /// How often it is looked whether terminals that are far behind read on.
 const LOOK_WHO_IS_BEHIND: Duration = Duration::from_millis(100);
+/// How often it is looked whether what agents' cells write has waited for long
+/// to be shown above the prompt.
+const SHOW_WHAT_WAITS: Duration = Duration::from_millis(40);
 /// How often it is looked whether readers came near enough.
 const HOLD_BACK: Duration = Duration::from_millis(5);
 
@@ -50,6 +53,8 @@ struct IoThread {
     /// Since when what child processes write waits in its pipe for readers to
     /// come near.
     held_back: Option<Instant>,
+    /// When it is looked next what waits to be shown above the prompt.
+    show_at: Option<Instant>,
     /// The lock of the session's directory, taken before the first welcome.
     /// Held until the process ends: such a lock belongs to the descriptor
     /// table that took it, so no cell and no process that a cell forks can let
@@ -92,6 +97,7 @@ pub(crate) fn start(
                     requests: Control::new(shared),
                     terminals: Terminals::new(shared, leader),
                     held_back: None,
+                    show_at: None,
                     lock: None,
                 };
                 loop {
@@ -144,9 +150,7 @@ impl IoThread {
             self.terminals.look_who_is_behind();
         }
         self.terminals.write_next();
-        if self.shared.terminal.has_news() {
-            handoff::nudge(&self.handoff);
-        }
+        self.show_what_waits();
         for (entry, name) in set.iter().zip(&names) {
             if entry.revents != 0 {
                 self.serve(*name, entry.revents);
@@ -166,6 +170,21 @@ impl IoThread {
         }
     }
 
+    fn show_what_waits(&mut self) {
+        if !self.shared.terminal.is_watched() {
+            self.show_at = None;
+            return;
+        }
+        let now = Instant::now();
+        let at = *self.show_at.get_or_insert(now + SHOW_WHAT_WAITS);
+        if at <= now {
+            self.show_at = Some(now + SHOW_WHAT_WAITS);
+            if self.shared.terminal.show_what_waits() {
+                handoff::nudge(&self.handoff);
+            }
+        }
+    }
+
     /// How long there is nothing to do unless something comes.
     fn timeout(&self) -> Option<Duration> {
         let regular = [
@@ -174,7 +193,8 @@ impl IoThread {
             (self.held_back.is_some(), HOLD_BACK),
             (self.terminals.holds_back(), LOOK_WHO_IS_BEHIND),
         ];
-        let due = self.requests.next_deadline();
+        let due = [self.requests.next_deadline(), self.show_at];
+        let due = due.into_iter().flatten();
         let until = due.map(|due| due.saturating_duration_since(Instant::now()));
         let regular = regular
             .into_iter()

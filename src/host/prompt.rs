@@ -105,14 +105,52 @@ impl Prompt {
         }))
     }
 
-    /// No line is read, as after a cell of the person's.
-    pub(crate) fn is_away(&self) -> bool {
-        self.stage == Stage::Away
-    }
-
     /// What to wait for.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.follower.terminal.as_fd()
+    }
+
+    /// Prompt and line are on the screen.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.stage == Stage::Shown
+    }
+
+    /// Puts prompt and line on the screen if they are not, or if something has
+    /// waited for long to be shown above them.
+    pub(crate) fn show_if_due(&mut self, py: Python<'_>) {
+        if self.stage != Stage::Shown || self.shared.terminal.take_overdue() {
+            self.show(py);
+        } else if self.shared.terminal.take_resized() {
+            self.resize();
+        }
+    }
+
+    /// An agent's cell begins.
+    pub(crate) fn make_way(&mut self) {
+        let clear = match &self.editor {
+            _ if self.stage != Stage::Shown => None,
+            Editor::Readline(readline) if self.knows_escapes() => readline.clearing(),
+            Editor::Readline(_) => None,
+            Editor::Terminal(_) => Some(b"\r\x1b[K".to_vec()),
+        };
+        match clear {
+            Some(clear) => self.shared.terminal.lend(clear),
+            None => {
+                self.put_aside();
+                self.shared.terminal.hand_to(Holder::Agent);
+            }
+        }
+    }
+
+    /// An agent's cell has ended.
+    pub(crate) fn come_back(&mut self) {
+        if self.stage == Stage::Shown && !self.shared.terminal.give_back() {
+            self.stage = Stage::Aside;
+        }
+    }
+
+    fn knows_escapes(&self) -> bool {
+        self.term.as_deref().is_some_and(|term| term != "dumb")
     }
 
     /// Puts prompt and line on the screen, below what others wrote meanwhile.
@@ -147,8 +185,8 @@ impl Prompt {
         terminal.hand_to(Holder::Prompt);
     }
 
-    /// Takes prompt and line off the screen, for what an agent's cell writes.
-    pub(crate) fn put_aside(&mut self) {
+    /// Takes prompt and line off the screen, for what others write.
+    fn put_aside(&mut self) {
         if self.stage == Stage::Shown {
             let cleared = match &self.editor {
                 Editor::Readline(readline) => readline.clear(),
@@ -229,6 +267,7 @@ impl Prompt {
     /// Takes the keys that are there; the source of a cell once one is whole.
     pub(crate) fn take_keys(&mut self, py: Python<'_>) -> Option<String> {
         if self.shared.terminal.take_cancelled() {
+            self.show(py);
             self.typed.clear();
             self.keys.clear();
             self.typed.push_back(Typed::Interrupt);
@@ -246,6 +285,7 @@ impl Prompt {
             if !self.has_key() {
                 return None;
             }
+            // What came before the key is shown before it.
             self.show(py);
             match &mut self.editor {
                 Editor::Readline(readline) => {

@@ -28,14 +28,14 @@ use crate::namespace::Namespace;
 use crate::parked::{self, Ready};
 use crate::prompt::Prompt;
 use crate::shared::Shared;
-use crate::terminal::Holder;
 use crate::{control, ends, fork, helpers, sys};
 
 /// How long the main thread waits for another cell before it writes records:
 /// those of cells that follow one another closely are written together.
 const IDLE_BEFORE_WRITING: Duration = Duration::from_millis(5);
-/// How long the main thread waits for another cell before the prompt comes back.
-const IDLE_BEFORE_PROMPT: Duration = Duration::from_micros(300);
+/// How long the main thread waits for another cell before it shows what those
+/// before have written.
+const IDLE_BEFORE_PROMPT: Duration = Duration::from_millis(10);
 /// How often the event loop looks for cells when it cannot watch the lane.
 const LOOK_FOR_CELLS: f64 = 0.02;
 /// How often it is looked whether somebody attached when nothing tells of it.
@@ -268,7 +268,7 @@ impl Session {
             descriptors.extend(self.lane.as_ref().map(|lane| lane.socket.as_raw_fd()));
         }
         if let Some(prompt) = &mut self.prompt {
-            prompt.show(py);
+            prompt.show_if_due(py);
             descriptors.push(prompt.as_fd().as_raw_fd());
         }
         let longest = indirect.then_some(LOOK_FOR_CELLS);
@@ -399,11 +399,13 @@ impl Session {
 
     fn run_agents_cell(&mut self, py: Python<'_>, cell: QueuedCell) {
         if let Some(prompt) = &mut self.prompt {
-            prompt.put_aside();
-            self.shared.terminal.hand_to(Holder::Agent);
+            prompt.make_way();
             self.shared.introduce(cell.id, CellKind::Run, &cell.source);
         }
         self.run_cell(py, CellKind::Run, cell);
+        if let Some(prompt) = &mut self.prompt {
+            prompt.come_back();
+        }
     }
 
     fn run_cell(&mut self, py: Python<'_>, kind: CellKind, cell: QueuedCell) {

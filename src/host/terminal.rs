@@ -39,6 +39,8 @@ pub(crate) enum Holder {
     Nobody,
     /// The prompt with what is typed; others are shown above it.
     Prompt,
+    /// An agent's cell runs; the prompt is still on the screen.
+    Lent,
     /// An agent's cell runs, the prompt is out of the way.
     Agent,
     /// A cell of the person's.
@@ -58,6 +60,13 @@ struct State {
     holder: Holder,
     /// Waits for the prompt to be out of the way.
     aside: Vec<u8>,
+    /// What takes the prompt off the screen while it is lent.
+    clear: Vec<u8>,
+    /// How often it was lent, and how often when it was looked last.
+    lent: u64,
+    lent_before: u64,
+    /// The I/O thread looks whether something has waited for long.
+    watched: bool,
     /// Is to be written next: the terminal did not take it at once.
     next: Vec<u8>,
     /// Bytes that were not shown since too much waited.
@@ -88,6 +97,8 @@ pub(crate) struct Terminal {
     wanted: AtomicBool,
     /// Something was typed that the prompt has not taken.
     typed: AtomicBool,
+    /// Something has waited to be shown for long enough.
+    overdue: AtomicBool,
     /// The size changed since the prompt looked.
     resized: AtomicBool,
     /// The line that is typed is to be given up.
@@ -108,6 +119,17 @@ pub(crate) fn let_output_go_on(terminal: &OwnedFd) {
     }
 }
 
+impl State {
+    /// What would be shown next would not begin a line.
+    fn is_line_open(&self) -> bool {
+        if self.aside.is_empty() {
+            self.open_line
+        } else {
+            label::is_open(&self.aside)
+        }
+    }
+}
+
 impl Terminal {
     pub(crate) fn new(follower: Option<Follower>) -> Self {
         Self {
@@ -116,6 +138,7 @@ impl Terminal {
             written: Condvar::new(),
             wanted: AtomicBool::new(false),
             typed: AtomicBool::new(false),
+            overdue: AtomicBool::new(false),
             resized: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
@@ -235,6 +258,60 @@ impl Terminal {
         }
     }
 
+    /// An agent's cell begins while the prompt is on the screen; `clear` takes it
+    /// off. Most cells end sooner than anybody can read, and cost no more than
+    /// without a terminal: what they write is shown between them.
+    pub(crate) fn lend(&self, clear: Vec<u8>) {
+        let mut state = self.state();
+        state.holder = Holder::Lent;
+        state.clear = clear;
+        state.lent += 1;
+    }
+
+    /// An agent's cell has ended. False if the prompt is not on the screen any
+    /// more.
+    pub(crate) fn give_back(&self) -> bool {
+        let mut state = self.state();
+        let there = state.holder == Holder::Lent;
+        if there {
+            state.holder = Holder::Prompt;
+        }
+        there
+    }
+
+    /// True while it has to be looked from time to time whether something has
+    /// waited for long.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.is_wanted() && self.state().watched
+    }
+
+    /// Looks whether something has waited since this was done last, and shows it
+    /// if an agent's cell has run since then. True if the main thread has to.
+    pub(crate) fn show_what_waits(&self) -> bool {
+        let mut state = self.state();
+        let long = state.lent == state.lent_before;
+        state.lent_before = state.lent;
+        match state.holder {
+            _ if state.aside.is_empty() => state.watched = false,
+            Holder::Lent if long => {
+                let mut text = std::mem::take(&mut state.clear);
+                text.append(&mut state.aside);
+                self.write(&mut state, &text);
+                state.holder = Holder::Agent;
+            }
+            Holder::Lent | Holder::Prompt => {
+                self.overdue.store(true, SeqCst);
+                return state.holder == Holder::Prompt;
+            }
+            Holder::Nobody | Holder::Agent | Holder::Person => state.watched = false,
+        }
+        false
+    }
+
+    pub(crate) fn take_overdue(&self) -> bool {
+        self.overdue.swap(false, SeqCst)
+    }
+
     /// Somebody attached for the first time while an agent's cell runs.
     pub(crate) fn begin_beside_agent(&self) {
         let mut state = self.state();
@@ -271,10 +348,14 @@ impl Terminal {
             return false;
         }
         state.budgets.insert(cell, SHOWN_PER_CELL);
-        let mut text = label(kind, source).into_bytes();
-        if state.coloured {
-            text.splice(..0, *b"\x1b[m");
+        let mut text = Vec::new();
+        if state.is_line_open() {
+            text.push(b'\n');
         }
+        if state.coloured {
+            text.extend_from_slice(b"\x1b[m");
+        }
+        text.extend(label(kind, source).into_bytes());
         self.show(&mut state, &text)
     }
 
@@ -354,13 +435,14 @@ impl Terminal {
                 self.write(state, bytes);
                 !state.next.is_empty()
             }
-            Holder::Nobody | Holder::Prompt | Holder::Person => {
+            Holder::Nobody | Holder::Prompt | Holder::Lent | Holder::Person => {
                 if state.aside.len() + bytes.len() > MOST_WAITING {
                     state.dropped += bytes.len() as u64;
                 } else {
                     state.aside.extend_from_slice(bytes);
                 }
-                state.holder == Holder::Prompt
+                matches!(state.holder, Holder::Prompt | Holder::Lent)
+                    && !std::mem::replace(&mut state.watched, true)
             }
         }
     }
@@ -370,8 +452,8 @@ impl Terminal {
         let Some(follower) = &self.follower else {
             return;
         };
-        if let Some(last) = bytes.last() {
-            state.open_line = *last != b'\n';
+        if !bytes.is_empty() {
+            state.open_line = label::is_open(bytes);
         }
         let mut rest = bytes;
         if state.next.is_empty() {
@@ -418,6 +500,9 @@ impl Terminal {
             aside.push(b'\n');
         }
         aside.append(&mut state.aside);
+        if label::is_open(&aside) {
+            aside.push(b'\n');
+        }
         if std::mem::take(&mut state.coloured) {
             aside.extend_from_slice(b"\x1b[m");
         }

@@ -21,7 +21,12 @@ impl Session {
                 self.namespace.repair_for_others(py);
                 prompt.take_keys(py)
             }
-            Some(_) => None,
+            Some(prompt) => {
+                if terminal.take_overdue() {
+                    prompt.show(py);
+                }
+                None
+            }
             None if terminal.is_wanted() => {
                 self.restore_terminal();
                 let globals = self.namespace.globals().bind(py);
@@ -35,21 +40,16 @@ impl Session {
         }
     }
 
-    /// Waits for a cell or a key. The prompt comes back when no cell follows at
+    /// Waits for a cell or a key. What cells wrote is shown when none follows at
     /// once.
     pub(super) fn wait_at_prompt(&mut self, py: Python<'_>) {
-        let at_once = self.prompt.as_ref().is_some_and(Prompt::is_away);
+        let at_once = self.prompt.as_ref().is_some_and(|it| !it.is_shown());
         let nothing = |waited| matches!(waited, Ok(0));
         if at_once || nothing(py.detach(|| self.wait_for(Some(IDLE_BEFORE_PROMPT)))) {
             if let Some(prompt) = &mut self.prompt {
                 prompt.show(py);
             }
             py.detach(|| self.wait());
-        }
-        if let Some(prompt) = &mut self.prompt
-            && self.shared.terminal.has_news()
-        {
-            prompt.show(py);
         }
     }
 
@@ -88,7 +88,9 @@ impl Session {
             kind: CellKind::Human,
         };
         self.shared.send(event, Vec::new());
+        let waiting = self.shared.terminal.take_aside();
         self.shared.terminal.hand_to(Holder::Person);
+        py.detach(|| self.shared.terminal.write_through(&waiting));
         self.restore_descriptors();
         self.terminal_on_standard_streams();
         if let Some(prompt) = &self.prompt {

@@ -54,6 +54,8 @@ pub(crate) struct Readline {
     clean_up: unsafe extern "C" fn(),
     free_state: unsafe extern "C" fn(),
     redisplay: unsafe extern "C" fn(),
+    /// The line of the cursor, counted from that of the prompt; not documented.
+    cursor_line: Option<*mut c_int>,
     /// Only in releases from 7.0 on.
     clear: Option<unsafe extern "C" fn() -> c_int>,
     reset_terminal: unsafe extern "C" fn(*const c_char) -> c_int,
@@ -138,6 +140,7 @@ impl Readline {
             clear: function!(c"rl_clear_visible_line"),
             reset_terminal: function!(c"rl_reset_terminal")?,
             get_key: find(c"rl_getc_function")?.cast(),
+            cursor_line: find(c"_rl_last_v_pos").map(<*mut c_void>::cast),
             end_found: find(c"rl_eof_found").map(<*mut c_void>::cast),
             input: find(c"rl_instream")?.cast(),
             output: find(c"rl_outstream")?.cast(),
@@ -244,6 +247,17 @@ impl Readline {
         unsafe { clear() };
         self.flush();
         true
+    }
+
+    /// What takes prompt and line off a terminal that knows the usual escape
+    /// sequences. None if this release does not tell.
+    pub(crate) fn clearing(&self) -> Option<Vec<u8>> {
+        // SAFETY: the library's own variable, which only this thread uses.
+        let lines = unsafe { *self.cursor_line? };
+        Some(match lines {
+            ..=0 => b"\r\x1b[J".to_vec(),
+            lines => format!("\r\x1b[{lines}A\x1b[J").into_bytes(),
+        })
     }
 
     /// Shows prompt and line again, on a fresh line.

@@ -90,6 +90,19 @@ pub(crate) fn torn(bytes: &[u8]) -> usize {
     if open { tail.len() - at } else { 0 }
 }
 
+/// True if the last line is not ended; changes of colour after its end do not
+/// count.
+pub(crate) fn is_open(mut bytes: &[u8]) -> bool {
+    while let Some(start) = bytes.iter().rposition(|byte| *byte == 0x1b) {
+        let after = &bytes[start + 1..];
+        if colour_length(after) != Some(after.len()) {
+            break;
+        }
+        bytes = &bytes[..start];
+    }
+    bytes.last().is_some_and(|last| *last != b'\n')
+}
+
 /// Length of `[…m` after an escape character: a change of colour and nothing
 /// else.
 fn colour_length(after: &[u8]) -> Option<usize> {
