@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::adoption::Adoption;
 use crate::config::Config;
 use crate::error::chain;
 use crate::events::EventLog;
@@ -222,6 +223,7 @@ fn context(
             .to_string_lossy()
             .into_owned(),
         started: Instant::now(),
+        adoption: Adoption::new(),
         stop: CancellationToken::new(),
         hurry: CancellationToken::new(),
     })
@@ -249,7 +251,7 @@ fn host_program(executable: &Path) -> HostProgram {
 }
 
 /// Takes over what an earlier daemon left. Whoever answers at once is there
-/// before the first client; a host that is stopped is waited for beside them.
+/// before the first client, who waits a little for the others.
 async fn adopt(context: &Arc<Context>) {
     let (zygotes, sessions) = context.hosts.left_behind();
     let zygotes = zygotes.into_iter().map(|socket| {
@@ -259,6 +261,7 @@ async fn adopt(context: &Arc<Context>) {
         })
     });
     let zygotes: Vec<_> = zygotes.collect();
+    context.adoption.begin(sessions.len());
     let sessions = sessions.into_iter().map(|socket| {
         let context = Arc::clone(context);
         context.hosts.tracker.clone().spawn(async move {
@@ -271,8 +274,11 @@ async fn adopt(context: &Arc<Context>) {
                     }
                 }
             }
+            context.adoption.one_done();
         })
     });
+    let sessions: Vec<_> = sessions.collect();
+    // What zygotes tell of dead sessions is known before the first client too.
     let all = futures_util::future::join_all(zygotes.into_iter().chain(sessions));
     let _ = tokio::time::timeout(ADOPT_FIRST, all).await;
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod access_log;
+mod adoption;
 pub mod config;
 pub mod daemon;
 pub mod detach;

@@ -11,6 +11,8 @@ use crate::source::SourceError;
 pub(crate) enum Failure {
     /// Something to tell.
     Reported(Report),
+    /// The connection broke; the daemon may come back.
+    Broken(Report),
     /// Nobody reads our stdout any more.
     BrokenPipe,
     /// Ctrl-C ended what nothing else ends.
@@ -28,7 +30,13 @@ impl From<Report> for Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        Self::Reported(error.into())
+        let broken = error.is_broken_connection();
+        let report = error.into();
+        if broken {
+            Self::Broken(report)
+        } else {
+            Self::Reported(report)
+        }
     }
 }
 

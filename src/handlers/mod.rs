@@ -38,6 +38,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::adoption::Adoption;
 use crate::environment::{Environment, EnvironmentError};
 use crate::hosts::Hosts;
 use crate::registry::Registry;
@@ -69,6 +70,8 @@ pub(crate) struct Context {
     pub(crate) host: String,
     /// When the daemon started.
     pub(crate) started: Instant,
+    /// Sessions that are being taken over.
+    pub(crate) adoption: Adoption,
     /// The daemon is to stop.
     pub(crate) stop: CancellationToken,
     /// No more graces.
@@ -170,6 +173,9 @@ pub(crate) async fn handle(
     request: Request,
     format: ReplyFormat,
 ) -> Reply {
+    if !matches!(request, Request::Info | Request::Help) {
+        context.adoption.over().await;
+    }
     let answered = match request {
         Request::Help => Ok(help(format)),
         Request::List => Ok(list::handle(context, format)),

@@ -29,6 +29,12 @@ pub(super) async fn handle(
     format: ReplyFormat,
 ) -> Result<Reply, ErrorReply> {
     let session = context.registry.get(&request.session)?;
+    if let Some(ago) = request.options.resent
+        && !session.is_dead()
+        && session.age() < ago
+    {
+        return Err(younger(&session));
+    }
     let SubmitRequest {
         kind,
         source,
@@ -59,6 +65,16 @@ pub(super) async fn handle(
         return begun(&session, submission, kind, format).await;
     }
     run(context, caller, session, submission, &options, format).await
+}
+
+/// The session that a cell was sent to is gone, and this one has its name.
+fn younger(session: &SessionHandle) -> ErrorReply {
+    let name = session.name();
+    ErrorReply::new(
+        ErrorCode::Lost,
+        format!("session `{name}` is younger than this request: the one it was sent to is gone"),
+    )
+    .with_hint("nobody can know whether it ran there; look before you send it again")
 }
 
 /// The id of a submitted cell; else why it has none.

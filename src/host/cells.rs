@@ -1,7 +1,7 @@
 //! The cells of a session: which wait, which run, how those ended that are
 //! remembered, who asked for them. Pure state; the clock is handed in.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ const BESIDE: u32 = 1 << 31;
 const MOST_QUEUED: usize = 10_000;
 /// `fire` cells that may run in one session: each has a thread.
 const MOST_BESIDE: usize = 1000;
+/// Keys of forgotten cells that are remembered: these cells are not run again.
+const MOST_SPENT_KEYS: usize = 16_384;
 /// Bytes of their code.
 const MOST_QUEUED_BYTES: usize = 64 << 20;
 
@@ -81,6 +83,31 @@ struct Record {
     end: Option<Box<FinishedCell>>,
 }
 
+/// Keys of cells that are forgotten, the newest: as hashes, for a wrong "spent"
+/// in 2^50 costs less than the memory.
+#[derive(Debug, Default)]
+struct SpentKeys {
+    order: VecDeque<u64>,
+    all: HashSet<u64>,
+}
+
+impl SpentKeys {
+    fn add(&mut self, hash: u64) {
+        if self.all.insert(hash) {
+            self.order.push_back(hash);
+        }
+        if self.order.len() > MOST_SPENT_KEYS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.all.remove(&oldest);
+        }
+    }
+
+    fn has(&self, hash: u64) -> bool {
+        self.all.contains(&hash)
+    }
+}
+
 /// What came of asking for a cell's end.
 #[derive(Debug)]
 pub(crate) enum Found {
@@ -104,6 +131,7 @@ pub(crate) struct Cells {
     hasher: RandomState,
     records: BTreeMap<CellId, Record>,
     keys: HashMap<String, CellId>,
+    spent_keys: SpentKeys,
     /// The id of a cell that the main thread has not read yet and that comes
     /// before all that wait.
     reserved: Option<CellId>,
@@ -131,6 +159,7 @@ impl Cells {
             hasher: RandomState::new(),
             records: BTreeMap::new(),
             keys: HashMap::new(),
+            spent_keys: SpentKeys::default(),
             reserved: None,
             queue: VecDeque::new(),
             beside: VecDeque::new(),
@@ -207,6 +236,12 @@ impl Cells {
     ) -> Acceptance {
         let mut digest = 0;
         if let Some(key) = &how.key {
+            if self.spent_keys.has(self.hasher.hash_one(key)) {
+                let message = format!("the cell with the id `{key}` is not kept any more");
+                let error = ErrorReply::new(ErrorCode::Lost, message);
+                let hint = "it was accepted once and is not run again; choose a new id to run it";
+                return Acceptance::Refused(error.with_hint(hint));
+            }
             digest = self.hasher.hash_one((kind as u8, source));
             if let Some(id) = self.keys.get(key)
                 && let Some(record) = self.records.get(id)
@@ -453,6 +488,7 @@ impl Cells {
                 self.forgotten += 1;
                 if let Some(key) = record.key {
                     self.keys.remove(&key);
+                    self.spent_keys.add(self.hasher.hash_one(&key));
                 }
             }
         }

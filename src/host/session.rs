@@ -121,6 +121,7 @@ impl Session {
             start,
             cold_reason,
             created_at: jiff::Timestamp::now().to_string(),
+            age_ms: 0,
             unfinished: Vec::new(),
             unfinished_beside: Vec::new(),
             unfinished_forks: Vec::new(),

@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) terminal: Terminal,
     journal: Option<Arc<Journal>>,
     hosted: OnceLock<HostedSession>,
+    /// When it became this session.
+    assigned: OnceLock<Instant>,
     state: Mutex<State>,
     /// Public names in the namespace when they were last counted.
     vars: AtomicU64,
@@ -134,6 +136,7 @@ impl Shared {
             terminal,
             journal,
             hosted: OnceLock::new(),
+            assigned: OnceLock::new(),
             state: Mutex::new(State {
                 cells: Cells::new(salt),
                 main: None,
@@ -181,6 +184,7 @@ impl Shared {
             (session.unfinished, session.unfinished_beside) = state.cells.unfinished();
             session.unfinished_forks = state.cells.unfinished_forks();
             session.queued = state.cells.queued();
+            session.age_ms = self.age_ms();
             session.next_cell = state.cells.next_id();
             session.not_recorded = self.recorder.trouble();
             session.held_by = state.held.as_ref().map(|held| held.by.clone());
@@ -706,6 +710,11 @@ impl Shared {
             .map(|hosted| hosted.spec.directory.as_str())
     }
 
+    fn age_ms(&self) -> u64 {
+        let age = self.assigned.get().map(Instant::elapsed);
+        u64::try_from(age.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// The session's name.
     pub(crate) fn session_name(&self) -> String {
         let hosted = self.hosted.get();
@@ -714,6 +723,7 @@ impl Shared {
 
     /// Says which session this is. Once.
     pub(crate) fn assign(&self, hosted: HostedSession) {
+        self.assigned.get_or_init(Instant::now);
         self.hosted.get_or_init(|| hosted);
         self.wake_io();
     }

@@ -43,6 +43,8 @@ pub enum ErrorCode {
     UnknownCell,
     /// The `--id` belongs to a cell with other code.
     IdReused,
+    /// Nobody can know whether the cell ran; it is not run again.
+    Lost,
     /// The client took its request back.
     Cancelled,
     /// A fault of ours; the log has the details.
@@ -154,7 +156,7 @@ impl ErrorReply {
     pub fn exit_code(&self) -> ExitCode {
         match self.code {
             ErrorCode::Usage | ErrorCode::BadName => ExitCode::Usage,
-            ErrorCode::SessionDied => ExitCode::SessionDied,
+            ErrorCode::SessionDied | ErrorCode::Lost => ExitCode::SessionDied,
             ErrorCode::UnknownVerb
             | ErrorCode::NotAvailable
             | ErrorCode::NoSession

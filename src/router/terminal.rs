@@ -23,6 +23,7 @@ impl Connection<'_> {
             return Err(ErrorReply::new(ErrorCode::Usage, refused)
                 .with_hint("send `detach`, or attach on a connection of its own"));
         }
+        self.context.adoption.over().await;
         let name = request.session.clone();
         let session = self
             .context

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
@@ -114,6 +114,10 @@ pub(crate) fn start(
         .collect();
     let watch = Watch::new(events, &hosted);
     let held_by = hosted.held_by.clone();
+    let now = Instant::now();
+    let began = now
+        .checked_sub(Duration::from_millis(hosted.age_ms))
+        .unwrap_or(now);
     let shared = Arc::new(SessionShared {
         hosted,
         process: HostProcess::of(pid),
@@ -124,6 +128,7 @@ pub(crate) fn start(
             held_by,
         }),
         dead: CancellationToken::new(),
+        began,
         socket: Some((Arc::clone(&dir), socket.clone())),
     });
     let handle = SessionHandle {

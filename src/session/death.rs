@@ -56,6 +56,7 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         start: StartKind::Fork,
         cold_reason: None,
         created_at: unknown(),
+        age_ms: 0,
         unfinished: Vec::new(),
         unfinished_beside: Vec::new(),
         unfinished_forks: Vec::new(),

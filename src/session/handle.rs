@@ -2,7 +2,7 @@
 //! what the session publishes for those who only look.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
@@ -242,6 +242,8 @@ pub(super) struct SessionShared {
     pub(super) process: HostProcess,
     pub(super) view: Mutex<View>,
     pub(super) dead: CancellationToken,
+    /// When its process became this session.
+    pub(super) began: Instant,
     /// The host's socket; none for a session that died before we saw it.
     pub(super) socket: Option<(Arc<PrivateDir>, String)>,
 }
@@ -269,6 +271,7 @@ impl SessionHandle {
             process,
             view,
             dead,
+            began: Instant::now(),
             socket: None,
         });
         Self {
@@ -298,6 +301,11 @@ impl SessionHandle {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// For how long it is there.
+    pub(crate) fn age(&self) -> Duration {
+        self.shared.began.elapsed()
     }
 
     /// What is left of it, if it died.

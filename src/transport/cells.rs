@@ -188,6 +188,7 @@ fn submission(
         .flag("cancel-on-disconnect", options.cancel_on_disconnect)
         .flag("queue", options.queue)
         .value("id", options.key.as_ref())?
+        .value("resent", options.resent.map(seconds))?
         .value("author", options.author.as_ref())?
         .value("max-result", options.max_result)?;
     Ok(header.with_body(code))
@@ -269,6 +270,7 @@ mod tests {
         let both = SubmitOptions {
             timeout: Some(Duration::from_millis(100)),
             key: Some("k=1".to_owned()),
+            resent: Some(Duration::from_millis(1500)),
             author: Some("ann@host".to_owned()),
             ..SubmitOptions::default()
         };

@@ -50,6 +50,19 @@ impl From<tungstenite::Error> for TransportError {
     }
 }
 
+impl ClientError {
+    /// The connection was there and broke: the daemon ended, or another takes its
+    /// place.
+    #[must_use]
+    pub fn is_broken_connection(&self) -> bool {
+        use TransportError as Broken;
+        matches!(
+            self,
+            Self::Transport(Broken::Closed | Broken::Io(_) | Broken::NoAnswer)
+        )
+    }
+}
+
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {

@@ -9,7 +9,8 @@ use super::{
     new, out, poll, run, stack, status, vars, version, wait,
 };
 use crate::args::{Cli, Command};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
+use crate::lasting::Lasting;
 use crate::render::Render;
 
 /// Carries out a command; without one, shows the help.
@@ -24,20 +25,20 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::Run(args) => run::run(args, render),
         Command::Fire(args) => fire::fire(args, render),
         Command::Fork(args) => fork::fork(args, render),
-        Command::Poll(args) => poll::poll(&args, render),
+        Command::Poll(args) => lasting(render)?.repeat(|| poll::poll(&args, render)),
         Command::Wait(args) => wait::wait(&args, render),
         Command::Out(args) => out::out(args, render),
         Command::Attach(args) => attach::attach(&args, render),
         Command::Hold(args) => hold::hold(args, true, render),
         Command::Release(args) => hold::hold(args, false, render),
-        Command::Cells(args) => cells::cells(&args, render),
-        Command::Stack(args) => stack::stack(&args, render),
+        Command::Cells(args) => lasting(render)?.repeat(|| cells::cells(&args, render)),
+        Command::Stack(args) => lasting(render)?.repeat(|| stack::stack(&args, render)),
         Command::Events(args) => events::events(&args, render),
-        Command::Ls => list::list(render),
+        Command::Ls => lasting(render)?.repeat(|| list::list(render)),
         Command::Kill(args) => kill::kill(&args, render),
-        Command::Status(args) => status::status(&args, render),
-        Command::Vars(args) => vars::vars(&args, render),
-        Command::Complete(args) => complete::complete(&args, render),
+        Command::Status(args) => lasting(render)?.repeat(|| status::status(&args, render)),
+        Command::Vars(args) => lasting(render)?.repeat(|| vars::vars(&args, render)),
+        Command::Complete(args) => lasting(render)?.repeat(|| complete::complete(&args, render)),
         Command::Int(args) => interrupt::interrupt(&args, render),
         Command::Version => version::version(render),
         Command::Completions(args) => completions::completions(&args, render),
@@ -48,6 +49,11 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
 /// The address of the daemon that all commands talk to.
 pub(super) fn address() -> Result<Address, ClientError> {
     Address::from_variables(&AddressVariables::from_environment())
+}
+
+/// The way to the daemon, for what is done again if the connection breaks.
+pub(super) fn lasting(render: &Render) -> Result<Lasting<'_>, Failure> {
+    Ok(Lasting::new(address()?, render)?)
 }
 
 /// A connection to the daemon.

@@ -3,7 +3,7 @@
 use pythond_protocol::verbs::events::{CellEvent, Event, EventMessage};
 use pythond_protocol::verbs::word;
 
-use super::dispatch::connect;
+use super::dispatch::lasting;
 use crate::args::EventsArgs;
 use crate::failure::Outcome;
 use crate::interrupts::Leaving;
@@ -11,17 +11,24 @@ use crate::render::Render;
 use crate::text;
 use crate::watch::{follow, print_line};
 
-/// Follows until Ctrl-C, which is how one ends it, or until the daemon ends.
+/// Follows until Ctrl-C, which is how one ends it, or until the daemon ends and
+/// does not come back.
 pub(super) fn events(args: &EventsArgs, render: &Render) -> Outcome {
-    let mut client = connect()?;
     let mut leaving = Leaving::quietly()?;
-    let events = client.events(args.name.as_ref(), args.since.as_deref())?;
-    let reply = follow(events, &mut leaving, |event, leaving| {
-        match (&event.value, render.json) {
-            (_, true) => print_line(event.json(), render, leaving),
-            (Some(message), false) => print_line(&plain(message), render, leaving),
-            (None, false) => Ok(()),
-        }
+    let mut since = args.since.clone();
+    let reply = lasting(render)?.attempt(&mut leaving, |client, leaving| {
+        let from = since.clone();
+        let events = client.events(args.name.as_ref(), from.as_deref())?;
+        follow(events, leaving, |event, leaving| {
+            if let Some(message) = &event.value {
+                since = Some(message.cursor.clone());
+            }
+            match (&event.value, render.json) {
+                (_, true) => print_line(event.json(), render, leaving),
+                (Some(message), false) => print_line(&plain(message), render, leaving),
+                (None, false) => Ok(()),
+            }
+        })
     })?;
     match reply.value {}
 }

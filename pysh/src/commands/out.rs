@@ -4,7 +4,7 @@ use pythond_protocol::ExitCode;
 use pythond_protocol::output_log::Stream;
 use pythond_protocol::verbs::out::{MAX_BYTES, OutRequest, StreamEvent};
 
-use super::dispatch::connect;
+use super::dispatch::lasting;
 use crate::args::OutArgs;
 use crate::failure::Outcome;
 use crate::interrupts::Leaving;
@@ -22,20 +22,25 @@ pub(super) fn out(args: OutArgs, render: &Render) -> Outcome {
         echo: false,
         merged: args.stdout || args.stderr,
     };
-    let mut client = connect()?;
-    let output = client.out(&request(args, render.json))?;
-    let reply = follow(output, &mut leaving, |event, leaving| {
-        if render.json {
-            return print_line(event.json(), render, leaving);
-        }
-        let Some(event) = &event.value else {
-            return Ok(());
-        };
-        target.show(event, leaving)?;
-        if let Some(next) = end(event) {
-            leaving.say(&left, hint(next));
-        }
-        Ok(())
+    let mut request = request(args, render.json);
+    let reply = lasting(render)?.attempt(&mut leaving, |client, leaving| {
+        let mut next = request.since;
+        let output = client.out(&request)?;
+        let reply = follow(output, leaving, |event, leaving| {
+            if render.json {
+                print_line(event.json(), render, leaving)?;
+            } else if let Some(event) = &event.value {
+                target.show(event, leaving)?;
+            }
+            if let Some(end) = event.value.as_ref().and_then(StreamEvent::end) {
+                next = end;
+                leaving.say(&left, hint(next));
+            }
+            Ok(())
+        });
+        // A new connection goes on where this one broke.
+        request.since = next;
+        reply
     })?;
     if render.json {
         render.line(reply.json())?;
@@ -56,18 +61,5 @@ fn request(args: OutArgs, json: bool) -> OutRequest {
         events: !json || args.follow,
         follow: args.follow,
         most: MAX_BYTES,
-    }
-}
-
-/// Where the next event begins.
-fn end(event: &StreamEvent) -> Option<u64> {
-    match event {
-        StreamEvent::Accepted { .. } => None,
-        StreamEvent::Output { offset, data, .. } => {
-            offset.checked_add(u64::try_from(data.0.len()).ok()?)
-        }
-        StreamEvent::Gap {
-            offset, missing, ..
-        } => offset.checked_add(*missing),
     }
 }

@@ -8,21 +8,22 @@ use pythond_protocol::verbs::out::StreamEvent;
 use pythond_protocol::verbs::submit::SubmitOptions;
 use pythond_protocol::verbs::word;
 use pythond_protocol::{CellId, ExitCode, SessionName};
-use pythond_transport::{Client, Reply};
+use pythond_transport::Reply;
 
 use super::dispatch::address;
 use super::run_interrupt::RunWatch;
-use super::submission;
+use super::submission::{self, Sent};
 use crate::args::{Busy, RunArgs};
 use crate::cell_output::{Ending, ending, exit_code, pieces};
 use crate::failure::{Failure, Outcome};
 use crate::interrupts::Interrupts;
+use crate::lasting::Lasting;
 use crate::render::Render;
 use crate::watch::{Target, follow};
 
 pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
     let submission = submission::read(args.source, &args.echo, render)?;
-    let options = SubmitOptions {
+    let mut options = SubmitOptions {
         stream: !render.json && !args.detach,
         detach: args.detach,
         wait: args.wait,
@@ -32,7 +33,7 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
         ..submission::labelled(args.label)?
     };
     let address = address()?;
-    let mut client = Client::connect(&address)?;
+    let line = Lasting::new(address.clone(), render)?;
     let mut watch = RunWatch::new(
         Interrupts::install()?,
         address,
@@ -46,19 +47,38 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
         echo: submission.echo && !render.stdout_is_terminal,
         merged: false,
     };
-    let running = client.run(&submission.name, &submission.code, &options)?;
-    let reply = follow(running, &mut watch, |event, watch| match &event.value {
-        Some(StreamEvent::Accepted {
-            cell_id, held_by, ..
-        }) => {
-            watch.accepted(*cell_id);
-            if let Some(by) = held_by {
-                render.note(&waits(&submission.name, *cell_id, by));
-            }
-            Ok(())
+    let mut sent = Sent::default();
+    let mut shown = 0;
+    let reply = line.attempt(&mut watch, |client, watch| {
+        options.resent = sent.again();
+        if let Some(ago) = options.resent {
+            // Its own cell would be what the session is busy with.
+            options.busy_fails = false;
+            options.wait = args.wait.map(|most| most.saturating_sub(ago));
         }
-        Some(event) => target.show(event, watch),
-        None => Ok(()),
+        let shown_before = shown;
+        let running = client.run(&submission.name, &submission.code, &options)?;
+        follow(running, watch, |event, watch| match &event.value {
+            Some(StreamEvent::Accepted {
+                cell_id, held_by, ..
+            }) => {
+                let known = watch.cell().is_some();
+                watch.accepted(*cell_id);
+                if let (Some(by), false) = (held_by, known) {
+                    render.note(&waits(&submission.name, *cell_id, by));
+                }
+                Ok(())
+            }
+            Some(event) => {
+                // A new connection tells all from the beginning.
+                let Some(unseen) = event.from(shown_before) else {
+                    return Ok(());
+                };
+                shown = unseen.end().unwrap_or(shown);
+                target.show(&unseen, watch)
+            }
+            None => Ok(()),
+        })
     });
     let reply = reply.map_err(|failure| name_cell(failure, &submission.name, watch.cell()))?;
     if args.detach {

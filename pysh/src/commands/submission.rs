@@ -1,4 +1,6 @@
-//! What `run` and `fire` have in common: code, options and their echo.
+//! What `run`, `fire` and `fork` have in common: code, options and their echo.
+
+use std::time::{Duration, Instant};
 
 use pythond_protocol::verbs::submit::SubmitOptions;
 use pythond_protocol::{ExitCode, SessionName};
@@ -47,10 +49,40 @@ pub(super) fn read(
 /// The options that say whose cell it is.
 pub(super) fn labelled(labels: LabelArgs) -> Result<SubmitOptions, Failure> {
     Ok(SubmitOptions {
-        key: labels.id,
+        // Sending it again after a connection that broke is harmless then.
+        key: Some(labels.id.map_or_else(new_key, Ok)?),
         author: author(labels.author)?,
         ..SubmitOptions::default()
     })
+}
+
+/// A key that nobody has used.
+fn new_key() -> Result<String, Report> {
+    let mut bytes = [0; 16];
+    let failed = |error| {
+        let message = format!("cannot choose an id for the cell: {error}");
+        Report::new("internal", message, ExitCode::Refused)
+    };
+    getrandom::fill(&mut bytes).map_err(failed)?;
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("pysh-{digits}"))
+}
+
+/// When a cell was sent for the first time.
+#[derive(Debug, Default)]
+pub(super) struct Sent(Option<Instant>);
+
+impl Sent {
+    /// It is sent now; how long ago it was for the first time, if this is not it.
+    pub(super) fn again(&mut self) -> Option<Duration> {
+        match self.0 {
+            Some(first) => Some(first.elapsed()),
+            None => {
+                self.0 = Some(Instant::now());
+                None
+            }
+        }
+    }
 }
 
 /// Who is said to do something, as told or by the environment.

@@ -5,7 +5,8 @@ use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::verbs::cell::CellSummary;
 use pythond_protocol::verbs::wait::WaitReply;
 
-use super::dispatch::connect;
+use super::dispatch::lasting;
+use super::submission::Sent;
 use crate::args::WaitArgs;
 use crate::failure::Outcome;
 use crate::interrupts::Leaving;
@@ -15,13 +16,16 @@ use crate::watch;
 
 pub(super) fn wait(args: &WaitArgs, render: &Render) -> Outcome {
     let name = &args.name;
-    let mut client = connect()?;
     let mut leaving = Leaving::with(
         &format!("left `{name}` before its cells ended; they go on"),
         format!("see `pysh cells {name}`"),
     )?;
-    let pending = client.wait(name, &args.ids, args.timeout)?;
-    let reply = watch::wait(pending, &mut leaving)?;
+    let mut sent = Sent::default();
+    let reply = lasting(render)?.attempt(&mut leaving, |client, leaving| {
+        let waited = sent.again().unwrap_or_default();
+        let timeout = args.timeout.map(|most| most.saturating_sub(waited));
+        watch::wait(client.wait(name, &args.ids, timeout)?, leaving)
+    })?;
     if render.json {
         render.line(reply.json())?;
     } else {

@@ -26,6 +26,7 @@ fn pysh(daemon: &ScriptedDaemon, words: &[&str]) -> Command {
         .env("PYTHOND_SOCK", daemon.socket())
         .env_remove("VIRTUAL_ENV")
         .env_remove("PYTHOND_AUTHOR")
+        .env("PYTHOND_RECONNECT", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

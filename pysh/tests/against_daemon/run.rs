@@ -1,5 +1,8 @@
 //! `pysh run` and `pysh new`: output, exit codes, echo.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
 use super::support::{ScriptedDaemon, cell};
 use super::{output, pysh};
 
@@ -108,6 +111,21 @@ fn a_daemon_that_goes_away_is_no_success() {
         stderr.starts_with("error: the daemon closed the connection"),
         "{stderr}"
     );
+}
+
+#[test]
+fn a_daemon_that_cuts_every_connection_is_not_asked_for_ever() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let daemon = ScriptedDaemon::start(move |frame| {
+        let first = count.fetch_add(1, SeqCst) == 0;
+        assert_ne!(first, frame.contains(" --resent="), "{frame}");
+        String::new()
+    });
+    let mut command = pysh(&daemon, &["run", "work", "1"]);
+    let (code, stdout, _) = output(command.env("PYTHOND_RECONNECT", "0.3"));
+    assert_eq!((code, stdout.as_str()), (Some(3), ""));
+    assert!(asked.load(SeqCst) > 1);
 }
 
 #[test]

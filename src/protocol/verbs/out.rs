@@ -1,5 +1,7 @@
 //! `out NAME ID`: a cell's output, from any offset, now or as it comes.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::cell::Text;
@@ -138,4 +140,86 @@ pub enum StreamEvent {
         /// How many bytes.
         missing: u64,
     },
+}
+
+impl StreamEvent {
+    /// Where the next event begins; none if this one is no output.
+    #[must_use]
+    pub fn end(&self) -> Option<u64> {
+        match self {
+            Self::Accepted { .. } => None,
+            Self::Output { offset, data, .. } => {
+                offset.checked_add(u64::try_from(data.0.len()).ok()?)
+            }
+            Self::Gap {
+                offset, missing, ..
+            } => offset.checked_add(*missing),
+        }
+    }
+
+    /// What of it is at this offset or behind; none if nothing is. For whoever is
+    /// told again what was told before.
+    #[must_use]
+    pub fn from(&self, start: u64) -> Option<Cow<'_, Self>> {
+        if self.end().is_some_and(|end| end <= start) {
+            return None;
+        }
+        let mut rest = Cow::Borrowed(self);
+        if let Self::Output { offset, .. } | Self::Gap { offset, .. } = self
+            && *offset < start
+        {
+            match rest.to_mut() {
+                Self::Output { offset, data, .. } => {
+                    let seen = usize::try_from(start - *offset).unwrap_or(usize::MAX);
+                    data.0.drain(..seen.min(data.0.len()));
+                    *offset = start;
+                }
+                Self::Gap {
+                    offset, missing, ..
+                } => {
+                    *missing -= start - *offset;
+                    *offset = start;
+                }
+                Self::Accepted { .. } => {}
+            }
+        }
+        Some(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(offset: u64, data: &str) -> StreamEvent {
+        StreamEvent::Output {
+            cell_id: CellId::from_parts(0, 1),
+            stream: 1,
+            offset,
+            data: Text(data.as_bytes().to_vec()),
+        }
+    }
+
+    fn gap(offset: u64, missing: u64) -> StreamEvent {
+        StreamEvent::Gap {
+            cell_id: CellId::from_parts(0, 1),
+            offset,
+            missing,
+        }
+    }
+
+    #[test]
+    fn what_was_told_before_is_left_out() {
+        let rest = |event: StreamEvent, start| event.from(start).map(Cow::into_owned);
+        for start in 0..=7 {
+            assert_eq!(rest(output(7, "abc"), start), Some(output(7, "abc")));
+            assert_eq!(rest(gap(7, 3), start), Some(gap(7, 3)));
+        }
+        assert_eq!(rest(output(7, "abc"), 9), Some(output(9, "c")));
+        assert_eq!(rest(gap(7, 3), 9), Some(gap(9, 1)));
+        for start in [10, 11, u64::MAX] {
+            assert_eq!(rest(output(7, "abc"), start), None);
+            assert_eq!(rest(gap(7, 3), start), None);
+        }
+    }
 }

@@ -46,6 +46,9 @@ pub struct SubmitOptions {
     pub queue: bool,
     /// `--id=K`: the client's key; the same key is the same cell.
     pub key: Option<String>,
+    /// `--resent=S`: the same was sent before, S seconds ago; it is not run in a
+    /// session that is younger.
+    pub resent: Option<Duration>,
     /// `--author=A`: who is said to have submitted it.
     pub author: Option<String>,
     /// `--max-result=BYTES` (`fork`): most bytes that may come back.
@@ -57,9 +60,14 @@ impl SubmitOptions {
         let mut options = Self {
             timeout: seconds(header, "timeout")?,
             key: take_label(header, "id")?,
+            resent: seconds(header, "resent")?,
             author: take_label(header, "author")?,
             ..Self::default()
         };
+        if options.resent.is_some() && options.key.is_none() {
+            let message = "`--resent` needs the `--id` that was sent before";
+            return Err(ErrorReply::new(ErrorCode::Usage, message));
+        }
         if kind == CellKind::Fork {
             options.max_result = match header.take_value("max-result")? {
                 None => None,

@@ -1,0 +1,195 @@
+//! Connections that are made again when they break: what a command waits for
+//! outlasts the daemon that it asked.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use pythond_protocol::ExitCode;
+use pythond_transport::{Address, Client, Report};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::failure::{Failure, Outcome};
+use crate::render::Render;
+use crate::watch::Watch;
+
+/// How long a daemon that is gone is waited for, in seconds.
+const PATIENCE_VARIABLE: &str = "PYTHOND_RECONNECT";
+/// The same if nothing is said.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time that is waited for a daemon.
+const MOST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// Pause between two attempts, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// A connection that breaks sooner was none.
+const LASTED: Duration = Duration::from_secs(1);
+/// After so long somebody who watches is told what is waited for.
+const TELL_AFTER: Duration = Duration::from_millis(500);
+
+/// The way to a daemon that may be replaced by another meanwhile.
+pub(crate) struct Lasting<'a> {
+    address: Address,
+    render: &'a Render,
+    patience: Duration,
+}
+
+/// Nothing is listened to: Ctrl-C ends the process.
+pub(crate) struct Nothing;
+
+impl Watch for Nothing {
+    fn wakes(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    fn woken(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+impl<'a> Lasting<'a> {
+    /// Reads how long to wait from the environment.
+    pub(crate) fn new(address: Address, render: &'a Render) -> Result<Self, Report> {
+        Ok(Self {
+            address,
+            render,
+            patience: patience(std::env::var(PATIENCE_VARIABLE).ok())?,
+        })
+    }
+
+    /// Does something with a connection, and again with a new one if it breaks
+    /// meanwhile. A daemon that is not there at first is not waited for.
+    pub(crate) fn attempt<T, W: Watch>(
+        &self,
+        watch: &mut W,
+        mut what: impl FnMut(&mut Client, &mut W) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut connected = Client::connect(&self.address).map_err(Failure::from);
+        let mut outage = Outage::default();
+        loop {
+            let began = Instant::now();
+            let done = match connected {
+                Ok(mut client) => what(&mut client, watch),
+                Err(failure) => Err(failure),
+            };
+            if began.elapsed() >= LASTED {
+                outage = Outage::default();
+            }
+            connected = match done {
+                Err(Failure::Broken(report)) => Ok(self.again(report, watch, &mut outage)?),
+                done => return done,
+            };
+        }
+    }
+
+    /// A new connection after one that broke; fails with `report` if there is no
+    /// daemon in time.
+    fn again(
+        &self,
+        report: Report,
+        watch: &mut impl Watch,
+        outage: &mut Outage,
+    ) -> Result<Client, Failure> {
+        let began = *outage.began.get_or_insert_with(Instant::now);
+        loop {
+            let waited = began.elapsed();
+            if waited >= self.patience {
+                return Err(Failure::Reported(report));
+            }
+            if waited >= TELL_AFTER && !outage.told {
+                outage.told = true;
+                let seconds = self.patience.as_secs_f64();
+                self.render.note(&format!(
+                    "the daemon is gone; waiting up to {seconds} s for it to come back"
+                ));
+            }
+            if pause_or_wake(outage.pause.min(self.patience - waited), &watch.wakes()) {
+                watch.woken()?;
+            }
+            outage.pause = (outage.pause * 2).min(PAUSES.1);
+            // Whatever is wrong may be right in a moment: a socket that is
+            // made, a daemon that has too many connections.
+            if let Ok(client) = Client::connect(&self.address) {
+                return Ok(client);
+            }
+        }
+    }
+
+    /// Carries out a command that may be carried out twice; it is if the
+    /// connection breaks.
+    pub(crate) fn repeat(&self, mut command: impl FnMut() -> Outcome) -> Outcome {
+        let mut outage = Outage::default();
+        loop {
+            match command() {
+                Err(Failure::Broken(report)) => {
+                    drop(self.again(report, &mut Nothing, &mut outage)?);
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// A time without a connection that lasted.
+#[derive(Debug)]
+struct Outage {
+    began: Option<Instant>,
+    pause: Duration,
+    told: bool,
+}
+
+impl Default for Outage {
+    fn default() -> Self {
+        Self {
+            began: None,
+            pause: PAUSES.0,
+            told: false,
+        }
+    }
+}
+
+/// True if it was woken before the pause was over.
+fn pause_or_wake(pause: Duration, wakes: &[BorrowedFd<'_>]) -> bool {
+    let mut set: Vec<_> = wakes
+        .iter()
+        .map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        .collect();
+    let limit: Option<Timespec> = pause.try_into().ok();
+    // A signal ends the pause early, which only costs an attempt.
+    matches!(poll(&mut set, limit.as_ref()), Ok(ready) if ready > 0)
+}
+
+fn patience(variable: Option<String>) -> Result<Duration, Report> {
+    let Some(value) = variable.filter(|value| !value.is_empty()) else {
+        return Ok(PATIENCE);
+    };
+    let seconds = value.trim().parse().ok();
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|patience| *patience <= MOST_PATIENCE)
+        .ok_or_else(|| {
+            let most = MOST_PATIENCE.as_secs();
+            Report::new(
+                "usage",
+                format!(
+                    "`{PATIENCE_VARIABLE}` is `{value}`, and should be seconds from 0 to {most}"
+                ),
+                ExitCode::Usage,
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_a_number_of_seconds() {
+        let of = |text: &str| patience(Some(text.to_owned()));
+        assert_eq!(patience(None), Ok(PATIENCE));
+        assert_eq!(of(""), Ok(PATIENCE));
+        assert_eq!(of("0"), Ok(Duration::ZERO));
+        assert_eq!(of(" 2.5 "), Ok(Duration::from_millis(2500)));
+        for wrong in ["-1", "soon", "1e9", "nan"] {
+            assert_eq!(of(wrong).unwrap_err().exit, ExitCode::Usage, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+"""Clients whose daemon is killed: they go on with the next one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.daemon import Session, TestDaemon
+from support.waiting import wait_until
+
+
+@pytest.fixture
+def session(make_daemon: Callable[..., TestDaemon]) -> Iterator[Session]:
+    """A session of a daemon that the test may kill."""
+    with make_daemon().start().session() as session:
+        yield session
+
+
+def replace_daemon(daemon: TestDaemon) -> None:
+    """Kill the daemon and start the next one."""
+    daemon.crash()
+    daemon.start()
+
+
+def waiting_code(go: Path) -> str:
+    """Return code that waits for a file."""
+    return f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+
+
+def start(daemon: TestDaemon, *words: str, **options) -> subprocess.Popen:
+    """Start `pysh`; what it writes is read unbuffered, for `communicate` looks at no buffer."""
+    return daemon.popen("pysh", *words, bufsize=0, **options)
+
+
+def written(session: Session) -> int:
+    """Return how much the session's only cell has written."""
+    (cell,) = session.cells().values()
+    return cell["output_bytes"]
+
+
+def finish(client: subprocess.Popen, deadline: float = 60) -> tuple[int, str, str]:
+    """Wait for a client and return how it ended and what it wrote."""
+    out, err = client.communicate(timeout=deadline)
+    return client.returncode, out.decode(), err.decode()
+
+
+def test_a_run_in_flight_delivers_its_result(session: Session, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    code = f"print('before'); count = globals().get('count', 0) + 1\n{waiting_code(go)}\ncount"
+    client = start(session.daemon, "run", session.name, code)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"before\n"
+    replace_daemon(session.daemon)
+    go.touch()
+    assert finish(client) == (0, "1\n", "")
+    assert session.value("count") == "1"
+
+
+def test_output_is_byte_exact_over_many_daemons(session: Session, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    code = (
+        f"number = 0\nwhile not os.path.exists({str(go)!r}):\n"
+        "    number += 1\n    print('line', number)\n    time.sleep(0.0005)\nprint('end', number)"
+    )
+    client = start(session.daemon, "run", session.name, code)
+    assert client.stdout is not None
+    first = client.stdout.readline()
+    for _ in range(5):
+        replace_daemon(session.daemon)
+        before = written(session)
+        wait_until(lambda before=before: written(session) > before, what="more output")
+    go.touch()
+    code, out, err = finish(client)
+    lines = (first.decode() + out).splitlines()
+    assert (code, err) == (0, "")
+    assert lines == [f"line {n}" for n in range(1, len(lines))] + [f"end {len(lines) - 1}"]
+
+
+def test_a_cell_that_ended_while_no_daemon_ran_is_told(session: Session, tmp_path: Path) -> None:
+    go, done = tmp_path / "go", tmp_path / "done"
+    code = f"print('in', flush=True)\n{waiting_code(go)}\nopen({str(done)!r}, 'w').close()\n1 / 0"
+    client = start(session.daemon, "run", session.name, code)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"in\n"
+    session.daemon.crash()
+    go.touch()
+    wait_until(done.exists, what="the cell's end")
+    session.daemon.start()
+    code, out, err = finish(client)
+    assert (code, out) == (1, "")
+    assert "ZeroDivisionError" in err
+
+
+def test_what_was_sent_is_run_once(session: Session, tmp_path: Path) -> None:
+    """Clients that are sending while the daemon is killed, again and again."""
+    log = tmp_path / "log"
+    log.touch()
+    daemon = session.daemon
+    append = f"open({str(log)!r}, 'a').write('%s\\n')"
+    clients = []
+    for round_ in range(8):
+        for verb in ["run", "fire", "fork"] * 2:
+            name = f"{round_}-{len(clients)}"
+            client = start(daemon, verb, session.name, append % name)
+            clients.append((verb, name, client))
+        replace_daemon(daemon)
+    refused = set()
+    for verb, name, client in clients:
+        code, _out, err = finish(client)
+        # One that found no daemon at first says so, and has sent nothing.
+        assert code in (0, 3), (verb, name, err)
+        if code == 3:
+            assert "no daemon listens" in err
+            refused.add(name)
+    expected = sorted(name for _, name, _ in clients if name not in refused)
+    wait_until(
+        lambda: not [c for c in session.cells().values() if c["status"] in ("running", "queued")],
+        what="all cells have ended",
+    )
+    assert sorted(log.read_text().split()) == expected
+    assert expected
+
+
+def test_a_session_that_was_made_anew_does_not_run_it(session: Session, tmp_path: Path) -> None:
+    """The session died with the daemon: nobody knows whether the cell ran there."""
+    daemon = session.daemon
+    key = "--id=once --resent=3600"
+    reply = daemon.json(f"run {session.name} --json {key}\nopen('ran', 'w').close()")
+    assert reply["error"]["code"] == "lost"
+    assert "is younger than this request" in reply["error"]["message"]
+    reply = daemon.json(f"run {session.name} --json --id=once --resent=0\n'first'")
+    assert reply["result"] == "first"
+    reply = daemon.json(f"run {session.name} --json --id=once --resent=0\n'first'")
+    assert (reply["result"], reply["existing"]) == ("first", True)
+    assert not session.out("print(os.path.exists('ran'))").startswith("True")
+    reply = daemon.json(f"run {session.name} --json --resent=1\n1")
+    assert reply["error"]["code"] == "usage"
+
+
+def test_a_cell_that_is_forgotten_is_not_run_again(session: Session) -> None:
+    first = session.daemon.json(f"run {session.name} --json --id=k\nruns = 1")
+    assert first["ok"]
+    with session.daemon.connect() as wire:
+        for _ in range(1001):
+            wire.ask(f"run {session.name} 1")
+    assert first["cell_id"] not in session.cells()
+    again = session.daemon.json(f"run {session.name} --json --id=k\nruns = 1")
+    assert again["error"]["code"] == "lost"
+    assert "not kept any more" in again["error"]["message"]
+
+
+def test_waiting_and_following_go_on(session: Session, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    cell = session.fire(f"print('first')\n{waiting_code(go)}\nprint('last')")
+    session.wait_for_output(cell, "first")
+    daemon = session.daemon
+    waits = start(daemon, "wait", session.name, cell, "--timeout", "600")
+    follows = start(daemon, "out", session.name, cell, "--follow")
+    events = start(daemon, "events", session.name, "--json", stdin=subprocess.DEVNULL)
+    assert follows.stdout is not None
+    assert events.stdout is not None
+    assert follows.stdout.readline() == b"first\n"
+    assert json.loads(events.stdout.readline())["event"] == "ready"
+    replace_daemon(daemon)
+    after = [json.loads(events.stdout.readline())["event"] for _ in range(2)]
+    assert after == ["ready", "reset"]
+    go.touch()
+    assert finish(follows) == (0, "last\n", "")
+    code, out, err = finish(waits)
+    assert (code, err) == (0, "")
+    assert "done" in out
+    for line in events.stdout:
+        event = json.loads(line)
+        if event["event"] == "cell_done":
+            assert event["cell_id"] == cell
+            break
+    events.kill()
+    events.communicate()
+
+
+def test_a_daemon_that_does_not_come_back_is_not_waited_for_long(
+    session: Session, tmp_path: Path
+) -> None:
+    environment = session.daemon.environment | {"PYTHOND_RECONNECT": "0.6"}
+    code = f"print('in', flush=True)\n{waiting_code(tmp_path / 'go')}"
+    client = start(session.daemon, "run", session.name, code, env=environment)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"in\n"
+    session.daemon.crash()
+    code, out, err = finish(client)
+    assert (code, out) == (3, "")
+    (tmp_path / "go").touch()
+    session.daemon.start()
+    assert "may go on; see `pysh poll" in err
+
+
+def test_ctrl_c_ends_the_wait_for_a_daemon(session: Session, tmp_path: Path) -> None:
+    environment = session.daemon.environment | {"PYTHOND_RECONNECT": "600"}
+    go = tmp_path / "go"
+    code = f"print('in', flush=True)\n{waiting_code(go)}"
+    client = start(session.daemon, "run", session.name, code, env=environment)
+    assert client.stdout is not None
+    assert client.stderr is not None
+    assert client.stdout.readline() == b"in\n"
+    session.daemon.crash()
+    assert b"the daemon is gone" in client.stderr.readline()
+    os.kill(client.pid, 2)
+    assert b"could not be interrupted" in client.stderr.readline()
+    os.kill(client.pid, 2)
+    code, _out, err = finish(client)
+    go.touch()
+    session.daemon.start()
+    assert code == 130
+    assert "goes on" in err
