@@ -47,6 +47,12 @@ pub struct DaemonArgs {
     /// We are the detached one.
     #[arg(long, hide = true, conflicts_with = "detach")]
     pub detached: bool,
+    /// Go on with the socket in our standard input.
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub inherit: bool,
+    /// Only say whether we could start.
+    #[arg(long, hide = true)]
+    pub check: bool,
 }
 
 /// A variable with a value that makes no sense.
@@ -105,6 +111,8 @@ pub struct Config {
     pub fork_result_bytes: Option<u64>,
     /// We are the detached one.
     pub detached: bool,
+    /// Our standard input is the socket.
+    pub inherit: bool,
 }
 
 impl Config {
@@ -141,6 +149,7 @@ impl Config {
             new_replaces: settings.compat.new_replaces,
             fork_result_bytes: settings.limits.fork_result_bytes,
             detached: args.detached,
+            inherit: args.inherit,
             socket,
             cwd,
         })

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use pythond_private_fs::{
@@ -11,6 +11,7 @@ use pythond_private_fs::{
 };
 use pythond_protocol::ExitCode;
 use pythond_protocol::outcome::ProcessEnd;
+use pythond_protocol::verbs::stop::StopRequest;
 use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -23,6 +24,7 @@ use crate::error::chain;
 use crate::events::EventLog;
 use crate::exits::{Exits, HostExit};
 use crate::handlers::{Context, GRACE};
+use crate::handover;
 use crate::hosts::Hosts;
 use crate::listener::{BACKLOG, Listener};
 use crate::log::Log;
@@ -38,6 +40,13 @@ const OPEN_FILES: u64 = 16_384;
 const ADOPT_FIRST: Duration = Duration::from_millis(250);
 /// How long connections may take to say goodbye when everything has ended.
 const GOODBYE: Duration = Duration::from_millis(300);
+/// The same when all that clients wait for goes on: they ask the next daemon.
+const SHORT_GOODBYE: Duration = Duration::from_millis(50);
+/// How long sessions that are being made may take before the daemon leaves them
+/// to the next one.
+const LAST_BIRTHS: Duration = Duration::from_secs(2);
+/// How long another start may have the lock that a restart let go for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -107,17 +116,52 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         () = listener.run(&context, &connections) => {}
         () = signals.next() => {}
     }
-    stop(
-        &context,
-        listener,
-        &config.socket.path,
-        &connections,
-        signals,
-    )
-    .await;
-    log.note("pythond stopped");
+    if !context.leaves_sessions() {
+        stop(
+            &context,
+            listener,
+            &config.socket.path,
+            &connections,
+            signals,
+        )
+        .await;
+        log.note("pythond stopped");
+        log.flush();
+        return Ok(());
+    }
+    leave(&context, &connections).await;
+    if context.leaving.get() != Some(&StopRequest::Restart) {
+        drop(listener);
+        if let Err(error) = remove_socket_at(&config.socket.path) {
+            log.note(&format!("WARN: {}", chain(&error)));
+        }
+        log.note("pythond stopped; its sessions go on");
+        log.flush();
+        return Ok(());
+    }
+    log.note("pythond restarts");
     log.flush();
-    Ok(())
+    let failed = DaemonError::system("hand over to the next daemon");
+    let error = match listener.into_socket() {
+        Ok(socket) => handover::become_next(&config.executable, config.detached, socket),
+        Err(error) => error,
+    };
+    Err(failed(error))
+}
+
+/// Lets go of the sessions as they are. Whoever waits for a cell asks the next
+/// daemon for it.
+async fn leave(context: &Arc<Context>, connections: &TaskTracker) {
+    context.stop.cancel();
+    let births = async {
+        while context.registry.has_reservations() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    // The next daemon takes over what comes later.
+    let _ = tokio::time::timeout(LAST_BIRTHS, births).await;
+    connections.close();
+    let _ = tokio::time::timeout(SHORT_GOODBYE, connections.wait()).await;
 }
 
 /// Takes the lock and the socket, or says who has them.
@@ -126,11 +170,18 @@ fn claim(config: &Config) -> Result<(Arc<PrivateDir>, LockGuard, OwnedFd), Daemo
         PrivateDir::open_or_create(config.socket_dir())?;
     }
     let dir = Arc::new(PrivateDir::open_or_create(&config.runtime_dir)?);
-    let lock = match dir.lock(LOCK)? {
-        LockOutcome::Acquired(lock) => lock,
-        LockOutcome::Held { pid } => return Err(DaemonError::Running { pid }),
+    let patience = if config.inherit {
+        LOCK_PATIENCE
+    } else {
+        Duration::ZERO
     };
+    let lock = lock(&dir, patience)?;
     let path = &config.socket.path;
+    if config.inherit {
+        let failed = DaemonError::system("take over the socket in our standard input");
+        let socket = handover::inherited_socket(path).map_err(failed)?;
+        return Ok((dir, lock, socket));
+    }
     match connect_at(path) {
         // Somebody without our lock answers: an older daemon.
         Ok(stream) => {
@@ -143,6 +194,19 @@ fn claim(config: &Config) -> Result<(Arc<PrivateDir>, LockGuard, OwnedFd), Daemo
     }
     let socket = bind_at(path, BACKLOG)?;
     Ok((dir, lock, socket))
+}
+
+fn lock(dir: &PrivateDir, patience: Duration) -> Result<LockGuard, DaemonError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match dir.lock(LOCK)? {
+            LockOutcome::Acquired(lock) => return Ok(lock),
+            LockOutcome::Held { pid } if Instant::now() >= deadline => {
+                return Err(DaemonError::Running { pid });
+            }
+            LockOutcome::Held { .. } => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
 }
 
 fn open_log(config: &Config, dir: &PrivateDir) -> Result<Log, DaemonError> {
@@ -224,6 +288,8 @@ fn context(
             .into_owned(),
         started: Instant::now(),
         adoption: Adoption::new(),
+        executable: config.executable.clone(),
+        leaving: OnceLock::new(),
         stop: CancellationToken::new(),
         hurry: CancellationToken::new(),
     })

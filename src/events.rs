@@ -93,6 +93,11 @@ impl EventLog {
         })
     }
 
+    /// Another one for each daemon.
+    pub(crate) fn boot(&self) -> &str {
+        &self.boot
+    }
+
     fn entries(&self) -> MutexGuard<'_, Entries> {
         // Every change under the lock is complete before anything can panic.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)

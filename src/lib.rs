@@ -15,6 +15,7 @@ mod error;
 mod events;
 mod exits;
 mod handlers;
+mod handover;
 mod host_process;
 mod hosts;
 mod lane_io;

@@ -64,6 +64,14 @@ impl Listener {
         })
     }
 
+    /// The socket itself, which goes on listening.
+    ///
+    /// # Errors
+    /// If the runtime cannot let go of it.
+    pub(crate) fn into_socket(self) -> std::io::Result<OwnedFd> {
+        self.socket.into_std().map(OwnedFd::from)
+    }
+
     /// Accepts until the daemon stops. No failure ends it.
     pub(crate) async fn run(&self, context: &Arc<Context>, tracker: &TaskTracker) {
         let (mut pause, most) = BACKOFF;

@@ -51,6 +51,9 @@ fn print(write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> Result<Exit
 
 fn serve(args: &DaemonArgs) -> Result<ExitCode, Failure> {
     let config = Config::read(args).map_err(|error| (Code::Usage as u8, error.into()))?;
+    if args.check {
+        return print(|out| writeln!(out, "pythond {}", env!("CARGO_PKG_VERSION")));
+    }
     if args.detach {
         return match detach::start(&config) {
             Ok(pid) => print(|out| {

@@ -166,13 +166,7 @@ impl Connection<'_> {
                 Some(event) = self.events.recv() => self.send(event).await,
                 Some(done) = self.running.next(), if !idle => self.done(done).await,
                 incoming = self.socket.next(), if !full => self.incoming(incoming).await,
-                () = stop.cancelled(), if idle => {
-                    let message = "the daemon stops, and the session with it".to_owned();
-                    let reason = TerminalEnd::Stopped;
-                    let event = AttachEvent::TerminalClosed { reason, message };
-                    let gone = self.terminal_event(&event).await;
-                    Some(gone.unwrap_or(End::Close(CloseCode::Away, "daemon stopping")))
-                }
+                () = stop.cancelled(), if idle => Some(self.stopped().await),
             };
             if let Some(end) = end {
                 return end;
@@ -316,7 +310,7 @@ impl Connection<'_> {
             verb: frame.verb.to_owned(),
             session: session.to_owned(),
             tag: parsed.tag.clone(),
-            stops: matches!(parsed.request, Ok(Request::Stop)),
+            stops: matches!(parsed.request, Ok(Request::Stop(_))),
         };
         let body_bytes = Some(frame.body_bytes());
         self.access.event(
@@ -387,6 +381,18 @@ impl Connection<'_> {
         found
     }
 
+    /// The daemon ends.
+    async fn stopped(&mut self) -> End {
+        if self.context.leaves_sessions() {
+            return End::Close(CloseCode::Restart, "daemon restarting");
+        }
+        let message = "the daemon stops, and the session with it".to_owned();
+        let reason = TerminalEnd::Stopped;
+        let event = AttachEvent::TerminalClosed { reason, message };
+        let gone = self.terminal_event(&event).await;
+        gone.unwrap_or(End::Close(CloseCode::Away, "daemon stopping"))
+    }
+
     /// Answers a request that was carried out.
     async fn done(&mut self, done: Done) -> Option<End> {
         // Its last events may still wait here.
@@ -418,7 +424,8 @@ impl Connection<'_> {
             None => self.socket.send(Message::text(text)).await,
             Some(pieces) => self.send_in_pieces(text, pieces).await,
         };
-        if asked.stops {
+        let stops = asked.stops && reply.ok;
+        if stops {
             self.context.stop.cancel();
         }
         if let Err(error) = sent {
@@ -431,9 +438,12 @@ impl Connection<'_> {
             self.access.event("result", &fields);
             return Some(End::Gone);
         }
-        asked
-            .stops
-            .then_some(End::Close(CloseCode::Away, "daemon stopping"))
+        let (code, why) = if self.context.leaves_sessions() {
+            (CloseCode::Restart, "daemon restarting")
+        } else {
+            (CloseCode::Away, "daemon stopping")
+        };
+        stops.then_some(End::Close(code, why))
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{SessionSpec, ZygoteCommand, ZygoteInfo};
+use rustix::process::{Pid, WaitOptions};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -358,6 +360,7 @@ impl Zygotes {
             }
             Ok(Ok(Ok((lane, info)))) => {
                 let key = info.key.split('-').next().unwrap_or(&info.key).to_owned();
+                self.tracker.spawn(reap(info.pid));
                 let handle = self.take(lane, info);
                 let slot = self.slot(&key);
                 let mut current = slot.zygote.lock().await;
@@ -395,6 +398,18 @@ impl Zygotes {
             .map(|zygote| async move { zygote.shut_down().await });
         // One that does not end has no hosts any more and ends by itself.
         let _ = tokio::time::timeout(patience, futures_util::future::join_all(ends)).await;
+    }
+}
+
+/// Takes in the end of a process if it is our own child: after a restart in place
+/// zygotes are, and nobody holds a handle of them.
+async fn reap(pid: i32) {
+    let (Some(pid), Ok(mut ended)) = (Pid::from_raw(pid), signal(SignalKind::child())) else {
+        return;
+    };
+    // Another's child is an error at once.
+    while let Ok(None) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
+        ended.recv().await;
     }
 }
 

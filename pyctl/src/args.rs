@@ -29,7 +29,9 @@ pub(crate) enum Command {
     /// Start the daemon, in the foreground.
     Start(StartArgs),
     /// Stop the daemon and all its sessions, and wait until it is gone.
-    Stop,
+    Stop(StopArgs),
+    /// Replace the daemon, for example by a new version; sessions go on.
+    Restart,
     /// Show whether a daemon answers, and what it is.
     Status,
     /// Print the version.
@@ -46,6 +48,13 @@ pub(crate) struct StartArgs {
     /// Go to the background and return when the daemon answers.
     #[arg(short, long)]
     pub(crate) detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Let the sessions go on; the next daemon takes them over.
+    #[arg(long)]
+    pub(crate) keep_sessions: bool,
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +82,7 @@ mod tests {
     #[test]
     fn wrong_lines_are_refused() {
         for words in [
-            &["restart"][..],
+            &["restart", "now"][..],
             &["stop", "now"],
             &["status", "work"],
             &["start", "--tls"],

@@ -5,6 +5,7 @@ mod args;
 mod commands;
 mod failure;
 mod render;
+mod text;
 
 use std::process::ExitCode;
 

@@ -47,7 +47,7 @@ class Session:
     @property
     def wire(self) -> Wire:
         """A connection of its own, so that a reply that comes late hurts no other test."""
-        if self._wire is None:
+        if self._wire is None or self._wire.closed:
             self._wire = self.daemon.connect()
         return self._wire
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from websockets.protocol import State
 from websockets.sync.client import ClientConnection, unix_connect
 
 
@@ -26,6 +27,11 @@ class Wire:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether the daemon has closed it."""
+        return self.socket.protocol.state is not State.OPEN
 
     def send(self, text: str | bytes) -> None:
         """Send one message."""

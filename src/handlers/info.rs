@@ -25,6 +25,7 @@ pub(super) fn handle(context: &Context) -> Reply {
         ok: true,
         endpoint: format!("unix:{}", context.socket.display()),
         pid: std::process::id(),
+        boot: Some(context.hosts.events.boot().to_owned()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_s: context.started.elapsed().as_secs_f64(),
         sessions: context.registry.live() as u64,

@@ -19,6 +19,7 @@ mod poll;
 mod resize;
 mod stack;
 mod status;
+mod stop;
 mod submit;
 mod wait;
 
@@ -29,10 +30,11 @@ pub(crate) use resize::answer as resized;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ErrorReply;
+use pythond_protocol::verbs::stop::StopRequest;
 use pythond_protocol::verbs::{ReplyFormat, Request};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -72,10 +74,22 @@ pub(crate) struct Context {
     pub(crate) started: Instant,
     /// Sessions that are being taken over.
     pub(crate) adoption: Adoption,
+    /// Our own executable.
+    pub(crate) executable: PathBuf,
+    /// How the daemon was told to end.
+    pub(crate) leaving: OnceLock<StopRequest>,
     /// The daemon is to stop.
     pub(crate) stop: CancellationToken,
     /// No more graces.
     pub(crate) hurry: CancellationToken,
+}
+
+impl Context {
+    /// The daemon ends and its sessions go on.
+    pub(crate) fn leaves_sessions(&self) -> bool {
+        let leaving = self.leaving.get();
+        leaving.is_some_and(|how| *how != StopRequest::EndSessions)
+    }
 }
 
 /// What is sent back.
@@ -180,7 +194,7 @@ pub(crate) async fn handle(
         Request::Help => Ok(help(format)),
         Request::List => Ok(list::handle(context, format)),
         Request::Info => Ok(info::handle(context)),
-        Request::Stop => Ok(stop(format)),
+        Request::Stop(request) => stop::handle(context, request, format).await,
         Request::New(request) => new::handle(context, request, format).await,
         Request::Submit(request) => submit::handle(context, caller, request, format).await,
         Request::Poll(request) => poll::handle(context, request, format).await,
@@ -210,13 +224,6 @@ pub(crate) fn default_environment(context: &Context) -> Result<Environment, Envi
         context,
         &pythond_protocol::verbs::new::NewOptions::default(),
     )
-}
-
-fn stop(format: ReplyFormat) -> Reply {
-    match format {
-        ReplyFormat::Plain => Reply::ok("OK stopping daemon"),
-        ReplyFormat::Json => Reply::json(&serde_json::json!({ "ok": true })),
-    }
 }
 
 const HELP: &str = concat!(
@@ -251,7 +258,8 @@ Commands:
   release <name>
   kill <name>
   kill --all
-  stop
+  stop [--keep-sessions]
+  restart
 
 Notes:
   pysh/pyctl prefixes are accepted but not required.

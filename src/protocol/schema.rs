@@ -27,6 +27,7 @@ use crate::verbs::out::{OutReply, StreamEvent};
 use crate::verbs::resize::ResizeReply;
 use crate::verbs::stack::StackReply;
 use crate::verbs::status::StatusReply;
+use crate::verbs::stop::StopReply;
 use crate::verbs::submit::FireReply;
 use crate::verbs::vars::VarsReply;
 use crate::verbs::wait::WaitReply;
@@ -64,11 +65,12 @@ pub fn document() -> Value {
         ("out", it.subschema_for::<OutReply>()),
         ("poll", Schema::try_from(cell_or_idle).expect("an object")),
         ("release", it.subschema_for::<HoldReply>()),
+        ("restart", it.subschema_for::<StopReply>()),
         ("resize", it.subschema_for::<ResizeReply>()),
         ("run", cell),
         ("stack", it.subschema_for::<StackReply>()),
         ("status", it.subschema_for::<StatusReply>()),
-        ("stop", it.subschema_for::<DoneReply>()),
+        ("stop", it.subschema_for::<StopReply>()),
         ("vars", it.subschema_for::<VarsReply>()),
         ("wait", it.subschema_for::<WaitReply>()),
     ];

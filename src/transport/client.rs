@@ -8,8 +8,8 @@ use pythond_protocol::verbs::kill::KillReply;
 use pythond_protocol::verbs::list::ListReply;
 use pythond_protocol::verbs::new::{NewOptions, NewReply};
 use pythond_protocol::verbs::status::StatusReply;
+use pythond_protocol::verbs::stop::StopReply;
 use pythond_protocol::verbs::vars::VarsReply;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::connect::connect;
@@ -22,13 +22,6 @@ use crate::{Address, ClientError, Never, Pending, Reply, Streaming};
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
-}
-
-/// The structured answer to `stop`.
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub struct StopReply {
-    /// The daemon stops.
-    pub ok: bool,
 }
 
 impl Client {
@@ -120,15 +113,31 @@ impl Client {
         self.send(Header::new("info").finish())?.wait()
     }
 
-    /// Tells the daemon to stop. It answers first and stops then.
+    /// Tells the daemon to stop, with its sessions or without. It answers first
+    /// and stops then.
     ///
     /// # Errors
     /// [`ClientError`], as for all calls.
-    pub fn stop(&mut self) -> Result<Reply<StopReply>, ClientError> {
-        let reply: Reply<StopReply> = self.send(Header::new("stop").finish())?.wait()?;
+    pub fn stop(&mut self, keep_sessions: bool) -> Result<Reply<StopReply>, ClientError> {
+        let header = Header::new("stop").flag("keep-sessions", keep_sessions);
+        self.stopped(header)
+    }
+
+    /// Tells the daemon to make place for the program that stands in its file
+    /// now. It answers first.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for all calls.
+    pub fn restart(&mut self) -> Result<Reply<StopReply>, ClientError> {
+        self.stopped(Header::new("restart"))
+    }
+
+    fn stopped(&mut self, header: Header) -> Result<Reply<StopReply>, ClientError> {
+        let reply: Reply<StopReply> = self.send(header.finish())?.wait()?;
         if reply.value.ok {
             Ok(reply)
         } else {
+            // What an earlier daemon says is less than what a refusal has.
             Err(crate::pending::refusal(reply.json()))
         }
     }
@@ -197,7 +206,7 @@ mod tests {
         assert!(matches!(parsed(&new), Request::New(new) if new.options.replace));
         let complete = of("complete").with_body("os.pa");
         assert!(matches!(parsed(&complete), Request::Complete(it) if it.text == "os.pa"));
-        for verb in ["ls", "info", "stop", "events"] {
+        for verb in ["ls", "info", "stop", "restart", "events"] {
             parsed(&Header::new(verb).finish());
         }
         parsed(&Header::new("kill").flag("all", true).finish());

@@ -19,7 +19,7 @@ mod streaming;
 pub use address::{Address, AddressVariables};
 pub use attachment::{AttachOptions, Attachment, Incoming, TerminalBytes};
 pub use cells::{Idle, MAX_CODE_BYTES, PollReply};
-pub use client::{Client, StopReply};
+pub use client::Client;
 pub use error::{ClientError, TransportError};
 pub use pending::{Pending, Reply, Waited};
 pub use report::{EXIT_CODES, Report, escape_controls};

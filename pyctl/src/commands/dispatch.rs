@@ -4,7 +4,7 @@ use clap::CommandFactory as _;
 use pythond_protocol::ExitCode;
 use pythond_transport::{Address, AddressVariables, ClientError};
 
-use super::{completions, man, start, status, stop, version};
+use super::{completions, man, restart, start, status, stop, version};
 use crate::args::{Cli, Command};
 use crate::failure::Outcome;
 use crate::render::Render;
@@ -18,7 +18,8 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
     };
     match command {
         Command::Start(args) => start::start(&args, render),
-        Command::Stop => stop::stop(render),
+        Command::Stop(args) => stop::stop(&args, render),
+        Command::Restart => restart::restart(render),
         Command::Status => status::status(render),
         Command::Version => version::version(render),
         Command::Completions(args) => completions::completions(&args, render),

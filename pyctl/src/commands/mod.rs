@@ -3,6 +3,7 @@
 mod completions;
 mod dispatch;
 mod man;
+mod restart;
 mod start;
 mod status;
 mod stop;

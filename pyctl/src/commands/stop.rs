@@ -6,14 +6,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ExitCode;
+use pythond_protocol::verbs::stop::StopReply;
 use pythond_transport::{Client, Report};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::dispatch::address;
+use crate::args::StopArgs;
 use crate::failure::Outcome;
 use crate::render::Render;
+use crate::text;
 
 /// A daemon stops within two seconds; one that takes longer than this is
 /// worth a word.
@@ -21,15 +24,15 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// How often the socket is looked at.
 const STEP: Duration = Duration::from_millis(5);
 
-/// Asks the daemon to stop and waits until its process and its socket are gone,
+/// Asks the daemon to stop, with its sessions or without, and waits until its process and its socket are gone,
 /// so that a start right afterwards finds the place free.
-pub(super) fn stop(render: &Render) -> Outcome {
+pub(super) fn stop(args: &StopArgs, render: &Render) -> Outcome {
     let address = address()?;
     let mut client = Client::connect(&address)?;
     let path = address.socket_path();
     let socket = identity(path);
     let process = process_of(&mut client);
-    let reply = client.stop()?;
+    let reply = client.stop(args.keep_sessions)?;
     if !wait_until_gone(path, socket) || !process.is_none_or(wait_for_end) {
         return Err(Report::new(
             "busy",
@@ -42,7 +45,12 @@ pub(super) fn stop(render: &Render) -> Outcome {
     if render.json {
         render.line(reply.json())?;
     } else {
-        render.line("OK stopping daemon")?;
+        let StopReply { sessions, kept, .. } = reply.value;
+        let fate = if kept { "kept" } else { "ended" };
+        render.line(&match sessions {
+            0 => "OK stopping daemon".to_owned(),
+            count => format!("OK stopping daemon; {} {fate}", text::sessions(count)),
+        })?;
     }
     Ok(ExitCode::Success)
 }

@@ -12,6 +12,9 @@ pub struct InfoReply {
     pub endpoint: String,
     /// Process id.
     pub pid: u32,
+    /// Another one after each start, also where the process id stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
     /// Version of the daemon.
     pub version: String,
     /// Seconds since it started.

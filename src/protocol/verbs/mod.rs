@@ -18,6 +18,7 @@ pub mod request;
 pub mod resize;
 pub mod stack;
 pub mod status;
+pub mod stop;
 pub mod submit;
 pub mod vars;
 pub mod wait;

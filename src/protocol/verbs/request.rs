@@ -3,7 +3,7 @@
 use super::options::{Header, existing_session};
 use super::{
     attach, cells, complete, events, hold, interrupt, kill, new, out, poll, resize, stack, status,
-    submit, vars, wait,
+    stop, submit, vars, wait,
 };
 use crate::names::SessionName;
 use crate::outcome::CellKind;
@@ -38,8 +38,8 @@ pub enum Request {
     List,
     /// What the daemon is.
     Info,
-    /// End the daemon and its sessions.
-    Stop,
+    /// End the daemon.
+    Stop(stop::StopRequest),
     /// Create a session.
     New(new::NewRequest),
     /// Submit a cell.
@@ -149,7 +149,12 @@ impl Parsed {
             "help" => bare(&header, Request::Help, "help"),
             "ls" => bare(&header, Request::List, "ls"),
             "info" => bare(&header, Request::Info, "info"),
-            "stop" => bare(&header, Request::Stop, "pyctl stop"),
+            "stop" => stop::parse(&mut header),
+            "restart" => bare(
+                &header,
+                Request::Stop(stop::StopRequest::Restart),
+                "restart",
+            ),
             "new" => new::parse(frame, header).map(Request::New),
             "kill" => kill::parse(&mut header).map(Request::Kill),
             "int" => interrupt::parse(&mut header).map(Request::Interrupt),

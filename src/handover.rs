@@ -1,0 +1,40 @@
+//! A daemon that makes place for the next one in the same process: its socket
+//! stays open, so that no client finds nobody there.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use pythond_private_fs::{connect_at, peer_credentials};
+use rustix::fs::{Mode, OFlags};
+
+/// Becomes the program that stands in our file now, and hands it the socket as
+/// its standard input. Returns only if that fails.
+pub(crate) fn become_next(executable: &Path, detached: bool, socket: OwnedFd) -> std::io::Error {
+    let mut next = Command::new(executable);
+    next.args(["daemon", "--inherit"]);
+    if detached {
+        next.arg("--detached");
+    }
+    next.stdin(Stdio::from(socket)).exec()
+}
+
+/// The socket that the daemon before us left in our standard input.
+///
+/// # Errors
+/// If there is none, or if another listens at `path`.
+pub(crate) fn inherited_socket(path: &Path) -> std::io::Result<OwnedFd> {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let listens = rustix::net::sockopt::socket_acceptconn(&socket)?;
+    // The kernel remembers who began to listen, and we are the same process.
+    let peer = connect_at(path).map(|stream| peer_credentials(&stream));
+    let ours = matches!(peer, Ok(Ok(peer)) if peer.pid.unsigned_abs() == std::process::id());
+    if !listens || !ours {
+        return Err(std::io::Error::other("it is not the daemon's socket"));
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(socket)
+}
