@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod access_log;
+mod admission;
+mod complaints;
 pub mod config;
 pub mod daemon;
 pub mod detach;
@@ -19,6 +21,7 @@ mod hosts;
 mod lane_io;
 mod listener;
 mod log;
+mod log_file;
 mod peer;
 mod registry;
 mod router;
