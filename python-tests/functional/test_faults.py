@@ -61,6 +61,7 @@ class Patient:
             self.ask(f"wait {name} --json --timeout=20"),
             self.ask(f"run {name} --json\nsubprocess.run(['true']).returncode"),
             self.ask(f"vars {name} --json"),
+            self.ask(f"attach {name} 24 80 --json"),
             self.ask("ls --json"),
             self.ask(f"kill {other} --json"),
         ]
@@ -115,7 +116,6 @@ OF_THE_DAEMON = [
     ("epoll_ctl", "ENOSPC"),
     ("epoll_wait", "EINTR"),
     ("fcntl", "EMFILE"),
-    ("getdents64", "ENOMEM"),
     ("getrandom", "EINTR"),
     ("getsockopt", "ENOBUFS"),
     ("mmap", "ENOMEM"),
@@ -127,16 +127,13 @@ OF_THE_DAEMON = [
     ("sendto", "ENOBUFS"),
     ("socket", "EMFILE"),
     ("statx", "ENOMEM"),
-    ("unlinkat", "EIO"),
 ]
 OF_THE_ZYGOTE = [
-    ("accept4", "EMFILE"),
     ("clone", "EAGAIN"),
     ("mmap", "ENOMEM"),
     ("openat", "EMFILE"),
     ("pipe2", "EMFILE"),
     ("ppoll", "ENOMEM"),
-    ("rename", "EIO"),
     ("renameat", "EIO"),
     ("sendmsg", "ENOBUFS"),
     ("sendto", "ENOBUFS"),
@@ -144,7 +141,6 @@ OF_THE_ZYGOTE = [
     ("socketpair", "EMFILE"),
     ("bind", "ENOSPC"),
     ("ftruncate", "ENOSPC"),
-    ("fallocate", "ENOSPC"),
     ("epoll_create1", "EMFILE"),
     ("epoll_ctl", "ENOSPC"),
     ("clone3", "EAGAIN"),
@@ -156,25 +152,19 @@ OF_A_HOST = [
     ("accept4", "ECONNABORTED"),
     ("clone", "EAGAIN"),
     ("clone3", "EAGAIN"),
-    ("fsync", "EIO"),
-    ("fdatasync", "EIO"),
     ("ftruncate", "ENOSPC"),
-    ("memfd_create", "EMFILE"),
     ("mmap", "ENOMEM"),
     ("openat", "ENOSPC"),
     ("openat", "EMFILE"),
     ("pidfd_open", "EMFILE"),
     ("pipe2", "EMFILE"),
-    ("poll", "ENOMEM"),
     ("ppoll", "ENOMEM"),
-    ("pwrite64", "ENOSPC"),
     ("recvfrom", "ENOMEM"),
     ("renameat", "EIO"),
     ("sendmsg", "ENOBUFS"),
     ("sendto", "ENOBUFS"),
     ("socketpair", "EMFILE"),
     ("write", "ENOSPC"),
-    ("writev", "ENOSPC"),
 ]
 
 
@@ -201,7 +191,7 @@ def fail_each(
         if not injection.happened:
             break
         reached = number
-    assert reached or not path, "no call failed"
+    assert reached, "no call failed: the case tests nothing"
     print(f"{call} {error}: failed up to number {reached}")
     wait_until(
         lambda: not any("other" in name for name in patient.daemon.list()),
