@@ -161,6 +161,20 @@ def test_as_many_sessions_as_the_open_files_allow_leave_room_for_clients(
         assert wire.json("kill --all --json", 120)["ok"]
 
 
+def test_more_sessions_than_a_low_soft_limit_of_open_files_has_room_for(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon().limit("-Sn", 64).start()
+    with daemon.connect() as wire:
+        for number in range(40):
+            reply = wire.new(f"s{number}")
+            assert reply["ok"], reply
+        # Sessions have the limit that was meant for them.
+        limit = "import resource; resource.getrlimit(resource.RLIMIT_NOFILE)[0]"
+        assert wire.run("s39", limit)["result"] == "64"
+        assert wire.json("kill --all --json", 120)["ok"]
+
+
 def test_a_flood_of_connections_costs_few_lines_of_log(small: TestDaemon) -> None:
     log = small.access_log()
     with raw.many(small.socket, FLOOD):
