@@ -12,7 +12,7 @@ PAGES := $(addprefix pysh-,new run attach hold release ls kill status vars compl
 	$(addprefix pyctl-,start stop status)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-stop test bench install uninstall fmt lint fuzz clean
+.PHONY: help build demo demo-stop test torture bench install uninstall fmt lint fuzz clean
 
 help: ## show this list
 	@echo 'usage: make WHAT'
@@ -34,6 +34,10 @@ demo-stop: ## stop the daemon that the demo left running
 
 test: ## install what the tests need, then run all checks and tests
 	@bash tests/all.sh
+
+torture: ## floods and failing system calls, the long round, after `make test`; takes hours
+	PYTHOND_TORTURE=1 PYTHOND_BIN_DIR=$(TARGET)/debug .venv-tests/bin/python -m pytest -v --timeout 7200 \
+		python-tests/functional/test_floods.py python-tests/functional/test_faults.py
 
 bench: ## measure; ROWS=warm,oneshot chooses, QUICK=1 is short
 	@bash tests/bench.sh

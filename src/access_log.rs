@@ -92,6 +92,12 @@ impl AccessLog {
     }
 }
 
+/// Says how many lines of a kind were left out.
+pub(crate) fn left_out(log: &Log, kind: &str, count: u64) {
+    let now = jiff::Timestamp::now();
+    log.access(format!("ACCESS ts={now:.3} event=left_out kind={kind} count={count}\n").as_bytes());
+}
+
 /// A value without anything that could end a field or a line, or steer a
 /// terminal.
 fn push_value(line: &mut String, value: &str) {

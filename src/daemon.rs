@@ -1,5 +1,6 @@
 //! The daemon: single instance, start, ordered stop. Owns all tasks.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission;
 use crate::adoption::Adoption;
 use crate::config::Config;
 use crate::error::chain;
@@ -28,12 +30,15 @@ use crate::handover;
 use crate::hosts::Hosts;
 use crate::listener::{BACKLOG, Listener};
 use crate::log::Log;
+use crate::log_file::LogFile;
 use crate::registry::Registry;
 use crate::session::EndReason;
 use crate::zygotes::{HostProgram, Zygotes};
 
 /// Name of the lock in the runtime directory.
 const LOCK: &str = "daemon.lock";
+/// What a detached daemon says, in the runtime directory.
+pub(crate) const DETACHED_LOG: &str = "daemon.log";
 /// Open files that two lanes for each session and all connections need.
 const OPEN_FILES: u64 = 16_384;
 /// How long clients wait at most for hosts that an earlier daemon left.
@@ -209,10 +214,18 @@ fn lock(dir: &PrivateDir, patience: Duration) -> Result<LockGuard, DaemonError> 
     }
 }
 
-fn open_log(config: &Config, dir: &PrivateDir) -> Result<Log, DaemonError> {
+fn open_log(config: &Config, dir: &Arc<PrivateDir>) -> Result<Log, DaemonError> {
     let failed = "start the log's thread";
-    let log = Log::to_stderr().map_err(DaemonError::system(failed))?;
-    match dir.append_file("access.log") {
+    // Where a detached daemon's standard error is a file of ours, a panic is to
+    // be found in the newest one too.
+    let stays_standard_error = |file: &File| {
+        let _ = rustix::stdio::dup2_stderr(file);
+    };
+    let words = config
+        .detached
+        .then(|| LogFile::open(Arc::clone(dir), DETACHED_LOG, stays_standard_error).ok());
+    let log = Log::to_stderr(words.flatten()).map_err(DaemonError::system(failed))?;
+    match LogFile::open(Arc::clone(dir), "access.log", |_| {}) {
         // A detached daemon's standard error is a file beside this one.
         Ok(file) => log
             .with_access(file, !config.detached)
@@ -266,7 +279,7 @@ fn context(
         tracker.clone(),
     );
     Arc::new(Context {
-        registry: Registry::new(config.max_sessions),
+        registry: Registry::new(config.max_sessions.min(admission::most_sessions())),
         hosts: Hosts {
             dir,
             exits,
@@ -468,5 +481,5 @@ impl Signals {
 /// Where a detached daemon's words go.
 #[must_use]
 pub fn detached_log(config: &Config) -> PathBuf {
-    config.runtime_dir.join("daemon.log")
+    config.runtime_dir.join(DETACHED_LOG)
 }

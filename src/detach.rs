@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use pythond_private_fs::{PrivateDir, connect_at, peer_credentials};
 
 use crate::config::Config;
-use crate::daemon::DaemonError;
+use crate::daemon::{DETACHED_LOG, DaemonError};
+use crate::log_file::open_with_room;
 
 /// How long the daemon may take until its socket answers.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -50,7 +51,7 @@ pub enum DetachError {
 /// [`DetachError`].
 pub fn start(config: &Config) -> Result<u32, DetachError> {
     let dir = PrivateDir::open_or_create(&config.runtime_dir).map_err(DaemonError::from)?;
-    let log = dir.append_file("daemon.log").map_err(DaemonError::from)?;
+    let log = open_with_room(&dir, DETACHED_LOG).map_err(DaemonError::from)?;
     let before = log.metadata().map_err(DetachError::Start)?.len();
     let mut child = Command::new(&config.executable)
         .args(["daemon", "--detached"])
@@ -91,7 +92,7 @@ fn answers(config: &Config, child: &Child) -> bool {
 
 fn words_since(dir: &PrivateDir, offset: u64) -> String {
     let read = || -> Option<String> {
-        let mut file = dir.open_file("daemon.log").ok()?;
+        let mut file = dir.open_file(DETACHED_LOG).ok()?;
         file.seek(SeekFrom::Start(offset)).ok()?;
         let mut words = Vec::new();
         file.take(MOST_WORDS).read_to_end(&mut words).ok()?;

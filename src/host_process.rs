@@ -20,6 +20,9 @@ pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the kernel may take to end a process that was sent SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Pause before a descriptor of a process is asked for again.
+const PIDFD_PAUSE: Duration = Duration::from_millis(10);
+
 /// The two lanes to a host.
 #[derive(Debug)]
 pub(crate) struct Lanes {
@@ -135,6 +138,19 @@ impl HostProcess {
         })
     }
 
+    /// Nothing of it is left but its number.
+    fn is_gone(self) -> bool {
+        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.start_time.is_some()) else {
+            return true;
+        };
+        if rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH) {
+            return true;
+        }
+        // What cannot be read says nothing.
+        proc_stat(self.pid)
+            .is_some_and(|stat| Some(stat.start_time) != self.start_time || stat.state == b'Z')
+    }
+
     /// A descriptor of this very process; none if it is gone.
     fn pidfd(self) -> Option<AsyncFd<std::os::fd::OwnedFd>> {
         let pid = Pid::from_raw(self.pid)?;
@@ -162,7 +178,17 @@ impl HostProcess {
         grace: Duration,
         hurry: &tokio_util::sync::CancellationToken,
     ) -> bool {
-        let Some(pidfd) = self.pidfd() else {
+        let tries = async {
+            loop {
+                match self.pidfd() {
+                    Some(pidfd) => return Some(pidfd),
+                    None if self.is_gone() => return None,
+                    // No descriptor is free just now.
+                    None => tokio::time::sleep(PIDFD_PAUSE).await,
+                }
+            }
+        };
+        let Ok(Some(pidfd)) = tokio::time::timeout(grace, tries).await else {
             self.kill_group();
             return true;
         };

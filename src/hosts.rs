@@ -6,13 +6,14 @@ use std::time::Duration;
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::SessionName;
 use pythond_protocol::lane::{HostCommand, HostInfo, SessionSpec};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::environment::Environment;
 use crate::error::{SpawnError, chain};
 use crate::events::EventLog;
 use crate::exits::Exits;
-use crate::host_process::{self, Lanes};
+use crate::host_process::{self, HostProcess, Lanes};
 use crate::lane_io::ConnectError;
 use crate::log::Log;
 use crate::session::{self, SessionHandle};
@@ -43,7 +44,13 @@ impl Hosts {
     ) -> Result<SessionHandle, SpawnError> {
         let name = spec.session.clone();
         let spawned = self.zygotes.spawn(environment, spec).await?;
-        match self.connect(&spawned.socket, |_| true).await {
+        let connected = self.connect(&spawned.socket, |_| true).await;
+        if matches!(connected, Err(_) | Ok(None)) {
+            // Nobody knows of it, and nobody would ever end it.
+            let process = HostProcess::of(spawned.pid);
+            process.end(Duration::ZERO, &CancellationToken::new()).await;
+        }
+        match connected {
             Ok(Some(handle)) if handle.process().pid() == spawned.pid => Ok(handle),
             Ok(_) => Err(SpawnError::Connect(ConnectError::Unexpected)),
             Err(ConnectError::NameInUse) => Err(SpawnError::NameInUse(name)),

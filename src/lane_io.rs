@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pythond_private_fs::{PrivateDir, PrivateFsError};
@@ -21,6 +22,31 @@ use tokio::time::Instant;
 const READ_SIZE: usize = 64 << 10;
 /// Pause before a socket whose queue is full is tried again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
+
+/// Lanes that the process has open: descriptors that are no connection's.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// How many lanes there are.
+pub(crate) fn open_lanes() -> usize {
+    OPEN.load(Ordering::Relaxed)
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        OPEN.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Why a lane is of no more use.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +106,7 @@ pub(crate) struct LaneIo {
     /// `written` on.
     outgoing: VecDeque<Vec<u8>>,
     written: usize,
+    _counted: Counted,
 }
 
 impl LaneIo {
@@ -121,6 +148,7 @@ impl LaneIo {
             scratch: vec![0; READ_SIZE],
             outgoing: VecDeque::new(),
             written: 0,
+            _counted: Counted::new(),
         };
         let hello = Hello {
             version: LINK_VERSION,

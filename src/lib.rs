@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod access_log;
+mod admission;
 mod adoption;
+mod complaints;
 pub mod config;
 pub mod daemon;
 pub mod detach;
@@ -21,6 +23,7 @@ mod hosts;
 mod lane_io;
 mod listener;
 mod log;
+mod log_file;
 mod peer;
 mod registry;
 mod router;

@@ -1,12 +1,14 @@
 //! Accepts connections: limit, credentials, handshake. Knows no verbs.
 
+use std::io::{Error, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
@@ -14,14 +16,15 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_util::task::TaskTracker;
 
-use crate::access_log::{AccessLog, Fields};
+use crate::access_log::{self, AccessLog, Fields};
+use crate::admission::{Admission, Place};
+use crate::complaints::Complaints;
 use crate::handlers::Context;
+use crate::lane_io;
 use crate::log::Log;
 use crate::peer::Peer;
 use crate::router;
 
-/// Most connections at a time; the next one is told that the daemon is busy.
-pub(crate) const MAX_CONNECTIONS: usize = 4096;
 /// Connections that may wait to be accepted.
 pub(crate) const BACKLOG: i32 = 1024;
 /// How long a client may take for its handshake.
@@ -35,13 +38,21 @@ const BUFFER: usize = 16 << 10;
 /// In the order of preference.
 const SUBPROTOCOLS: [&str; 3] = ["pythond.1", "pythond.0.4", "pythond.0.3"];
 
+/// Connections that are refused and still read, and for how long: one that is
+/// closed at once breaks the pipe of a client that has not written its request,
+/// which may never see our answer then.
+const LINGERING: usize = 16;
+const LINGER: Duration = Duration::from_secs(1);
+
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\
     Content-Length: 5\r\n\r\nbusy\n";
 
 /// The daemon's socket.
 pub(crate) struct Listener {
     socket: UnixListener,
-    permits: Arc<Semaphore>,
+    admission: Arc<Admission>,
+    lingering: Arc<Semaphore>,
+    complaints: Arc<Complaints>,
     numbers: AtomicU64,
     max_message: usize,
     log: Log,
@@ -57,7 +68,9 @@ impl Listener {
         socket.set_nonblocking(true)?;
         Ok(Self {
             socket: UnixListener::from_std(socket)?,
-            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            admission: Admission::new(),
+            lingering: Arc::new(Semaphore::new(LINGERING)),
+            complaints: Arc::default(),
             numbers: AtomicU64::new(1),
             max_message: max_payload.saturating_add(HEADER_ROOM),
             log,
@@ -74,87 +87,198 @@ impl Listener {
 
     /// Accepts until the daemon stops. No failure ends it.
     pub(crate) async fn run(&self, context: &Arc<Context>, tracker: &TaskTracker) {
-        let (mut pause, most) = BACKOFF;
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = context.stop.cancelled() => return,
-                accepted = self.socket.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    pause = BACKOFF.0;
-                    self.admit(stream, context, tracker);
-                }
-                Err(error) => {
-                    self.log.note(&format!("WARN: cannot accept: {error}"));
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(most);
+        let accepting = async {
+            let mut pause = BACKOFF.0;
+            loop {
+                self.admission.settled().await;
+                match self.socket.accept().await {
+                    Ok((stream, _)) => {
+                        pause = BACKOFF.0;
+                        self.admit(stream, context, tracker);
+                    }
+                    Err(error) => pause = self.failed(&error, pause).await,
                 }
             }
+        };
+        let telling = async {
+            loop {
+                for (kind, count) in self.complaints.left_out().await {
+                    access_log::left_out(&self.log, kind, count);
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = context.stop.cancelled() => {}
+            () = telling => {}
+            () = accepting => {}
         }
+    }
+
+    /// Waits until `accept` is worth another try; the pause after the next
+    /// failure.
+    async fn failed(&self, error: &Error, pause: Duration) -> Duration {
+        if self.complaints.tells("accept") {
+            self.log.note(&format!("WARN: cannot accept: {error}"));
+        }
+        // The client went, or a signal came: the next one is not concerned. It
+        // waits a little even so, lest a failure that repeats keeps us busy.
+        if matches!(
+            error.kind(),
+            ErrorKind::ConnectionAborted | ErrorKind::Interrupted
+        ) {
+            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            return BACKOFF.0;
+        }
+        // Most likely there is no descriptor or no memory.
+        self.admission.make_room();
+        tokio::select! {
+            () = self.admission.one_left() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        (pause * 2).min(BACKOFF.1)
     }
 
     fn admit(&self, stream: UnixStream, context: &Arc<Context>, tracker: &TaskTracker) {
         let Ok(peer) = Peer::of(&stream) else { return };
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let mut access = AccessLog::new(self.log.clone(), number, peer);
-        let rejected = |detail| Fields {
-            status: Some("rejected"),
-            detail: Some(detail),
-            ..Fields::default()
-        };
         if !peer.is_me() {
-            access.event("connect", &rejected("foreign-user"));
+            if self.complaints.tells("foreign-user") {
+                access.event("connect", &rejected("foreign-user"));
+            }
             return;
         }
-        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-            access.event("connect", &rejected("busy"));
-            let mut stream = stream;
-            tracker.spawn(async move {
-                let _ = tokio::time::timeout(BACKOFF.1, stream.write_all(BUSY)).await;
-            });
+        let Some(place) = self.admission.enter(lane_io::open_lanes()) else {
+            if self.complaints.tells("busy") {
+                access.event("connect", &rejected("busy"));
+            }
+            say_busy(&stream);
+            if let Ok(permit) = Arc::clone(&self.lingering).try_acquire_owned() {
+                tracker.spawn(async move {
+                    linger(stream).await;
+                    drop(permit);
+                });
+            }
             return;
         };
-        let context = Arc::clone(context);
-        let max_message = self.max_message;
+        let connection = Connection {
+            context: Arc::clone(context),
+            access,
+            max_message: self.max_message,
+            author: peer.author(),
+            complaints: Arc::clone(&self.complaints),
+        };
         tracker.spawn(async move {
-            let _permit = permit;
-            access.event("connect", &Fields::default());
-            connection(stream, context, &mut access, max_message, peer.author()).await;
-            access.event("disconnect", &Fields::default());
+            connection.serve(stream, &place).await;
+            // Its socket is closed: now there is room.
+            drop(place);
         });
     }
 }
 
-async fn connection(
-    stream: UnixStream,
+fn rejected(detail: &str) -> Fields<'_> {
+    Fields {
+        status: Some("rejected"),
+        detail: Some(detail),
+        ..Fields::default()
+    }
+}
+
+/// Waits for the first byte, an end or an error, and leaves it where it is.
+async fn something_came(stream: &UnixStream) {
+    let look = || {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        Ok(rustix::net::recv(stream, &mut [0; 1][..], flags).map(drop)?)
+    };
+    // The runtime takes a new socket for readable until somebody has looked.
+    while stream.readable().await.is_ok() {
+        match stream.try_io(Interest::READABLE, look) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
+}
+
+/// A new connection takes these few bytes at once; the runtime may not know
+/// that yet.
+fn say_busy(stream: &UnixStream) {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    // One that has gone needs no answer.
+    let _ = rustix::net::send(stream, BUSY, flags);
+}
+
+/// Reads what a client that was refused still writes.
+async fn linger(mut stream: UnixStream) {
+    let mut scratch = [0; 1024];
+    let request = async {
+        // The end of a request without a body.
+        let mut last = [0; 4];
+        while let Ok(count @ 1..) = stream.read(&mut scratch).await {
+            for byte in &scratch[..count] {
+                last.rotate_left(1);
+                last[3] = *byte;
+                if last == *b"\r\n\r\n" {
+                    return;
+                }
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, request).await;
+}
+
+/// What becomes a connection.
+struct Connection {
     context: Arc<Context>,
-    access: &mut AccessLog,
+    access: AccessLog,
     max_message: usize,
     author: String,
-) {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(BUFFER)
-        .write_buffer_size(BUFFER)
-        .max_message_size(Some(max_message))
-        .max_frame_size(Some(max_message));
-    let handshake = tokio_tungstenite::accept_hdr_async_with_config(stream, agree, Some(config));
-    let shaken = tokio::select! {
-        shaken = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake) => shaken,
-        () = context.stop.cancelled() => return,
-    };
-    let detail = match shaken {
-        Ok(Ok(socket)) => return router::serve(socket, context, access, author).await,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "deadline".to_owned(),
-    };
-    let fields = Fields {
-        status: Some("rejected"),
-        detail: Some(&detail),
-        ..Fields::default()
-    };
-    access.event("handshake", &fields);
+    complaints: Arc<Complaints>,
+}
+
+impl Connection {
+    async fn serve(mut self, stream: UnixStream, place: &Place) {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(BUFFER)
+            .write_buffer_size(BUFFER)
+            .max_message_size(Some(self.max_message))
+            .max_frame_size(Some(self.max_message));
+        let shake = async {
+            // One that said nothing can still be told why it has to go.
+            tokio::select! {
+                () = something_came(&stream) => {}
+                () = place.makes_room() => {
+                    say_busy(&stream);
+                    return Err("busy".to_owned());
+                }
+            }
+            tokio::select! {
+                shaken = tokio_tungstenite::accept_hdr_async_with_config(stream, agree, Some(config)) => {
+                    shaken.map_err(|error| error.to_string())
+                }
+                () = place.makes_room() => Err("busy".to_owned()),
+            }
+        };
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE_DEADLINE, shake) => shaken,
+            () = self.context.stop.cancelled() => return,
+        };
+        let detail = match shaken {
+            Ok(Ok(socket)) => {
+                place.introduced();
+                self.access.event("connect", &Fields::default());
+                router::serve(socket, self.context, &mut self.access, self.author, place).await;
+                self.access.event("disconnect", &Fields::default());
+                return;
+            }
+            Ok(Err(detail)) => detail,
+            Err(_) => "deadline".to_owned(),
+        };
+        if self.complaints.tells("handshake") {
+            self.access.event("handshake", &rejected(&detail));
+        }
+    }
 }
 
 /// Browsers send an `Origin`, and no page may talk to us.

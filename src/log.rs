@@ -1,10 +1,11 @@
 //! Lines to files and to standard error, written by threads of their own so
 //! that a slow disk or terminal never holds up a session.
 
-use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use crate::log_file::LogFile;
 
 /// Most bytes that wait for a sink.
 const MAX_WAITING: usize = 1 << 20;
@@ -125,12 +126,15 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// A log that only talks to standard error.
+    /// A log that only talks to standard error, or to the file that this is.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub(crate) fn to_stderr() -> std::io::Result<Self> {
-        let stderr = Sink::start("log-stderr", std::io::stderr())?;
+    pub(crate) fn to_stderr(file: Option<LogFile>) -> std::io::Result<Self> {
+        let stderr = match file {
+            Some(file) => Sink::start("log-stderr", file),
+            None => Sink::start("log-stderr", std::io::stderr()),
+        }?;
         Ok(Self {
             stderr,
             access: None,
@@ -143,7 +147,7 @@ impl Log {
     ///
     /// # Errors
     /// If no thread can be started.
-    pub(crate) fn with_access(mut self, file: File, mirror: bool) -> std::io::Result<Self> {
+    pub(crate) fn with_access(mut self, file: LogFile, mirror: bool) -> std::io::Result<Self> {
         self.access = Some(Sink::start("log-access", file)?);
         self.mirror = mirror;
         Ok(self)

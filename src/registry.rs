@@ -108,7 +108,9 @@ impl Registry {
                 ErrorCode::Limit,
                 format!("too many sessions (max {most})"),
             )
-            .with_hint("end one with `pysh kill NAME`, or raise PYTHOND_MAX_SESSIONS")
+            .with_hint(
+                "end one with `pysh kill NAME`, or raise PYTHOND_MAX_SESSIONS and `ulimit -n`",
+            )
             .with_plain(format!("too many sessions (max {most})")));
         }
         let entry = Entry::Reserved {

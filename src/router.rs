@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::terminal::from_terminal;
 use crate::access_log::{AccessLog, Fields};
+use crate::admission::Place;
 use crate::handlers::{self, Caller, Context, Reply};
 use crate::terminal::AttachedTerminal;
 
@@ -62,6 +63,8 @@ enum End {
     Gone,
     /// We close it.
     Close(CloseCode, &'static str),
+    /// We close it for want of descriptors, so at once.
+    MakesRoom,
 }
 
 /// Serves a connection until it ends.
@@ -70,6 +73,7 @@ pub(crate) async fn serve(
     context: Arc<Context>,
     access: &mut AccessLog,
     author: String,
+    place: &Place,
 ) {
     let (events_in, events) = mpsc::channel(EVENTS_AHEAD);
     let mut connection = Connection {
@@ -83,23 +87,28 @@ pub(crate) async fn serve(
         events_in,
         events,
         terminal: None,
+        place,
+        silent: true,
     };
     let end = connection.serve().await;
     drop(connection);
-    if let End::Close(code, reason) = end {
-        let frame = CloseFrame {
-            code,
-            reason: reason.into(),
-        };
-        let goodbye = async {
-            if socket.close(Some(frame)).await.is_ok() {
-                // The client's own close ends the stream.
-                while let Some(Ok(_)) = socket.next().await {}
-            }
-        };
-        // One that does not answer is left to the kernel.
-        let _ = tokio::time::timeout(CLOSE_DEADLINE, goodbye).await;
-    }
+    let (code, reason, waits) = match end {
+        End::Gone => return,
+        End::Close(code, reason) => (code, reason, true),
+        End::MakesRoom => (CloseCode::Again, "busy", false),
+    };
+    let frame = CloseFrame {
+        code,
+        reason: reason.into(),
+    };
+    let goodbye = async {
+        if socket.close(Some(frame)).await.is_ok() && waits {
+            // The client's own close ends the stream.
+            while let Some(Ok(_)) = socket.next().await {}
+        }
+    };
+    // One that does not answer is left to the kernel.
+    let _ = tokio::time::timeout(CLOSE_DEADLINE, goodbye).await;
 }
 
 /// A request that is being carried out.
@@ -136,6 +145,9 @@ struct Connection<'a> {
     events: mpsc::Receiver<String>,
     /// The client's terminal, while it is attached to a session.
     terminal: Option<AttachedTerminal>,
+    place: &'a Place,
+    /// It has not sent a command yet, and makes room if there is none.
+    silent: bool,
 }
 
 impl Connection<'_> {
@@ -167,6 +179,9 @@ impl Connection<'_> {
                 Some(done) = self.running.next(), if !idle => self.done(done).await,
                 incoming = self.socket.next(), if !full => self.incoming(incoming).await,
                 () = stop.cancelled(), if idle => Some(self.stopped().await),
+                () = self.place.makes_room(), if self.silent => {
+                    Some(End::MakesRoom)
+                }
             };
             if let Some(end) = end {
                 return end;
@@ -295,6 +310,9 @@ impl Connection<'_> {
 
     async fn message(&mut self, text: Utf8Bytes) -> Option<End> {
         let frame = pythond_protocol::Frame::parse(&text)?;
+        if std::mem::take(&mut self.silent) {
+            self.place.established();
+        }
         if self.terminal.is_some() && frame.verb == attach::DETACH {
             return self.detach().await;
         }

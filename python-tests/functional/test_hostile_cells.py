@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from support import processes
 from support.daemon import Session, TestDaemon
 from support.pythons import version_parameters
+from support.waiting import wait_until
 
 
 @pytest.fixture(params=version_parameters())
@@ -314,6 +315,60 @@ def test_a_child_that_keeps_all_descriptors_does_not_keep_a_dead_session_alive(
         assert "9" in victim.status()["death"]["cause"]
     finally:
         processes.end({int(child or 0)})
+
+
+LIMITS = [(limit, kept) for limit in (0, 1, 2, 3, 5, 8) for kept in (True, False)]
+
+
+@pytest.mark.parametrize(("limit", "kept"), LIMITS)
+def test_a_session_whose_limit_of_open_files_is_lowered_is_of_use_and_stays_within_reach(
+    make_daemon: Callable[..., TestDaemon], limit: int, kept: bool
+) -> None:
+    daemon = make_daemon().start()
+    victim = daemon.new()
+    hard = "resource.getrlimit(resource.RLIMIT_NOFILE)[1]" if kept else str(limit)
+    victim.out(f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {hard}))")
+    goes_on(victim, victim.run("x = 41", timeout=20))
+    assert victim.ended(victim.fire("print('beside')"))["stdout"] == "beside\n"
+    assert "x" in [entry["name"] for entry in victim.ask("vars")["vars"]]
+    cell = victim.detach("while True: pass")
+    wait_until(lambda: victim.status()["state"] == "running")
+    assert victim.interrupt(cell)["ok"]
+    assert victim.ended(cell)["status"] == "interrupted"
+    # The next daemon finds a session that is of use, or the cause of its death.
+    victim.wire.close()
+    daemon.crash()
+    daemon.start()
+    wait_until(lambda: victim.name in daemon.list(), what="the session is found")
+    found = daemon.list()[victim.name]
+    if found["state"] == "dead":
+        assert not kept
+        death = victim.status()["death"]
+        assert "its limit of open files is too low" in death["last_stderr"], death
+        assert daemon.new(victim.name).out("1 + 1") == "2\n"
+    else:
+        assert daemon.json(f"run {victim.name} --json\nx + 1")["result"] == "42"
+        assert victim.ended(victim.fire("print('again')"))["stdout"] == "again\n"
+
+
+def test_connections_of_its_own_cells_do_not_put_a_session_out_of_reach(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon().start()
+    victim = daemon.new()
+    victim.out(
+        "import glob, socket\nkept = []\n"
+        f"for path in glob.glob({str(daemon.runtime)!r} + '/*/h-*.sock') * 30:\n"
+        "    s = socket.socket(socket.AF_UNIX); s.setblocking(False)\n"
+        "    try: s.connect(path); kept.append(s)\n"
+        "    except BlockingIOError: time.sleep(0.001)\n"
+        "x = 41"
+    )
+    victim.wire.close()
+    daemon.crash()
+    daemon.start()
+    wait_until(lambda: victim.name in daemon.list(), what="the session is found")
+    assert daemon.json(f"run {victim.name} --json\nx + 1")["result"] == "42"
 
 
 def test_a_daemon_is_untouched_by_all_this(module_daemon: TestDaemon) -> None:

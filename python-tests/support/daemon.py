@@ -173,17 +173,24 @@ class TestDaemon:
         self.mark = f"{mark}.{self.root.name}"
         self.environment = clean_environment(self.mark)
         self.environment.update(HOME=str(self.home), PYTHOND_SOCK=str(self.socket), **env)
+        # Words before the daemon's own, of a program that executes the rest.
+        self.wrapper: list[str] = []
         self.process: subprocess.Popen | None = None
         self.log = self.root / "daemon.log"
         self._names = 0
 
     # Life.
 
+    def limit(self, option: str, value: int) -> TestDaemon:
+        """Let the daemon start under a resource limit of the shell's `ulimit`."""
+        self.wrapper = ["sh", "-c", f'ulimit {option} {value} && exec "$@"', "sh"]
+        return self
+
     def spawn(self, *arguments: str, **env: str) -> subprocess.Popen:
         """Start `pythond daemon` and do not wait."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [str(self.binaries / "pythond"), "daemon", *arguments],
+                [*self.wrapper, str(self.binaries / "pythond"), "daemon", *arguments],
                 env={**self.environment, **env},
                 cwd=self.work,
                 stdin=subprocess.DEVNULL,

@@ -52,6 +52,24 @@ def marked(*needles: str) -> dict[int, str]:
     return found
 
 
+def descriptors(pid: int) -> int:
+    """Count the open descriptors of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def threads(pid: int) -> int:
+    """Count the threads of a process."""
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def memory(pid: int) -> int:
+    """Return the resident memory of a process that is its own, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError(f"the kernel does not tell the memory of process {pid}")
+
+
 def children(pid: int) -> set[int]:
     """Return the living descendants of a process."""
     by_parent: dict[int, list[int]] = {}

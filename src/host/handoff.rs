@@ -102,7 +102,8 @@ pub(crate) fn take(end: impl AsFd) -> Result<Handed, Errno> {
             tag.copy_from_slice(&bytes[..8]);
             match descriptors.into_iter().next() {
                 Some(lane) => Ok(Handed::CellLane(lane, u64::from_le_bytes(tag))),
-                None => Ok(Handed::Nudge),
+                // A session's limit of open files leaves no number for it.
+                None => Err(Errno::MFILE),
             }
         }
         Ok((0, _)) => Err(Errno::PIPE),

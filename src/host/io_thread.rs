@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{Hello, HostCommand, HostEvent, Lane, Message};
 use pythond_protocol::outcome::CellKind;
+use rustix::event::epoll;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
+use rustix::process::{Resource, Rlimit};
 
 use crate::control::{Control, Submitted};
 use crate::files::session_directory;
@@ -26,8 +28,17 @@ use crate::{fire, fork, interrupt, outputs, sys};
 const REPEAT_INTERRUPT: Duration = Duration::from_millis(20);
 /// How often waiting records are written while cells keep coming.
 const WRITE_RECORDS: Duration = Duration::from_millis(20);
-/// Connections that have not said what they are.
+/// Connections that have not said what they are. The oldest makes room.
 const MOST_STRANGERS: usize = 8;
+/// Pause after a connection that could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// A session without a daemon that no daemon can reach for so long ends: its
+/// cells could not be seen, interrupted or followed ever again.
+const OUT_OF_REACH: Duration = Duration::from_secs(5);
+/// Its exit status then, EX_OSERR of sysexits(3).
+const OUT_OF_REACH_STATUS: i32 = 71;
+/// How long is waited at most where no signal ends the wait.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often it is looked whether terminals that are far behind read on.
 const LOOK_WHO_IS_BEHIND: Duration = Duration::from_millis(100);
 /// How often it is looked whether what agents' cells write has waited for long
@@ -41,6 +52,14 @@ const HOLD_BACK: Duration = Duration::from_millis(5);
 struct IoThread {
     shared: &'static Shared,
     listener: OwnedFd,
+    /// While this is in the future nothing is accepted.
+    accept_at: Option<Instant>,
+    /// Since when a connection could not be accepted, and when it was last so.
+    failing: Option<(Instant, Instant)>,
+    control_since: Instant,
+    /// What is waited with where a session's limit of open files is less than
+    /// what there is to wait for; made before there could be such a limit.
+    epoll: Option<OwnedFd>,
     handoff: OwnedFd,
     control: Option<LaneSocket>,
     /// The main thread reads this one as a rule; it is kept for the time when
@@ -90,6 +109,10 @@ pub(crate) fn start(
                 let mut thread = IoThread {
                     shared,
                     listener,
+                    accept_at: None,
+                    failing: None,
+                    control_since: Instant::now(),
+                    epoll: epoll::create(epoll::CreateFlags::CLOEXEC).ok(),
                     handoff,
                     control: None,
                     cells: None,
@@ -133,7 +156,9 @@ impl IoThread {
         let (mut set, names) = self.poll_set();
         let timeout = self.timeout();
         // Interrupted, timed out or ready: what there is to do shows below.
-        let _ = sys::wait_with_signal(&mut set, timeout, sys::wake_signal());
+        if sys::wait_with_signal(&mut set, timeout, sys::wake_signal()).is_err() {
+            self.wait_otherwise(&mut set, timeout);
+        }
         self.shared.io_is_awake();
         if let Some(since) = self.held_back.take() {
             let behind = self.shared.outputs.is_main_too_fast(since.elapsed());
@@ -170,6 +195,20 @@ impl IoThread {
         }
     }
 
+    /// Waits where `poll` refuses to.
+    fn wait_otherwise(&self, set: &mut [libc::pollfd], timeout: Option<Duration>) {
+        let limit = timeout.map_or(LOOK_AGAIN, |timeout| timeout.min(LOOK_AGAIN));
+        let waited = self
+            .epoll
+            .as_ref()
+            .map(|epoll| sys::poll_by_epoll(epoll, set, limit));
+        if !matches!(waited, Some(Ok(()))) {
+            // Nothing can be seen just now; to ask again at once would only
+            // take time from the cells.
+            std::thread::sleep(limit);
+        }
+    }
+
     fn show_what_waits(&mut self) {
         if !self.shared.terminal.is_watched() {
             self.show_at = None;
@@ -193,7 +232,7 @@ impl IoThread {
             (self.held_back.is_some(), HOLD_BACK),
             (self.terminals.holds_back(), LOOK_WHO_IS_BEHIND),
         ];
-        let due = [self.requests.next_deadline(), self.show_at];
+        let due = [self.requests.next_deadline(), self.show_at, self.accept_at];
         let due = due.into_iter().flatten();
         let until = due.map(|due| due.saturating_duration_since(Instant::now()));
         let regular = regular
@@ -221,7 +260,8 @@ impl IoThread {
             }
         }
         // Whoever connects earlier waits until it is known which session this is.
-        if self.shared.directory().is_some() {
+        let accepts = self.accept_at.is_none_or(|at| at <= Instant::now());
+        if self.shared.directory().is_some() && accepts {
             add(self.listener.as_raw_fd(), libc::POLLIN, Watched::Listener);
         }
         if let Some(control) = &self.control {
@@ -258,8 +298,14 @@ impl IoThread {
             Watched::Listener => self.accept(),
             Watched::Control => {
                 if let Err(_lost) = self.serve_control(events) {
-                    // The daemon connects again if it wants to; cells go on.
+                    // The daemon connects again if it wants to, with both
+                    // lanes; cells go on. A low limit of open files may leave
+                    // no more than these two numbers.
                     self.control = None;
+                    if self.shared.io_reads_cells() {
+                        let _ = self.serve_cells();
+                    }
+                    self.cells = None;
                 }
             }
             Watched::Cells => {
@@ -280,13 +326,33 @@ impl IoThread {
     }
 
     fn accept(&mut self) {
-        let Ok(socket) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC) else {
-            return;
+        let socket = match accept_in_spite_of_limits(&self.listener) {
+            Ok(socket) => socket,
+            Err(errno) => {
+                // It stays in the queue, and would wake us again at once.
+                let now = Instant::now();
+                self.accept_at = Some(now + ACCEPT_AGAIN);
+                let (since, _) = self
+                    .failing
+                    .filter(|(_, last)| now.duration_since(*last) < OUT_OF_REACH * 4)
+                    .unwrap_or((now, now));
+                self.failing = Some((since, now));
+                // A daemon that gets one lane and not the other is none.
+                let served = self.control.is_some() && self.control_since < since;
+                if !served && now.duration_since(since) >= OUT_OF_REACH {
+                    end_out_of_reach(errno);
+                }
+                return;
+            }
         };
+        self.accept_at = None;
         let mine = rustix::process::geteuid().as_raw();
         let known =
             pythond_private_fs::peer_credentials(&socket).is_ok_and(|peer| peer.uid == mine);
-        if known && self.strangers.len() < MOST_STRANGERS {
+        if known {
+            if self.strangers.len() >= MOST_STRANGERS {
+                self.strangers.remove(0);
+            }
             self.strangers.push(Some(LaneSocket::new(socket)));
         }
     }
@@ -358,8 +424,10 @@ impl IoThread {
                 self.requests.forget();
                 lane.send(&HostEvent::Welcome(Box::new(self.shared.welcome())), b"")?;
                 self.control = Some(lane);
+                self.control_since = Instant::now();
             }
             Lane::Cell => {
+                self.failing = None;
                 lane.send(&HostEvent::CellLaneReady, b"")?;
                 if !self.shared.io_reads_cells()
                     && handoff::give_lane(&self.handoff, lane.as_fd(), hello.tag).is_err()
@@ -471,6 +539,37 @@ impl IoThread {
         }
         Ok(())
     }
+}
+
+/// Accepts a connection, also where a cell has lowered the limit of open files:
+/// the limit that it could set itself again holds for this one call.
+fn accept_in_spite_of_limits(listener: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let accept = || rustix::net::accept_with(listener, SocketFlags::CLOEXEC);
+    let refused = match accept() {
+        Err(Errno::MFILE) => Errno::MFILE,
+        other => return other,
+    };
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    rustix::process::setrlimit(Resource::Nofile, raised).map_err(|_| refused)?;
+    let accepted = accept();
+    // It was the limit before, so it can be again.
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
+    accepted
+}
+
+/// Ends the session, and says why in its last words.
+fn end_out_of_reach(errno: Errno) -> ! {
+    let words = format!(
+        "pythond: no daemon can connect to this session any more ({errno}): \
+         its limit of open files is too low\n"
+    );
+    // Its exit status tells as well.
+    let _ = rustix::io::write(rustix::stdio::stderr(), words.as_bytes());
+    sys::exit_now(OUT_OF_REACH_STATUS)
 }
 
 /// Locks the session's directory, so that two daemons with one home do not

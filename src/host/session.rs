@@ -300,7 +300,10 @@ impl Session {
             match handoff::take(&self.handoff) {
                 Ok(Handed::CellLane(socket, tag)) => {
                     let Ok(socket) = parked::out_of_the_way(socket) else {
-                        continue;
+                        // No number is free for it. The I/O thread has its own.
+                        let lane = self.lane.take();
+                        self.lose_descriptors(lane);
+                        return;
                     };
                     self.lane = Some(CellLane {
                         socket,
@@ -326,7 +329,13 @@ impl Session {
                 let lane = self.lane.take();
                 self.lose_descriptors(lane);
             }
-            Ok(false) | Err(_) => self.lane = None,
+            Ok(false) => self.lane = None,
+            Err(_) => {
+                // The I/O thread has the socket too: only this makes the daemon
+                // open another, and send again what is lost with this one.
+                let _ = rustix::net::shutdown(&lane.socket, rustix::net::Shutdown::Both);
+                self.lane = None;
+            }
         }
     }
 

@@ -252,6 +252,56 @@ pub(crate) fn wait_with_signal(
     }
 }
 
+/// Does what `poll` does, where that refuses because the set is greater than the
+/// limit of open files (poll(2), EINVAL). No signal ends it.
+///
+/// # Errors
+/// What epoll_wait(2) says. What cannot be watched is left out.
+pub(crate) fn poll_by_epoll(
+    epoll: impl std::os::fd::AsFd,
+    set: &mut [libc::pollfd],
+    limit: std::time::Duration,
+) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    let epoll = epoll.as_fd().as_raw_fd();
+    let control = |operation: i32, entry: &libc::pollfd, index: usize| {
+        let mut event = libc::epoll_event {
+            // The flags of both calls are the same numbers (epoll_ctl(2)).
+            events: u32::from(entry.events.cast_unsigned()),
+            u64: index as u64,
+        };
+        // SAFETY: `event` outlives the call; a number that is no descriptor is
+        // refused. rustix asks for owned descriptors, and a set has numbers.
+        unsafe { libc::epoll_ctl(epoll, operation, entry.fd, &raw mut event) }
+    };
+    for (index, entry) in set.iter_mut().enumerate() {
+        entry.revents = 0;
+        control(libc::EPOLL_CTL_ADD, entry, index);
+    }
+    let mut came = [libc::epoll_event { events: 0, u64: 0 }; 32];
+    let most = i32::try_from(came.len()).unwrap_or(1);
+    let millis = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the array and its length belong together and outlive the call.
+    let count = unsafe { libc::epoll_wait(epoll, came.as_mut_ptr(), most, millis) };
+    let failed = io::Error::last_os_error();
+    for (index, entry) in set.iter().enumerate() {
+        control(libc::EPOLL_CTL_DEL, entry, index);
+    }
+    let Ok(count) = usize::try_from(count) else {
+        return Err(failed);
+    };
+    for event in came.iter().take(count) {
+        let (index, events) = (event.u64, event.events);
+        let entry = usize::try_from(index)
+            .ok()
+            .and_then(|index| set.get_mut(index));
+        if let Some(entry) = entry {
+            entry.revents = i16::try_from(events & 0x7fff).unwrap_or(0);
+        }
+    }
+    Ok(())
+}
+
 /// `threading.get_ident()` of the calling thread.
 pub(crate) fn thread_ident() -> u64 {
     ThreadId::current().ident()

@@ -17,7 +17,7 @@ use pythond_protocol::lane::{
 use pythond_protocol::names::{SessionId, SessionName};
 use pythond_protocol::verbs::new::PythonInfo;
 use rustix::net::SocketFlags;
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal};
 
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::namespace::Namespace;
@@ -57,6 +57,7 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
     sys::ignore(Signal::HUP.as_raw());
     sys::handle_by_default(Signal::INT.as_raw());
     let mut zygote = Zygote {
+        open_files: raise_open_files(),
         cannot_fork: birth::other_threads(),
         launch,
         python,
@@ -94,8 +95,23 @@ fn python_info(py: Python<'_>) -> PyResult<PythonInfo> {
     })
 }
 
+/// Raises the limit of open files, of which each host takes two here; gives back
+/// the one before, for the hosts.
+fn raise_open_files() -> Rlimit {
+    let before = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: before.maximum,
+        maximum: before.maximum,
+    };
+    // Where that is refused there is room for fewer hosts.
+    let _ = rustix::process::setrlimit(Resource::Nofile, raised);
+    before
+}
+
 #[derive(Debug)]
 struct Zygote {
+    /// The limit of open files that hosts have.
+    open_files: Rlimit,
     launch: Launch,
     python: PythonInfo,
     path_times: Py<PyAny>,

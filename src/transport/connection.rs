@@ -2,7 +2,7 @@
 //! cut by another descriptor, or does not wait at all. Moves messages; knows no
 //! verb.
 
-use std::io::{ErrorKind, Result as IoResult};
+use std::io::{ErrorKind, Read as _, Result as IoResult};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::protocol::WebSocketConfig;
+use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes, WebSocket};
 
 use crate::TransportError;
@@ -61,7 +62,7 @@ impl Connection {
         loop {
             match attempt {
                 Ok((socket, _response)) => return Ok(Self { socket, unsent: 0 }),
-                Err(HandshakeError::Failure(error)) => return Err(error.into()),
+                Err(HandshakeError::Failure(error)) => return Err(refused(error, &waiter)),
                 Err(HandshakeError::Interrupted(unfinished)) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     // The request is far smaller than a socket's buffer, so
@@ -156,6 +157,10 @@ impl Connection {
         loop {
             match self.socket.read() {
                 Ok(Message::Text(text)) => return Ok(Received::Text(text)),
+                // It was told before it carried anything out.
+                Ok(Message::Close(Some(close))) if close.code == CloseCode::Again => {
+                    return Err(TransportError::Busy);
+                }
                 Ok(Message::Close(_)) => return Err(TransportError::Closed),
                 Ok(_) => {}
                 Err(error) if would_block(&error) => {
@@ -174,6 +179,19 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.get_ref().as_fd()
+    }
+}
+
+/// What a failed handshake means. A daemon that is busy may have closed before
+/// it had our request; what it said is still there to be read.
+fn refused(error: WsError, mut stream: &UnixStream) -> TransportError {
+    let mut answer = [0; 64];
+    match TransportError::from(error) {
+        TransportError::Closed => match stream.read(&mut answer) {
+            Ok(count) if answer[..count].starts_with(b"HTTP/1.1 503 ") => TransportError::Busy,
+            _ => TransportError::Closed,
+        },
+        other => other,
     }
 }
 

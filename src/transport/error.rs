@@ -15,6 +15,9 @@ pub enum TransportError {
     /// The handshake was not answered in time.
     #[error("the daemon does not answer")]
     NoAnswer,
+    /// The daemon has as many connections as it can serve.
+    #[error("the daemon is busy: it has as many connections as it can serve")]
+    Busy,
     /// The handshake was refused.
     #[error("the daemon refused the connection with HTTP status {status}")]
     HandshakeRefused {
@@ -42,6 +45,7 @@ impl From<tungstenite::Error> for TransportError {
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Closed,
                 _ => Self::Io(error),
             },
+            Ws::Http(response) if response.status() == 503 => Self::Busy,
             Ws::Http(response) => Self::HandshakeRefused {
                 status: response.status().as_u16(),
             },

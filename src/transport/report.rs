@@ -138,13 +138,16 @@ impl From<ClientError> for Report {
             }
             ClientError::RemoteNotAvailable => report("not_available", ExitCode::Refused)
                 .with_hint("unset `PYTHOND_HOST` to use the daemon of this machine"),
+            ClientError::Transport(TransportError::Busy) => report("busy", ExitCode::Refused)
+                .with_hint("nothing was submitted; try again when other clients have left"),
             ClientError::Transport(error) => {
                 let report = report("connection", ExitCode::NoDaemon);
                 match error {
                     TransportError::Closed | TransportError::Io(_) => report.with_hint(
                         "what was submitted may go on; see `pyctl status`, then `pysh ls`",
                     ),
-                    TransportError::NoAnswer
+                    TransportError::Busy
+                    | TransportError::NoAnswer
                     | TransportError::HandshakeRefused { .. }
                     | TransportError::Protocol(_) => report.with_hint("see `pyctl status`"),
                 }

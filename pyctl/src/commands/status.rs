@@ -2,7 +2,7 @@
 
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::info::{InfoReply, ZygoteSummary};
-use pythond_transport::{Address, Client, ClientError, Reply, Report};
+use pythond_transport::{Address, Client, Reply, Report};
 use serde_json::Value;
 
 use super::dispatch::address;
@@ -10,7 +10,7 @@ use crate::failure::Outcome;
 use crate::render::Render;
 
 /// Shows what answers at the daemon's address; no answer is told in the same
-/// form, with the exit code of "no daemon".
+/// form, with the exit code of what is wrong.
 pub(super) fn status(render: &Render) -> Outcome {
     let address = address()?;
     let info = Client::connect(&address).and_then(|mut client| client.info());
@@ -25,9 +25,14 @@ pub(super) fn status(render: &Render) -> Outcome {
             Ok(ExitCode::Success)
         }
         Err(error) => {
-            let text = dead(&address, error, render.json);
-            render.line(&text)?;
-            Ok(ExitCode::NoDaemon)
+            let report = Report::from(error);
+            render.line(&silent(&address, &report, render.json))?;
+            // That it is alive and cannot be asked is told by its own code.
+            Ok(if is_busy(&report) {
+                report.exit
+            } else {
+                ExitCode::NoDaemon
+            })
         }
     }
 }
@@ -41,22 +46,26 @@ fn alive_json(reply: &Reply<InfoReply>) -> String {
     object.to_string()
 }
 
-fn dead(address: &Address, error: ClientError, json: bool) -> String {
+/// It answers, if only to say that it has no room.
+fn is_busy(report: &Report) -> bool {
+    report.code == "busy"
+}
+
+fn silent(address: &Address, report: &Report, json: bool) -> String {
     let socket = address.socket_path().display();
+    let alive = is_busy(report);
     // That nobody listens is what `alive: False` says already.
-    let report = match error {
-        ClientError::NoDaemon { .. } => None,
-        error => Some(Report::from(error)),
-    };
+    let said = Some(report).filter(|report| report.code != "no_daemon");
     if json {
-        let mut object = serde_json::json!({ "alive": false, "endpoint": address.to_string() });
-        if let Some(report) = report {
+        let mut object = serde_json::json!({ "alive": alive, "endpoint": address.to_string() });
+        if let Some(report) = said {
             object["error"] = serde_json::json!({ "code": report.code, "message": report.message });
         }
         return object.to_string();
     }
-    let mut text = format!("socket: {socket}\nalive: False");
-    if let Some(report) = report {
+    let alive = if alive { "True" } else { "False" };
+    let mut text = format!("socket: {socket}\nalive: {alive}");
+    if let Some(report) = said {
         text.push_str(&format!("\nerror: {}", report.message));
     }
     text
@@ -111,6 +120,7 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pythond_transport::{ClientError, TransportError};
 
     #[test]
     fn uptime_is_told_in_two_units() {
@@ -150,13 +160,19 @@ mod tests {
     #[test]
     fn no_daemon_is_told_in_the_same_form() {
         let address = Address::Unix("/s".into());
-        let error = || ClientError::NoDaemon {
+        let none = Report::from(ClientError::NoDaemon {
             socket: "/s".into(),
-        };
-        assert_eq!(dead(&address, error(), false), "socket: /s\nalive: False");
+        });
+        assert_eq!(silent(&address, &none, false), "socket: /s\nalive: False");
         assert_eq!(
-            dead(&address, error(), true),
+            silent(&address, &none, true),
             r#"{"alive":false,"endpoint":"unix:/s"}"#
+        );
+        let busy = Report::from(ClientError::from(TransportError::Busy));
+        assert_eq!(
+            silent(&address, &busy, false),
+            "socket: /s\nalive: True\nerror: the daemon is busy: it has as many connections as it \
+             can serve"
         );
     }
 }

@@ -10,7 +10,7 @@ use pythond_protocol::lane::SessionSpec;
 use pythond_protocol::verbs::new::StartKind;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Signal};
 
 use super::death::oom_kills;
 use super::{Host, PARKED, Spare, Zygote};
@@ -170,6 +170,8 @@ impl Zygote {
         drop(mine);
         // It cannot fail: a forked process leads no group.
         let _ = rustix::process::setsid();
+        // Nor this: it is less than what we have.
+        let _ = rustix::process::setrlimit(Resource::Nofile, self.open_files);
         let redirected = rustix::stdio::dup2_stdout(&stdout_write)
             .and_then(|()| rustix::stdio::dup2_stderr(&stderr_write));
         drop((stdout_write, stderr_write));
@@ -217,6 +219,8 @@ impl Zygote {
         } = &cradle.parked;
         assignment::send_descriptors(&cradle.mine, listener, stdout_read, stderr_read)?;
         let pid = i32::try_from(child.id()).map_err(std::io::Error::other)?;
+        // One that has ended already needs no limit.
+        let _ = rustix::process::prlimit(Pid::from_raw(pid), Resource::Nofile, self.open_files);
         let host = Host {
             name: cradle.name,
             stdout_read: cradle.parked.stdout_read,
