@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_private_fs::paths::{self, PathVariables, SocketPlace};
+use pythond_protocol::limits::SessionLimits;
 
 use crate::settings::{self, Settings, SettingsError};
 
@@ -103,6 +104,8 @@ pub struct Config {
     pub new_replaces: bool,
     /// Most bytes that may come back from a `fork` cell, if it is set.
     pub fork_result_bytes: Option<u64>,
+    /// What a session may use that does not say so itself.
+    pub session_limits: SessionLimits,
     /// We are the detached one.
     pub detached: bool,
 }
@@ -140,6 +143,7 @@ impl Config {
             executable: own_executable()?,
             new_replaces: settings.compat.new_replaces,
             fork_result_bytes: settings.limits.fork_result_bytes,
+            session_limits: settings.session.limits(),
             detached: args.detached,
             socket,
             cwd,

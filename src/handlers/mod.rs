@@ -11,6 +11,7 @@ mod info;
 mod interrupt;
 mod kill;
 mod large_reply;
+mod limits;
 mod list;
 mod new;
 mod out;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ErrorReply;
+use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::{ReplyFormat, Request};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -61,6 +63,8 @@ pub(crate) struct Context {
     pub(crate) new_replaces: bool,
     /// Most bytes that may come back from a `fork` cell, if it is set.
     pub(crate) fork_result_bytes: Option<u64>,
+    /// What a session may use that does not say so itself.
+    pub(crate) session_limits: SessionLimits,
     /// Where sessions keep their files.
     pub(crate) sessions_dir: PathBuf,
     /// The socket's path.

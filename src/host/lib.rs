@@ -23,6 +23,7 @@ mod interrupt;
 mod io_thread;
 mod journal;
 mod lane_socket;
+mod limits;
 mod namespace;
 mod outputs;
 mod parked;

@@ -28,7 +28,7 @@ use crate::namespace::Namespace;
 use crate::parked::{self, Ready};
 use crate::prompt::Prompt;
 use crate::shared::Shared;
-use crate::{control, ends, fork, helpers, sys};
+use crate::{control, ends, fork, helpers, limits, sys};
 
 /// How long the main thread waits for another cell before it writes records:
 /// those of cells that follow one another closely are written together.
@@ -129,9 +129,14 @@ impl Session {
             next_cell: CellId::from_parts(0, 0),
             not_recorded: None,
             held_by: None,
+            limited_by: None,
             zygote_pid,
         };
         hosted.spec.env.clear();
+        match limits::apply(hosted.spec.limits) {
+            Ok(limited_by) => hosted.limited_by = limited_by,
+            Err(why) => shared.refuse(why),
+        }
         sys::name_process(&format!("py:{}", hosted.spec.session));
         shared.assign(hosted);
         let _ = GLOBALS.set(py, namespace.globals().clone_ref(py));

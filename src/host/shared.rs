@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     shutting_down: AtomicBool,
     /// Another live process holds the session's directory.
     name_in_use: AtomicBool,
+    /// Why this process cannot be its session.
+    refused: OnceLock<String>,
     io_thread: OnceLock<ThreadId>,
     io_thread_id: AtomicI32,
 }
@@ -151,6 +153,7 @@ impl Shared {
             io_reads_cells: AtomicBool::new(false),
             shutting_down: AtomicBool::new(false),
             name_in_use: AtomicBool::new(false),
+            refused: OnceLock::new(),
             io_thread: OnceLock::new(),
             io_thread_id: AtomicI32::new(0),
         })
@@ -191,6 +194,7 @@ impl Shared {
             pid: self.pid,
             session,
             name_in_use: self.name_in_use.load(SeqCst),
+            refused: self.refused.get().cloned(),
         }
     }
 
@@ -721,6 +725,11 @@ impl Shared {
     /// The name of this session belongs to another process.
     pub(crate) fn set_name_in_use(&self) {
         self.name_in_use.store(true, SeqCst);
+    }
+
+    /// This process cannot be its session. Before it is assigned.
+    pub(crate) fn refuse(&self, why: String) {
+        self.refused.get_or_init(|| why);
     }
 
     /// True once the session is to end.
