@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_private_fs::paths::{self, PathVariables, SocketPlace};
-use pythond_protocol::limits::SessionLimits;
+use pythond_protocol::limits::{KeptBudget, SessionLimits};
 
 use crate::settings::{self, Settings, SettingsError};
 
@@ -106,6 +106,8 @@ pub struct Config {
     pub fork_result_bytes: Option<u64>,
     /// What a session may use that does not say so itself.
     pub session_limits: SessionLimits,
+    /// How much sessions keep of finished cells.
+    pub kept: KeptBudget,
     /// We are the detached one.
     pub detached: bool,
 }
@@ -144,6 +146,7 @@ impl Config {
             new_replaces: settings.compat.new_replaces,
             fork_result_bytes: settings.limits.fork_result_bytes,
             session_limits: settings.session.limits(),
+            kept: settings.records.budget(),
             detached: args.detached,
             socket,
             cwd,

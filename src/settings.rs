@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use pythond_protocol::limits::{self, BadSize, SessionLimits};
+use pythond_protocol::limits::{self, BadSize, KeptBudget, SessionLimits};
 use serde::Deserialize;
 
 /// Greatest file that is read, in bytes.
@@ -22,6 +22,8 @@ pub struct Settings {
     pub limits: Limits,
     /// What a session may use that does not say so itself.
     pub session: Session,
+    /// How much sessions keep of finished cells.
+    pub records: Records,
 }
 
 /// Habits of older versions.
@@ -65,6 +67,49 @@ impl Session {
             procs: self.procs,
             nofile: self.nofile,
             cpu_s: self.cpu,
+        }
+    }
+}
+
+/// How much sessions keep of finished cells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Records {
+    /// Finished cells.
+    pub cells: Option<u64>,
+    /// Memory of all of them.
+    pub memory: Option<Size>,
+    /// Files of all of them.
+    pub files: Option<Size>,
+    /// Files of one cell, also while it runs.
+    pub cell_files: Option<Size>,
+}
+
+impl Records {
+    /// The same, with the defaults for what is not set.
+    #[must_use]
+    pub fn budget(&self) -> KeptBudget {
+        let default = KeptBudget::default();
+        let size = |set: Option<Size>, default| set.map_or(default, |size| size.0);
+        KeptBudget {
+            cells: self.cells.unwrap_or(default.cells),
+            memory_bytes: size(self.memory, default.memory_bytes),
+            file_bytes: size(self.files, default.file_bytes),
+            cell_file_bytes: size(self.cell_files, default.cell_file_bytes),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let budget = self.budget();
+        let least = [
+            ("cells", budget.cells, 1),
+            ("memory", budget.memory_bytes, 1 << 20),
+            ("files", budget.file_bytes, 16 << 20),
+            ("cell_files", budget.cell_file_bytes, 16 << 20),
+        ];
+        match least.into_iter().find(|(_, value, least)| value < least) {
+            Some((name, _, least)) => Err(format!("`records.{name}` is less than {least}")),
+            None => Ok(()),
         }
     }
 }
@@ -166,6 +211,7 @@ impl Settings {
             format!("line {line}: {}", error.message())
         })?;
         settings.session.limits().check()?;
+        settings.records.check()?;
         Ok(settings)
     }
 }
@@ -217,6 +263,8 @@ mod tests {
             "[session]\nmemory = 5",
             "[session]\nnofile = 1",
             "[session]\nmem = 1",
+            "[records]\ncells = 0",
+            "[records]\ncell_files = \"1M\"",
         ] {
             assert!(Settings::parse(text).is_err(), "{text}");
         }

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ErrorReply;
-use pythond_protocol::limits::SessionLimits;
+use pythond_protocol::limits::{KeptBudget, SessionLimits};
 use pythond_protocol::verbs::{ReplyFormat, Request};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -65,6 +65,8 @@ pub(crate) struct Context {
     pub(crate) fork_result_bytes: Option<u64>,
     /// What a session may use that does not say so itself.
     pub(crate) session_limits: SessionLimits,
+    /// How much sessions keep of finished cells.
+    pub(crate) kept: KeptBudget,
     /// Where sessions keep their files.
     pub(crate) sessions_dir: PathBuf,
     /// The socket's path.

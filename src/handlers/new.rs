@@ -86,6 +86,7 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
             .to_string(),
         python_reason: environment.reason.clone(),
         limits: session_limits,
+        kept: context.kept,
     };
     let handle = context.hosts.create(&environment, spec).await?;
     let reply = reply(&handle, replaced.is_some());

@@ -70,6 +70,7 @@ fn merge(
         not_recorded: status.not_recorded.or_else(|| hosted.not_recorded.clone()),
         held_by: status.held_by,
         attached: status.attached,
+        kept: status.kept.map(|kept| *kept),
         limits: limits_of(hosted),
         death,
     }

@@ -212,7 +212,7 @@ impl Ending {
             timed_out: false,
             changed: self.changed,
             next_cell: CellId::from_parts(0, 0),
-            not_recorded: shared.recorder.trouble(),
+            not_recorded: shared.trouble(),
             merge: None,
         }
     }

@@ -5,6 +5,7 @@
 //! of an environment; knows no WebSocket, no TLS, no other session.
 #![deny(unsafe_code)]
 
+mod append;
 mod assignment;
 mod blocked_call;
 mod cell;

@@ -113,6 +113,7 @@ impl Session {
         let directory = PathBuf::from(&spec.directory);
         // A directory that cannot be made is told with the first record.
         let _ = session_directory(&directory);
+        shared.outputs.keep_within(spec.kept);
         shared.outputs.keep_files_in(directory.clone());
         shared.recorder.write_to(directory);
         let mut hosted = HostedSession {

@@ -185,7 +185,7 @@ impl Shared {
             session.unfinished_forks = state.cells.unfinished_forks();
             session.queued = state.cells.queued();
             session.next_cell = state.cells.next_id();
-            session.not_recorded = self.recorder.trouble();
+            session.not_recorded = self.trouble();
             session.held_by = state.held.as_ref().map(|held| held.by.clone());
         }
         HostInfo {
@@ -476,6 +476,11 @@ impl Shared {
         due
     }
 
+    /// Why something cannot be written down, if so.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.recorder.trouble().or_else(|| self.outputs.trouble())
+    }
+
     /// What was published last.
     pub(crate) fn status(&self) -> HostStatus {
         let state = self.state();
@@ -484,9 +489,10 @@ impl Shared {
             queued: state.cells.queued(),
             vars: self.vars.load(SeqCst),
             cells: state.cells.count(),
-            not_recorded: self.recorder.trouble(),
+            not_recorded: self.trouble(),
             held_by: state.held.as_ref().map(|held| held.by.clone()),
             attached: self.terminal.attached(),
+            kept: Some(Box::new(self.outputs.kept(state.cells.forgotten()))),
         }
     }
 

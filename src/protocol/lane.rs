@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::ErrorReply;
-use crate::limits::{EnforcedBy, SessionLimits};
+use crate::limits::{EnforcedBy, Kept, KeptBudget, SessionLimits};
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::{CellKind, CellStatus, ExceptionInfo, MergeReport, ProcessEnd};
 use crate::output_log::Stream;
@@ -243,6 +243,9 @@ pub struct SessionSpec {
     /// What it may use.
     #[serde(default, skip_serializing_if = "SessionLimits::is_none")]
     pub limits: SessionLimits,
+    /// How much it keeps of finished cells.
+    #[serde(default)]
+    pub kept: KeptBudget,
 }
 
 /// What a host says of itself when a control lane opens.
@@ -651,6 +654,9 @@ pub struct HostStatus {
     /// Terminals that are attached.
     #[serde(default)]
     pub attached: u64,
+    /// What is kept of finished cells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Box<Kept>>,
 }
 
 /// The end of a cell.

@@ -79,6 +79,48 @@ impl SessionLimits {
     }
 }
 
+/// How much a session keeps of finished cells: their ends and their output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct KeptBudget {
+    /// Finished cells.
+    pub cells: u64,
+    /// Memory of all of them, in bytes.
+    pub memory_bytes: u64,
+    /// Files of all of them, in bytes.
+    pub file_bytes: u64,
+    /// Files of one cell, also while it runs, in bytes.
+    pub cell_file_bytes: u64,
+}
+
+impl Default for KeptBudget {
+    fn default() -> Self {
+        Self {
+            cells: 1000,
+            memory_bytes: 16 << 20,
+            file_bytes: 1 << 30,
+            cell_file_bytes: 256 << 20,
+        }
+    }
+}
+
+/// What a session keeps of finished cells now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Kept {
+    /// Finished cells.
+    pub cells: u64,
+    /// Memory of all of them, in bytes.
+    pub memory_bytes: u64,
+    /// Files of all of them, in bytes.
+    pub file_bytes: u64,
+    /// Finished cells that are not kept any more.
+    pub forgotten: u64,
+    /// What is kept at most.
+    pub budget: KeptBudget,
+}
+
 /// Who sees to it that a session keeps its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pythond_protocol::lane::{HostedSession, SessionSpec};
-use pythond_protocol::limits::SessionLimits;
+use pythond_protocol::limits::{KeptBudget, SessionLimits};
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use pythond_protocol::verbs::status::Tombstone;
@@ -50,6 +50,7 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         directory: String::new(),
         python_reason: String::new(),
         limits: SessionLimits::default(),
+        kept: KeptBudget::default(),
     };
     let unknown = String::new;
     let hosted = HostedSession {
