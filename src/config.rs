@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_private_fs::paths::{self, PathVariables, SocketPlace};
+use pythond_protocol::limits::{KeptBudget, SessionLimits};
 
 use crate::settings::{self, Settings, SettingsError};
 
@@ -109,6 +110,10 @@ pub struct Config {
     pub new_replaces: bool,
     /// Most bytes that may come back from a `fork` cell, if it is set.
     pub fork_result_bytes: Option<u64>,
+    /// What a session may use that does not say so itself.
+    pub session_limits: SessionLimits,
+    /// How much sessions keep of finished cells.
+    pub kept: KeptBudget,
     /// We are the detached one.
     pub detached: bool,
     /// Our standard input is the socket.
@@ -148,6 +153,8 @@ impl Config {
             executable: own_executable()?,
             new_replaces: settings.compat.new_replaces,
             fork_result_bytes: settings.limits.fork_result_bytes,
+            session_limits: settings.session.limits(),
+            kept: settings.records.budget(),
             detached: args.detached,
             inherit: args.inherit,
             socket,

@@ -293,6 +293,8 @@ fn context(
         cwd: config.cwd.clone(),
         new_replaces: config.new_replaces,
         fork_result_bytes: config.fork_result_bytes,
+        session_limits: config.session_limits,
+        kept: config.kept,
         sessions_dir: config.sessions_dir.clone(),
         socket: config.socket.path.clone(),
         host: rustix::system::uname()

@@ -30,6 +30,9 @@ pub(crate) enum SpawnError {
     /// A session of another daemon has the name.
     #[error("the name `{0}` is in use by a session of another daemon with this home directory")]
     NameInUse(SessionName),
+    /// A limit cannot be kept; one line.
+    #[error("{0}")]
+    Limits(String),
     /// The working directory is not there.
     #[error("no directory `{0}` to work in")]
     Directory(String),
@@ -52,6 +55,7 @@ impl From<SpawnError> for ErrorReply {
             }
             SpawnError::Directory(_) => Self::new(ErrorCode::Environment, text)
                 .with_hint("choose another with `pysh new NAME --cwd DIR`"),
+            SpawnError::Limits(_) => Self::new(ErrorCode::Limit, text),
             SpawnError::NameInUse(_) => Self::new(ErrorCode::NameInUse, text)
                 .with_hint("choose another name, or end that session through its own daemon"),
             SpawnError::Refused(_) | SpawnError::Random => Self::new(ErrorCode::SpawnFailed, text),

@@ -54,6 +54,7 @@ impl Hosts {
             Ok(Some(handle)) if handle.process().pid() == spawned.pid => Ok(handle),
             Ok(_) => Err(SpawnError::Connect(ConnectError::Unexpected)),
             Err(ConnectError::NameInUse) => Err(SpawnError::NameInUse(name)),
+            Err(ConnectError::Refused(why)) => Err(SpawnError::Limits(why)),
             Err(error) => Err(SpawnError::Connect(error)),
         }
     }
@@ -78,6 +79,7 @@ impl Hosts {
             pid,
             session: Some(hosted),
             name_in_use,
+            refused,
             ..
         } = info
         else {
@@ -88,6 +90,11 @@ impl Hosts {
             let mut control = control;
             let _ = control.send(&HostCommand::Shutdown, b"");
             return Err(ConnectError::NameInUse);
+        }
+        if let Some(why) = refused {
+            let mut control = control;
+            let _ = control.send(&HostCommand::Shutdown, b"");
+            return Err(ConnectError::Refused(why));
         }
         let cell = cell?;
         if !wanted(&hosted.spec.session) {

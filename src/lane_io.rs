@@ -83,6 +83,9 @@ pub(crate) enum ConnectError {
     /// The host found its session's directory taken.
     #[error("another process has the session's directory")]
     NameInUse,
+    /// The host cannot be the session that it was to be; one line.
+    #[error("{0}")]
+    Refused(String),
     /// No randomness for the tag.
     #[error("the system has no random bytes")]
     Random,

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use pythond_protocol::limits::{self, BadSize, KeptBudget, SessionLimits};
 use serde::Deserialize;
 
 /// Greatest file that is read, in bytes.
@@ -19,6 +20,10 @@ pub struct Settings {
     pub compat: Compat,
     /// Limits of the daemon.
     pub limits: Limits,
+    /// What a session may use that does not say so itself.
+    pub session: Session,
+    /// How much sessions keep of finished cells.
+    pub records: Records,
 }
 
 /// Habits of older versions.
@@ -37,6 +42,102 @@ pub struct Limits {
     pub sessions: Option<u16>,
     /// Most bytes that may come back from a `fork` cell.
     pub fork_result_bytes: Option<u64>,
+}
+
+/// What a session may use that does not say so itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Session {
+    /// Memory of each of its processes.
+    pub memory: Option<Size>,
+    /// Processes and threads.
+    pub procs: Option<u64>,
+    /// Open files of each of its processes.
+    pub nofile: Option<u64>,
+    /// Processor time of each of its processes, in seconds.
+    pub cpu: Option<u64>,
+}
+
+impl Session {
+    /// The same in the words of the wire.
+    #[must_use]
+    pub fn limits(&self) -> SessionLimits {
+        SessionLimits {
+            memory_bytes: self.memory.map(|size| size.0),
+            procs: self.procs,
+            nofile: self.nofile,
+            cpu_s: self.cpu,
+        }
+    }
+}
+
+/// How much sessions keep of finished cells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Records {
+    /// Finished cells.
+    pub cells: Option<u64>,
+    /// Memory of all of them.
+    pub memory: Option<Size>,
+    /// Files of all of them.
+    pub files: Option<Size>,
+    /// Files of one cell, also while it runs.
+    pub cell_files: Option<Size>,
+}
+
+impl Records {
+    /// The same, with the defaults for what is not set.
+    #[must_use]
+    pub fn budget(&self) -> KeptBudget {
+        let default = KeptBudget::default();
+        let size = |set: Option<Size>, default| set.map_or(default, |size| size.0);
+        KeptBudget {
+            cells: self.cells.unwrap_or(default.cells),
+            memory_bytes: size(self.memory, default.memory_bytes),
+            file_bytes: size(self.files, default.file_bytes),
+            cell_file_bytes: size(self.cell_files, default.cell_file_bytes),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let budget = self.budget();
+        let least = [
+            ("cells", budget.cells, 1),
+            ("memory", budget.memory_bytes, 1 << 20),
+            ("files", budget.file_bytes, 16 << 20),
+            ("cell_files", budget.cell_file_bytes, 16 << 20),
+        ];
+        match least.into_iter().find(|(_, value, least)| value < least) {
+            Some((name, _, least)) => Err(format!("`records.{name}` is less than {least}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A number of bytes: `"2G"`, or `2147483648`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SizeAsWritten")]
+pub struct Size(pub u64);
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a size is a number of bytes, or a text such as \"2G\""
+)]
+enum SizeAsWritten {
+    Bytes(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeAsWritten> for Size {
+    type Error = BadSize;
+
+    fn try_from(written: SizeAsWritten) -> Result<Self, BadSize> {
+        match written {
+            SizeAsWritten::Bytes(bytes) => Ok(Self(bytes)),
+            SizeAsWritten::Text(text) => limits::parse_size(&text).map(Self),
+        }
+    }
 }
 
 /// A configuration file that cannot be used.
@@ -103,12 +204,15 @@ impl Settings {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|error| {
+        let settings: Self = toml::from_str(text).map_err(|error| {
             let before = error.span().map_or(0, |span| span.start);
             let breaks = text.bytes().take(before).filter(|byte| *byte == b'\n');
             let line = breaks.count() + 1;
             format!("line {line}: {}", error.message())
-        })
+        })?;
+        settings.session.limits().check()?;
+        settings.records.check()?;
+        Ok(settings)
     }
 }
 
@@ -141,6 +245,28 @@ mod tests {
         ] {
             let error = Settings::parse(text).unwrap_err();
             assert!(error.starts_with(line), "{error}");
+        }
+    }
+
+    #[test]
+    fn limits_of_sessions_are_sizes_and_numbers() {
+        let set = Settings::parse("[session]\nmemory = \"2G\"\nnofile = 256\ncpu = 10").unwrap();
+        let limits = set.session.limits();
+        assert_eq!(limits.memory_bytes, Some(2 << 30));
+        assert_eq!(
+            (limits.nofile, limits.cpu_s, limits.procs),
+            (Some(256), Some(10), None)
+        );
+        for text in [
+            "[session]\nmemory = \"2X\"",
+            "[session]\nmemory = true",
+            "[session]\nmemory = 5",
+            "[session]\nnofile = 1",
+            "[session]\nmem = 1",
+            "[records]\ncells = 0",
+            "[records]\ncell_files = \"1M\"",
+        ] {
+            assert!(Settings::parse(text).is_err(), "{text}");
         }
     }
 

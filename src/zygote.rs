@@ -225,6 +225,7 @@ impl Zygote {
                 cell,
                 session,
                 log_lost,
+                exceeded,
             } => {
                 self.exits.report(
                     &socket,
@@ -236,6 +237,7 @@ impl Zygote {
                         session,
                         log,
                         log_lost,
+                        exceeded,
                     },
                 );
             }

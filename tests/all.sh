@@ -152,6 +152,7 @@ lint() {
     step 'dependencies and licences' python3 tests/checks/dependencies.py
     step 'cargo deny' deny
     step 'text of the repository' python3 tests/checks/text.py
+    step 'nothing is decided by the wall clock' python3 tests/checks/clock.py
 }
 
 if [ "$only" = lint ]; then

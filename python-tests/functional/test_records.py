@@ -265,6 +265,54 @@ def test_a_symlink_in_place_of_the_directory_is_refused(
     assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755
 
 
+def test_what_is_kept_of_finished_cells_is_configured_and_told(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon()
+    place = daemon.home / ".config" / "pythond"
+    place.mkdir(parents=True)
+    (place / "config.toml").write_text(
+        '[records]\ncells = 5\nmemory = "1M"\nfiles = "32M"\ncell_files = "16M"\n'
+    )
+    daemon.start()
+    session = daemon.new("work")
+    budget = {
+        "cells": 5,
+        "memory_bytes": 1 << 20,
+        "file_bytes": 32 << 20,
+        "cell_file_bytes": 16 << 20,
+    }
+    none = {"cells": 0, "memory_bytes": 0, "file_bytes": 0, "forgotten": 0, "budget": budget}
+    assert session.status()["kept"] == none
+    cells = [session.run(f"print({number})")["cell_id"] for number in range(8)]
+    kept = session.status()["kept"]
+    assert (kept["cells"], kept["forgotten"]) == (5, 3)
+    assert 0 < kept["memory_bytes"] < 10_000
+    assert list(session.cells()) == cells[3:]
+
+    # More than one cell may have in files, and than all may.
+    large = [session.fire("for _ in range(400): print('x' * 99_999)") for _ in range(1)]
+    end = session.ended(large[0])
+    assert end["output_bytes"] == 40_000_000
+    assert 20_000_000 < end["truncated"] < 40_000_000 - (1 << 20)
+    first = session.ask("out", f"{large[0]} --max=10")
+    assert first["missing"] == end["truncated"]
+    for _ in range(3):
+        large.append(session.fire("for _ in range(150): print('x' * 99_999)"))
+        assert session.ended(large[-1])["status"] == "done"
+        kept = session.status()["kept"]
+        assert kept["file_bytes"] <= 32 << 20
+        assert kept["memory_bytes"] <= (1 << 20) + (1 << 20)
+    assert session.poll(large[-1])["status"] == "done"
+    assert session.poll(large[0])["error"]["code"] == "unknown_cell"
+    on_disk = sum(it.stat().st_size for it in daemon.session_directory("work").glob("*.out"))
+    assert on_disk <= 33 << 20
+    daemon.crash()
+    daemon.start()
+    wait_until(lambda: "kept" in daemon.json("status work"), what="the session is taken over")
+    assert daemon.json("status work")["kept"]["budget"] == budget
+
+
 def test_records_that_cannot_be_written_are_told_and_resume(
     make_daemon: Callable[..., TestDaemon],
 ) -> None:

@@ -11,6 +11,7 @@ mod info;
 mod interrupt;
 mod kill;
 mod large_reply;
+mod limits;
 mod list;
 mod new;
 mod out;
@@ -34,6 +35,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ErrorReply;
+use pythond_protocol::limits::{KeptBudget, SessionLimits};
 use pythond_protocol::verbs::stop::StopRequest;
 use pythond_protocol::verbs::{ReplyFormat, Request};
 use serde::Serialize;
@@ -64,6 +66,10 @@ pub(crate) struct Context {
     pub(crate) new_replaces: bool,
     /// Most bytes that may come back from a `fork` cell, if it is set.
     pub(crate) fork_result_bytes: Option<u64>,
+    /// What a session may use that does not say so itself.
+    pub(crate) session_limits: SessionLimits,
+    /// How much sessions keep of finished cells.
+    pub(crate) kept: KeptBudget,
     /// Where sessions keep their files.
     pub(crate) sessions_dir: PathBuf,
     /// The socket's path.

@@ -9,7 +9,7 @@ use pythond_protocol::verbs::events::Event;
 use pythond_protocol::verbs::new::{NewOptions, NewReply, NewRequest};
 use pythond_protocol::{ErrorCode, ErrorReply, SessionId};
 
-use super::{Context, GRACE, Reply};
+use super::{Context, GRACE, Reply, limits};
 use crate::environment::{self, Environment, EnvironmentError};
 use crate::error::SpawnError;
 use crate::session::{EndReason, SessionHandle};
@@ -40,6 +40,12 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
     } = request;
     let environment = environment(context, &options).map_err(SpawnError::from)?;
     let cwd = working_directory(context, &options)?;
+    let session_limits = options.limits.over(context.session_limits);
+    limits::check(session_limits)?;
+    if session_limits.memory_bytes.is_some() {
+        let zygote = context.hosts.zygotes.get(&environment).await?;
+        limits::check_memory(session_limits, zygote.info.pid)?;
+    }
     let reservation = context
         .registry
         .reserve(&name, options.replace || context.new_replaces)?;
@@ -79,6 +85,8 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
             .display()
             .to_string(),
         python_reason: environment.reason.clone(),
+        limits: session_limits,
+        kept: context.kept,
     };
     let handle = context.hosts.create(&environment, spec).await?;
     let reply = reply(&handle, replaced.is_some());

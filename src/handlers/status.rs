@@ -1,7 +1,8 @@
 //! `status NAME`: what the host says, beside what is known here.
 
 use pythond_protocol::ErrorReply;
-use pythond_protocol::lane::{HostEvent, HostStatus};
+use pythond_protocol::lane::{HostEvent, HostStatus, HostedSession};
+use pythond_protocol::limits::LimitsInForce;
 use pythond_protocol::verbs::ReplyFormat;
 use pythond_protocol::verbs::list::SessionState;
 use pythond_protocol::verbs::status::{StatusReply, StatusRequest, Tombstone};
@@ -27,6 +28,13 @@ pub(super) async fn handle(
     Ok(match format {
         ReplyFormat::Plain => Reply::spaced_json(&reply),
         ReplyFormat::Json => Reply::json(&reply),
+    })
+}
+
+fn limits_of(hosted: &HostedSession) -> Option<LimitsInForce> {
+    hosted.limited_by.map(|enforced_by| LimitsInForce {
+        limits: hosted.spec.limits,
+        enforced_by,
     })
 }
 
@@ -62,6 +70,8 @@ fn merge(
         not_recorded: status.not_recorded.or_else(|| hosted.not_recorded.clone()),
         held_by: status.held_by,
         attached: status.attached,
+        kept: status.kept.map(|kept| *kept),
+        limits: limits_of(hosted),
         death,
     }
 }

@@ -16,7 +16,7 @@ use crate::cells::Moment;
 use crate::helpers::Helpers;
 use crate::recorder::{OUTPUT_SHOWN, Record};
 use crate::shared::Shared;
-use crate::{helpers, streams};
+use crate::{helpers, limits, streams};
 
 /// First part of the file names of cells, as tracebacks show them.
 pub(crate) const FILE_PREFIX: &str = "<cell ";
@@ -77,11 +77,13 @@ pub(crate) fn evaluate<'py>(
     parts: Vec<Bound<'py, PyCode>>,
     globals: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let mut value = py.None().into_bound(py);
-    for code in parts {
-        value = crate::sys::evaluate(&code, globals)?;
-    }
-    Ok(value)
+    limits::without_reserve(|| {
+        let mut value = py.None().into_bound(py);
+        for code in parts {
+            value = crate::sys::evaluate(&code, globals)?;
+        }
+        Ok(value)
+    })
 }
 
 /// Writes the value of a last expression to the cell's stdout; those of the main
@@ -164,13 +166,17 @@ pub(crate) fn outcome(
         Err(error) => {
             let stopped =
                 interrupted && error.is_instance_of::<pyo3::exceptions::PyKeyboardInterrupt>(py);
+            let mut exception = describe(py, helpers, &error);
+            if let Some(note) = limits::note_on(py, &error) {
+                exception.traceback.push_str(&format!("note: {note}\n"));
+            }
             Outcome {
                 status: if stopped {
                     CellStatus::Interrupted
                 } else {
                     CellStatus::Failed
                 },
-                exception: Some(describe(py, helpers, &error)),
+                exception: Some(exception),
                 result: None,
             }
         }
@@ -206,7 +212,7 @@ impl Ending {
             timed_out: false,
             changed: self.changed,
             next_cell: CellId::from_parts(0, 0),
-            not_recorded: shared.recorder.trouble(),
+            not_recorded: shared.trouble(),
             merge: None,
         }
     }

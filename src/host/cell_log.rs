@@ -9,14 +9,13 @@ use std::path::Path;
 
 use pythond_protocol::output_log::{self, RECORD_HEADER, Stream};
 
+use crate::append;
 use crate::files::session_directory;
 
 /// Output that is kept in memory before it moves to a file, in bytes.
 const WINDOW: usize = 1 << 20;
 /// Greatest record, so that a reader with a small budget gets whole ones.
 const LONGEST_RECORD: usize = 64 << 10;
-/// Output of one cell that is kept at all, in bytes.
-pub(crate) const KEPT_PER_CELL: u64 = 256 << 20;
 /// Bytes that are read from a file at once, about.
 const BLOCK: usize = 256 << 10;
 /// Bytes in one file: the oldest output goes away file by file.
@@ -31,6 +30,8 @@ pub(crate) struct Place<'a> {
     pub(crate) directory: Option<&'a Path>,
     /// The cell.
     pub(crate) cell: u64,
+    /// Most bytes of its files.
+    pub(crate) most: u64,
 }
 
 /// Bytes of each stream, or how many came before a point.
@@ -98,6 +99,8 @@ pub(crate) struct CellLog {
     /// Bytes that are not kept.
     lost: u64,
     in_files: u64,
+    /// How the last move to a file went, until somebody asks.
+    moved: Option<Result<(), String>>,
 }
 
 impl CellLog {
@@ -114,6 +117,12 @@ impl CellLog {
     /// Bytes in memory and in files.
     pub(crate) fn held(&self) -> (usize, u64) {
         (self.window.len(), self.in_files)
+    }
+
+    /// How the last move to a file went, if there was one since this was asked
+    /// last.
+    pub(crate) fn take_moved(&mut self) -> Option<Result<(), String>> {
+        self.moved.take()
     }
 
     pub(crate) fn append(&mut self, stream: Stream, data: &[u8], place: Place<'_>) {
@@ -162,16 +171,20 @@ impl CellLog {
             }
             _ => (begin, 0),
         };
-        let written = open_file(place, segment)
-            .is_some_and(|file| file.write_all_at(&self.window, at).is_ok());
-        if !written {
+        let written = open_file(place, segment).and_then(|file| {
+            let written = file.write_all_at(&self.window, at);
+            written.map_err(|error| format!("{} (cannot keep output)", append::words(&error)))
+        });
+        let failed = written.is_err();
+        self.moved = Some(written);
+        if failed {
             self.drop_window();
             return;
         }
         self.index(segment, at);
         self.in_files += self.window.len() as u64;
         self.begin_window();
-        while self.in_files > KEPT_PER_CELL {
+        while self.in_files > place.most {
             self.drop_oldest_file(place);
         }
     }
@@ -267,7 +280,7 @@ impl CellLog {
         for block in self.blocks.iter().filter(|it| it.end.of(stream) > offset) {
             let mut bytes = vec![0; block.length];
             let read = open_file(place, block.segment)
-                .is_some_and(|file| file.read_exact_at(&mut bytes, block.at).is_ok());
+                .is_ok_and(|file| file.read_exact_at(&mut bytes, block.at).is_ok());
             if read && piece.take(stream, block.begin, &bytes, most) {
                 return piece;
             }
@@ -324,11 +337,11 @@ fn file_name(place: Place<'_>, segment: u64) -> String {
     format!("{:012x}.{segment:012x}{FILE_END}", place.cell)
 }
 
-fn open_file(place: Place<'_>, segment: u64) -> Option<File> {
-    session_directory(place.directory?)
-        .ok()?
-        .read_write_file(&file_name(place, segment))
-        .ok()
+fn open_file(place: Place<'_>, segment: u64) -> Result<File, String> {
+    let directory = place.directory.ok_or_else(|| "no directory".to_owned())?;
+    session_directory(directory)
+        .and_then(|directory| directory.read_write_file(&file_name(place, segment)))
+        .map_err(|error| append::explain(&error))
 }
 
 fn remove_file(place: Place<'_>, segment: u64) {

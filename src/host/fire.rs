@@ -17,7 +17,7 @@ use crate::changes::count_public;
 use crate::helpers::{self, Helpers};
 use crate::shared::Shared;
 use crate::spawner::Job;
-use crate::{children, ends, session, streams, sys};
+use crate::{children, ends, limits, session, streams, sys};
 
 /// The `fire` cells that are not finished and do not wait for their turn.
 static LIVE: Mutex<BTreeMap<u64, Live>> = Mutex::new(BTreeMap::new());
@@ -154,6 +154,7 @@ impl Start {
             shared,
             cell: Mutex::new(Some(cell)),
         };
+        let _reserve = limits::open_reserve();
         Python::attach(|py| {
             let started = Bound::new(py, entry).and_then(|entry| {
                 let started = helpers::get(py)
@@ -235,6 +236,7 @@ impl Entry {
 
 /// Runs a cell to its end, on its thread.
 fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
+    let _reserve = limits::open_reserve();
     let helpers = helpers::get(py);
     let id = cell.id.as_u64();
     let thread = Thread {
@@ -333,10 +335,12 @@ fn execute(
         // Tasks of the loop that other cells started there print as their own.
         streams::set_thread_cell(0);
         let begun = Bound::new(py, Begun { cell: id })?;
-        let value = helpers
-            .loop_run_beside
-            .bind(py)
-            .call1((code.parts, globals, begun));
+        let value = limits::without_reserve(|| {
+            helpers
+                .loop_run_beside
+                .bind(py)
+                .call1((code.parts, globals, begun))
+        });
         if !streams::forked() {
             let before = live().get_mut(&id).and_then(|live| live.awaits.take());
             // Without the lock: this may run any code.

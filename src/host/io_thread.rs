@@ -579,7 +579,10 @@ fn lock_directory(shared: &Shared) -> Option<File> {
     let directory = session_directory(Path::new(shared.directory()?)).ok()?;
     let file = directory.read_write_file("lock").ok()?;
     match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => outputs::remove_left_behind(&directory),
+        Ok(()) => {
+            outputs::remove_left_behind(&directory);
+            shared.recorder.repair(&directory);
+        }
         Err(Errno::AGAIN | Errno::ACCESS) => shared.set_name_in_use(),
         // A file system without locks: nothing can be said.
         Err(_) => {}

@@ -5,6 +5,7 @@
 //! of an environment; knows no WebSocket, no TLS, no other session.
 #![deny(unsafe_code)]
 
+mod append;
 mod assignment;
 mod blocked_call;
 mod cell;
@@ -23,6 +24,7 @@ mod interrupt;
 mod io_thread;
 mod journal;
 mod lane_socket;
+mod limits;
 mod namespace;
 mod outputs;
 mod parked;

@@ -15,7 +15,7 @@ use crate::changes::{Names, count_public};
 use crate::helpers::{self, Helpers};
 use crate::shared::Shared;
 use crate::text_stream::TextStream;
-use crate::{children, interrupt, streams};
+use crate::{children, interrupt, limits, streams};
 
 /// How `sys` sets and gets what sees every call.
 const TRACERS: [(&str, &str); 2] = [("settrace", "gettrace"), ("setprofile", "getprofile")];
@@ -155,6 +155,7 @@ impl Namespace {
         kind: CellKind,
         cell: &QueuedCell,
     ) -> FinishedCell {
+        let _reserve = limits::open_reserve();
         let helpers = helpers::get(py);
         let id = cell.id.as_u64();
         let filename = format!("{FILE_PREFIX}{}>", shared.next_file_number());
@@ -265,7 +266,8 @@ impl Namespace {
         // Tasks of several cells take turns now: each carries its own context.
         streams::set_thread_cell(0);
         interrupt::set_awaiting(true);
-        let value = helpers.loop_run.bind(py).call1((code.parts, globals));
+        let value =
+            limits::without_reserve(|| helpers.loop_run.bind(py).call1((code.parts, globals)));
         interrupt::set_awaiting(false);
         streams::set_thread_cell(id.as_u64());
         value

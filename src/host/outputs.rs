@@ -9,19 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pythond_private_fs::PrivateDir;
+use pythond_protocol::limits::{Kept, KeptBudget};
 use pythond_protocol::output_log::Stream;
 
-use crate::cell_log::{CellLog, FILE_END, KEPT_PER_CELL, Piece, Place};
+use crate::cell_log::{CellLog, FILE_END, Piece, Place};
 use crate::journal::{INTAKE, Journal};
 
-/// Finished cells that are kept.
-const KEPT_CELLS: usize = 1000;
-/// Bytes that finished cells may have in files.
-const KEPT_IN_FILES: u64 = 1 << 30;
-/// Memory that finished cells may hold, their exceptions included.
-const KEPT_MEMORY: usize = 16 << 20;
-/// How far a reader may be behind before a cell waits for it, in bytes.
-const LEAD: u64 = KEPT_PER_CELL / 2;
 /// A reader that took nothing for so long is not waited for.
 const STALLED: Duration = Duration::from_secs(1);
 /// How long a cell waits for readers that are too slow.
@@ -36,6 +29,7 @@ const FAST_ENOUGH: u64 = 4 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
     inner: Mutex<Inner>,
+    told: Arc<Mutex<Told>>,
     /// A reader took something.
     moved: Condvar,
 }
@@ -46,14 +40,26 @@ struct Inner {
     finished: VecDeque<u64>,
     finished_memory: usize,
     finished_files: u64,
+    budget: KeptBudget,
     /// The running `run` cell; 0 if there is none.
     running: u64,
     session: CellLog,
+    /// For whoever must not wait for the disk.
+    told: Arc<Mutex<Told>>,
     /// Where the end of the running cell's output outlives this process.
     journal: Option<Arc<Journal>>,
     /// Files are opened anew each time: main and I/O thread have descriptor
     /// tables of their own, and a cell may close whatever it finds in its.
     directory: Option<PathBuf>,
+}
+
+/// What is told of all this. Apart from the rest, which is locked while a slow
+/// disk is written to.
+#[derive(Debug, Default)]
+struct Told {
+    /// Why output cannot be moved to files, if so.
+    trouble: Option<String>,
+    kept: Kept,
 }
 
 #[derive(Debug, Default)]
@@ -107,14 +113,38 @@ impl Outputs {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How much is kept of finished cells.
+    pub(crate) fn keep_within(&self, budget: KeptBudget) {
+        let mut inner = self.lock();
+        inner.budget = budget;
+        inner.told = Arc::clone(&self.told);
+        inner.tell();
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept of finished cells.
+    pub(crate) fn kept(&self, forgotten: u64) -> Kept {
+        let kept = self.told().kept;
+        Kept { forgotten, ..kept }
+    }
+
     /// Where logs go that are too long for memory.
     pub(crate) fn keep_files_in(&self, directory: PathBuf) {
-        self.lock().directory = Some(directory);
+        let mut inner = self.lock();
+        inner.directory = Some(directory);
     }
 
     /// Where the end of the running cell's output is kept for others.
     pub(crate) fn keep_end_in(&self, journal: Arc<Journal>) {
         self.lock().journal = Some(journal);
+    }
+
+    /// Why output cannot be moved to files, if so.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.told().trouble.clone()
     }
 
     /// A cell is accepted: its output, empty so far, can be read.
@@ -156,10 +186,7 @@ impl Outputs {
             inner.finished_files += files;
         }
         let mut gone = Vec::new();
-        while inner.finished.len() > KEPT_CELLS
-            || (inner.finished.len() > 1
-                && (inner.finished_memory > KEPT_MEMORY || inner.finished_files > KEPT_IN_FILES))
-        {
+        while inner.is_over_budget() {
             let Some(oldest) = inner.finished.pop_front() else {
                 break;
             };
@@ -171,6 +198,7 @@ impl Outputs {
             }
             gone.push(oldest);
         }
+        inner.tell();
         gone
     }
 
@@ -215,9 +243,10 @@ impl Outputs {
             .moved
             .wait_timeout(inner, most)
             .unwrap_or_else(PoisonError::into_inner);
+        let lead = inner.lead();
         inner.cells.get_mut(&cell).is_some_and(|output| {
             output.patience += began.elapsed();
-            output.is_too_fast()
+            output.is_too_fast(lead)
         })
     }
 
@@ -225,10 +254,10 @@ impl Outputs {
     /// how long it has since this was asked last.
     pub(crate) fn is_main_too_fast(&self, waited: Duration) -> bool {
         let mut inner = self.lock();
-        let running = inner.running;
+        let (running, lead) = (inner.running, inner.lead());
         inner.cells.get_mut(&running).is_some_and(|output| {
             output.patience += waited;
-            output.is_too_fast()
+            output.is_too_fast(lead)
         })
     }
 
@@ -318,10 +347,37 @@ impl Outputs {
 }
 
 impl Inner {
+    fn tell(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.kept = Kept {
+            cells: self.finished.len() as u64,
+            memory_bytes: self.finished_memory as u64,
+            file_bytes: self.finished_files,
+            forgotten: 0,
+            budget: self.budget,
+        };
+    }
+
+    /// Finished cells have to go; the newest never has.
+    fn is_over_budget(&self) -> bool {
+        let budget = &self.budget;
+        let cells = self.finished.len();
+        cells as u64 > budget.cells
+            || (cells > 1
+                && (self.finished_memory as u64 > budget.memory_bytes
+                    || self.finished_files > budget.file_bytes))
+    }
+
+    /// How far a reader may be behind before a cell waits for it, in bytes.
+    fn lead(&self) -> u64 {
+        self.budget.cell_file_bytes / 2
+    }
+
     fn place(&self, cell: u64) -> Place<'_> {
         Place {
             directory: self.directory.as_deref(),
             cell,
+            most: self.budget.cell_file_bytes,
         }
     }
 
@@ -337,11 +393,17 @@ impl Inner {
         let place = Place {
             directory: self.directory.as_deref(),
             cell,
+            most: self.budget.cell_file_bytes,
         };
+        let lead = self.lead();
         match self.cells.get_mut(&cell) {
             Some(output) => {
                 let before = output.held();
                 output.log.append(stream, data, place);
+                if let Some(moved) = output.log.take_moved() {
+                    let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+                    told.trouble = moved.err();
+                }
                 if output.retired {
                     // What a thread writes that outlives its cell counts too.
                     let after = output.held();
@@ -350,7 +412,7 @@ impl Inner {
                 }
                 Written {
                     awaited: std::mem::take(&mut output.awaited),
-                    too_fast: output.is_too_fast(),
+                    too_fast: output.is_too_fast(lead),
                 }
             }
             None => {
@@ -367,11 +429,11 @@ impl CellOutput {
         (window + self.text, files)
     }
 
-    fn is_too_fast(&mut self) -> bool {
+    fn is_too_fast(&mut self, lead: u64) -> bool {
         let Some(reader) = self.reader else {
             return false;
         };
-        if self.log.total().of(None).saturating_sub(reader.offset) < LEAD {
+        if self.log.total().of(None).saturating_sub(reader.offset) < lead {
             return false;
         }
         if reader.moved.elapsed() > STALLED || self.patience > MOST_PATIENCE {

@@ -4,13 +4,13 @@
 //! may have closed our descriptors, and a user may have moved the files away.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use pythond_private_fs::PrivateDir;
+
+use crate::append;
 use crate::files::session_directory;
 
 /// Most output of one cell that `session.log` shows, in bytes.
@@ -41,7 +41,7 @@ pub(crate) struct Record {
 pub(crate) struct Recorder {
     directory: OnceLock<PathBuf>,
     waiting: Mutex<Vec<Record>>,
-    writing: Mutex<()>,
+    writing: Mutex<Writing>,
     trouble: Mutex<Option<String>>,
     /// The I/O thread looks at the waiting records by itself.
     watched: AtomicBool,
@@ -103,54 +103,141 @@ impl Recorder {
 
     /// Writes all waiting records. Returns false if there were none.
     pub(crate) fn flush(&self) -> bool {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let records =
             std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         if records.is_empty() {
             return false;
         }
-        let trouble = self.write(&records).err();
+        let trouble = self.write(&mut state, &records).err();
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         true
     }
 
-    fn write(&self, records: &[Record]) -> Result<(), String> {
-        let directory = self
+    /// Takes away what a host of this session's name has left that was killed
+    /// while it wrote. Only for whoever holds the directory's lock.
+    pub(crate) fn repair(&self, directory: &PrivateDir) {
+        let mut state = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        // What fails now is tried again, and told, with the first record.
+        let _ = state.repair(directory);
+    }
+
+    fn write(&self, state: &mut Writing, records: &[Record]) -> Result<(), String> {
+        let opened = self
             .directory
             .get()
-            .ok_or_else(|| "no directory".to_owned())?;
-        let directory = session_directory(directory).map_err(|error| error.to_string())?;
-        let mut history = Vec::new();
+            .ok_or_else(|| "no directory".to_owned());
+        let opened = opened
+            .and_then(|path| session_directory(path).map_err(|error| append::explain(&error)));
+        let repaired = opened.and_then(|directory| {
+            state.repair(&directory)?;
+            Ok(directory)
+        });
+        let count = records.len() as u64;
+        let directory = match repaired {
+            Ok(directory) => directory,
+            Err(why) => {
+                state.history.miss(count, &why);
+                state.log.miss(count, &why);
+                return Err(why);
+            }
+        };
+        let time = records.last().map_or("", |record| record.time.as_str());
+        let history = records.iter().filter_map(|record| {
+            let replay = record.replay.as_ref()?;
+            Some(format!("\n# [{}]\n{replay}\n", record.time))
+        });
+        let history: Vec<String> = history.collect();
         let mut log = String::new();
         for record in records {
-            let Record {
-                time,
-                source,
-                replay,
-                output,
-                ok,
-            } = record;
-            if let Some(replay) = replay {
-                history.push(format!("\n# [{time}]\n{replay}\n"));
-            }
-            let tag = if *ok { "OK" } else { "ERROR" };
-            let _ = write!(log, "\n# [{time}] {tag}\n{}\n", escaped(source));
-            for line in output.lines() {
+            let tag = if record.ok { "OK" } else { "ERROR" };
+            let _ = write!(
+                log,
+                "\n# [{}] {tag}\n{}\n",
+                record.time,
+                escaped(&record.source)
+            );
+            for line in record.output.lines() {
                 let _ = writeln!(log, "# > {}", escaped(line));
             }
         }
-        let append = |name: &str, text: &dyn Fn(u64) -> String| {
-            let file = directory
-                .append_file(name)
-                .map_err(|error| error.to_string())?;
-            let length = file.metadata().map_err(|error| error.to_string())?.len();
-            append_whole(&file, text(length).as_bytes())
-                .map_err(|error| format!("cannot write `{name}`: {error}"))
+        let first = if history.is_empty() {
+            Ok(())
+        } else {
+            let entries = history.len() as u64;
+            let mark = state.history.mark(time);
+            let pieces: Vec<String> = mark.into_iter().chain(history).collect();
+            let done = append::append(&directory, "history.py", |length| {
+                in_whole_pages(&pieces, length)
+            });
+            state.history.note(entries, done)
         };
-        if !history.is_empty() {
-            append("history.py", &|length| in_whole_pages(&history, length))?;
+        let mark = state.log.mark(time).unwrap_or_default();
+        let done = append::append(&directory, "session.log", |_| mark + &log);
+        let second = state.log.note(count, done);
+        state.repaired = first.is_ok() && second.is_ok();
+        first.and(second)
+    }
+}
+
+/// What is known of the files between two writes.
+#[derive(Debug, Default)]
+struct Writing {
+    /// Nothing torn is in the files.
+    repaired: bool,
+    history: Missing,
+    log: Missing,
+}
+
+impl Writing {
+    fn repair(&mut self, directory: &PrivateDir) -> Result<(), String> {
+        if !self.repaired {
+            let torn = append::repair(directory)?;
+            self.log.torn |= torn;
+            self.repaired = true;
         }
-        append("session.log", &|_| log.clone())
+        Ok(())
+    }
+}
+
+/// What one file lacks.
+#[derive(Debug, Default)]
+struct Missing {
+    cells: u64,
+    why: String,
+    /// A record was there in part and was taken away.
+    torn: bool,
+}
+
+impl Missing {
+    fn miss(&mut self, cells: u64, why: &str) {
+        self.cells += cells;
+        why.clone_into(&mut self.why);
+    }
+
+    fn note(&mut self, cells: u64, done: Result<(), String>) -> Result<(), String> {
+        match &done {
+            Ok(()) => *self = Self::default(),
+            Err(why) => self.miss(cells, why),
+        }
+        done
+    }
+
+    /// A comment on what is missing.
+    fn mark(&self, time: &str) -> Option<String> {
+        let mut mark = String::new();
+        if self.torn {
+            let _ = write!(
+                mark,
+                "\n# [{time}] NOT RECORDED: what was being written when the session died\n"
+            );
+        }
+        if self.cells > 0 {
+            let (cells, why) = (self.cells, escaped(&self.why).replace('\n', " "));
+            let noun = if cells == 1 { "cell" } else { "cells" };
+            let _ = write!(mark, "\n# [{time}] NOT RECORDED: {cells} {noun}: {why}\n");
+        }
+        (!mark.is_empty()).then_some(mark)
     }
 }
 
@@ -177,24 +264,6 @@ fn in_whole_pages(records: &[String], length: u64) -> String {
         at = (at + record.len()) % PAGE;
     }
     text
-}
-
-/// Appends all bytes or none: a file that is torn in the middle of a record
-/// would not parse any more.
-fn append_whole(file: &File, bytes: &[u8]) -> io::Result<()> {
-    let before = file.metadata()?.len();
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        match rustix::io::write(file.as_fd(), rest) {
-            Ok(count) => rest = &rest[count..],
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => {
-                file.set_len(before)?;
-                return Err(errno.into());
-            }
-        }
-    }
-    Ok(())
 }
 
 /// A text whose control characters, but newline and tab, are visible.

@@ -28,7 +28,7 @@ use crate::namespace::Namespace;
 use crate::parked::{self, Ready};
 use crate::prompt::Prompt;
 use crate::shared::Shared;
-use crate::{control, ends, fork, helpers, sys};
+use crate::{control, ends, fork, helpers, limits, sys};
 
 /// How long the main thread waits for another cell before it writes records:
 /// those of cells that follow one another closely are written together.
@@ -113,6 +113,7 @@ impl Session {
         let directory = PathBuf::from(&spec.directory);
         // A directory that cannot be made is told with the first record.
         let _ = session_directory(&directory);
+        shared.outputs.keep_within(spec.kept);
         shared.outputs.keep_files_in(directory.clone());
         shared.recorder.write_to(directory);
         let mut hosted = HostedSession {
@@ -130,9 +131,14 @@ impl Session {
             next_cell: CellId::from_parts(0, 0),
             not_recorded: None,
             held_by: None,
+            limited_by: None,
             zygote_pid,
         };
         hosted.spec.env.clear();
+        match limits::apply(hosted.spec.limits) {
+            Ok(limited_by) => hosted.limited_by = limited_by,
+            Err(why) => shared.refuse(why),
+        }
         sys::name_process(&format!("py:{}", hosted.spec.session));
         shared.assign(hosted);
         let _ = GLOBALS.set(py, namespace.globals().clone_ref(py));

@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     shutting_down: AtomicBool,
     /// Another live process holds the session's directory.
     name_in_use: AtomicBool,
+    /// Why this process cannot be its session.
+    refused: OnceLock<String>,
     io_thread: OnceLock<ThreadId>,
     io_thread_id: AtomicI32,
 }
@@ -154,6 +156,7 @@ impl Shared {
             io_reads_cells: AtomicBool::new(false),
             shutting_down: AtomicBool::new(false),
             name_in_use: AtomicBool::new(false),
+            refused: OnceLock::new(),
             io_thread: OnceLock::new(),
             io_thread_id: AtomicI32::new(0),
         })
@@ -186,7 +189,7 @@ impl Shared {
             session.queued = state.cells.queued();
             session.age_ms = self.age_ms();
             session.next_cell = state.cells.next_id();
-            session.not_recorded = self.recorder.trouble();
+            session.not_recorded = self.trouble();
             session.held_by = state.held.as_ref().map(|held| held.by.clone());
         }
         HostInfo {
@@ -195,6 +198,7 @@ impl Shared {
             pid: self.pid,
             session,
             name_in_use: self.name_in_use.load(SeqCst),
+            refused: self.refused.get().cloned(),
         }
     }
 
@@ -476,6 +480,11 @@ impl Shared {
         due
     }
 
+    /// Why something cannot be written down, if so.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.recorder.trouble().or_else(|| self.outputs.trouble())
+    }
+
     /// What was published last.
     pub(crate) fn status(&self) -> HostStatus {
         let state = self.state();
@@ -484,9 +493,10 @@ impl Shared {
             queued: state.cells.queued(),
             vars: self.vars.load(SeqCst),
             cells: state.cells.count(),
-            not_recorded: self.recorder.trouble(),
+            not_recorded: self.trouble(),
             held_by: state.held.as_ref().map(|held| held.by.clone()),
             attached: self.terminal.attached(),
+            kept: Some(Box::new(self.outputs.kept(state.cells.forgotten()))),
         }
     }
 
@@ -731,6 +741,11 @@ impl Shared {
     /// The name of this session belongs to another process.
     pub(crate) fn set_name_in_use(&self) {
         self.name_in_use.store(true, SeqCst);
+    }
+
+    /// This process cannot be its session. Before it is assigned.
+    pub(crate) fn refuse(&self, why: String) {
+        self.refused.get_or_init(|| why);
     }
 
     /// True once the session is to end.

@@ -2,6 +2,7 @@
 //! library and CPython offer without a safe wrapper.
 #![expect(unsafe_code, reason = "this module is where the host keeps it")]
 
+mod allocator;
 mod beside;
 mod copy;
 mod cut_call;

@@ -14,6 +14,7 @@ use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
     Hello, LINK_VERSION, Message, ZygoteCommand, ZygoteEvent, ZygoteInfo,
 };
+use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::names::{SessionId, SessionName};
 use pythond_protocol::verbs::new::PythonInfo;
 use rustix::net::SocketFlags;
@@ -154,6 +155,10 @@ struct Host {
     stdout_read: OwnedFd,
     stderr_read: OwnedFd,
     session: Option<(SessionName, SessionId, u64)>,
+    limits: SessionLimits,
+    /// Processor time that it had used when it was dead, in hundredths of a
+    /// second.
+    cpu_ticks: u64,
     oom_kills: u64,
 }
 

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::ErrorReply;
+use crate::limits::{EnforcedBy, Kept, KeptBudget, SessionLimits};
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::{CellKind, CellStatus, ExceptionInfo, MergeReport, ProcessEnd};
 use crate::output_log::Stream;
@@ -239,6 +240,12 @@ pub struct SessionSpec {
     pub directory: String,
     /// Why this interpreter, in words.
     pub python_reason: String,
+    /// What it may use.
+    #[serde(default, skip_serializing_if = "SessionLimits::is_none")]
+    pub limits: SessionLimits,
+    /// How much it keeps of finished cells.
+    #[serde(default)]
+    pub kept: KeptBudget,
 }
 
 /// What a host says of itself when a control lane opens.
@@ -255,6 +262,9 @@ pub struct HostInfo {
     /// Another live process holds the session's directory.
     #[serde(default)]
     pub name_in_use: bool,
+    /// The process cannot be this session, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// The session that a host holds.
@@ -295,6 +305,9 @@ pub struct HostedSession {
     /// Who lets agents' new cells wait.
     #[serde(default)]
     pub held_by: Option<String>,
+    /// Who sees to its limits, if it has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited_by: Option<EnforcedBy>,
     /// Process id of the zygote that reaps it.
     pub zygote_pid: i32,
 }
@@ -644,6 +657,9 @@ pub struct HostStatus {
     /// Terminals that are attached.
     #[serde(default)]
     pub attached: u64,
+    /// What is kept of finished cells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Box<Kept>>,
 }
 
 /// The end of a cell.
@@ -827,6 +843,9 @@ pub enum ZygoteEvent {
         /// its output log.
         #[serde(default)]
         log_lost: u64,
+        /// The limit that it exceeded, in words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exceeded: Option<String>,
     },
 }
 

@@ -9,6 +9,7 @@ pub mod error;
 pub mod exit_code;
 pub mod frame;
 pub mod lane;
+pub mod limits;
 pub mod names;
 pub mod outcome;
 pub mod output_log;

@@ -141,6 +141,40 @@ mod tests {
         }
 
         #[test]
+        fn a_log_that_was_cut_gives_all_whole_records(lengths in prop::collection::vec(0_usize..50, 1..20), cut in any::<prop::sample::Index>()) {
+            let mut log = Vec::new();
+            let mut ends = Vec::new();
+            for length in &lengths {
+                append(&mut log, Stream::Stdout, &vec![b'x'; length + 1]);
+                ends.push(log.len());
+            }
+            let cut = cut.index(log.len() + 1);
+            let whole = ends.iter().filter(|end| **end <= cut).count();
+            let torn = cut != 0 && !ends.contains(&cut);
+            let found: Vec<_> = records(&log[..cut]).collect();
+            prop_assert_eq!(found.iter().filter(|it| it.is_ok()).count(), whole);
+            prop_assert_eq!(found.last().is_some_and(Result::is_err), torn);
+        }
+
+        #[test]
+        fn records_before_a_flipped_bit_are_as_they_were(lengths in prop::collection::vec(1_usize..50, 1..20), at in any::<prop::sample::Index>(), bit in 0_u8..8) {
+            let mut log = Vec::new();
+            let mut ends = Vec::new();
+            for length in &lengths {
+                append(&mut log, Stream::Stderr, &vec![b'y'; *length]);
+                ends.push(log.len());
+            }
+            let at = at.index(log.len());
+            let before: Vec<_> = records(&log).collect();
+            let mut flipped = log.clone();
+            flipped[at] ^= 1_u8 << bit;
+            let whole = ends.iter().filter(|end| **end <= at).count();
+            let found: Vec<_> = records(&flipped).collect();
+            prop_assert!(found.len() >= whole);
+            prop_assert_eq!(&found[..whole], &before[..whole]);
+        }
+
+        #[test]
         fn no_bytes_panic(log in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Demuxed::from_log(&log);
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use pythond_protocol::lane::{HostedSession, SessionSpec};
+use pythond_protocol::limits::{KeptBudget, SessionLimits};
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use pythond_protocol::verbs::status::Tombstone;
@@ -23,7 +24,11 @@ pub(super) fn tombstone(
         Some(exit) => (exit.end.clone(), exit.last_stderr.clone(), exit.cell),
         None => (ProcessEnd::Unknown, String::new(), None),
     };
-    let cause = told.map_or_else(|| end.describe(), |reason| reason.cause().to_owned());
+    let exceeded = exit.and_then(|exit| exit.exceeded.clone());
+    let cause = told
+        .map(|reason| reason.cause().to_owned())
+        .or(exceeded)
+        .unwrap_or_else(|| end.describe());
     Tombstone {
         end,
         cause,
@@ -44,6 +49,8 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         env: BTreeMap::new(),
         directory: String::new(),
         python_reason: String::new(),
+        limits: SessionLimits::default(),
+        kept: KeptBudget::default(),
     };
     let unknown = String::new;
     let hosted = HostedSession {
@@ -65,6 +72,7 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         next_cell: CellId::from_parts(0, 0),
         not_recorded: None,
         held_by: None,
+        limited_by: None,
         zygote_pid: 0,
     };
     let process = HostProcess::gone(exit.pid);
@@ -109,6 +117,7 @@ mod tests {
             session: None,
             log: Vec::new(),
             log_lost: 0,
+            exceeded: None,
         };
         let stone = tombstone(Some(&exit), None, Some(cell));
         let reply = died(&"work".parse().unwrap(), &stone);

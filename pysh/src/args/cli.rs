@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_protocol::SessionName;
+use pythond_protocol::limits;
 use pythond_transport::EXIT_CODES;
 
 use super::attach::{AttachArgs, HoldArgs};
@@ -140,6 +141,28 @@ pub(crate) struct NewArgs {
     /// Modules to import before the session starts, separated by commas.
     #[arg(long, value_name = "MODULES", value_delimiter = ',')]
     pub(crate) preload: Vec<String>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+/// What the session may use.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits (0: none, whatever the daemon's configuration says)")]
+pub(crate) struct LimitArgs {
+    /// Memory of its own of each process of the session, such as 2G or 512M.
+    #[arg(long, value_name = "SIZE", value_parser = limits::parse_size)]
+    pub(crate) memory: Option<u64>,
+    /// Processes and threads of the session; refused, as the kernel counts only
+    /// those of a user.
+    #[arg(long, value_name = "N")]
+    pub(crate) procs: Option<u64>,
+    /// Open files of each process of the session, 64 or more.
+    #[arg(long, value_name = "N")]
+    pub(crate) nofile: Option<u64>,
+    /// Processor time of each process of the session; one that exceeds it is
+    /// killed.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) cpu: Option<u64>,
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

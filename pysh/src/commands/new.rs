@@ -1,6 +1,7 @@
 //! `pysh new NAME`.
 
 use pythond_protocol::ExitCode;
+use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::new::NewOptions;
 
 use super::dispatch::connect;
@@ -30,6 +31,12 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
         cwd: Some(working_directory(args.cwd.as_deref(), &around)?),
         env: args.env.into_iter().collect(),
         preload: args.preload,
+        limits: SessionLimits {
+            memory_bytes: args.limits.memory,
+            procs: args.limits.procs,
+            nofile: args.limits.nofile,
+            cpu_s: args.limits.cpu,
+        },
         replace: args.replace,
     };
     let reply = connect()?.create(&args.name, &options)?;

@@ -16,7 +16,7 @@ use super::{Request, Wires};
 use crate::cell;
 use crate::helpers::{self, Helpers};
 use crate::text_stream::TextStream;
-use crate::{streams, sys};
+use crate::{limits, streams, sys};
 
 /// How the cell ended, as the child says it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -31,6 +31,7 @@ pub(super) struct ChildEnd {
 
 /// Is the child. `host` is the session's process.
 pub(super) fn be(py: Python<'_>, request: &Request, wires: Wires, host: i32) -> ! {
+    limits::begin_child();
     // It cannot fail: a forked process leads no group.
     let _ = rustix::process::setsid();
     let Wires {

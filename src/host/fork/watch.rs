@@ -20,7 +20,7 @@ use super::{Told, Wires, handle_of, has_child, has_no_child, live, tell_start, t
 use crate::cell::{Ending, Outcome, Shown};
 use crate::cells::Moment;
 use crate::shared::Shared;
-use crate::{ends, sys};
+use crate::{ends, limits, sys};
 
 /// How long a child may take until it is about to run its cell, if it may be
 /// replaced by another.
@@ -345,7 +345,8 @@ fn without_a_word(cell: CellId, how: &ProcessEnd) -> Outcome {
             raised(CellStatus::Killed, message)
         }
         ProcessEnd::Signaled { .. } => {
-            let message = format!("the child process was {}", how.describe());
+            let cause = limits::exceeded_by_child(how).unwrap_or_else(|| how.describe());
+            let message = format!("the child process was {cause}");
             raised(CellStatus::Killed, message)
         }
         ProcessEnd::Exited { .. } => {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pythond_protocol::lane::SessionSpec;
+use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::new::StartKind;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -61,6 +62,7 @@ impl Zygote {
             spec.session_id.clone(),
             spec.generation,
         ));
+        host.limits = spec.limits;
         let mut python = self.python.clone();
         python.reason.clone_from(&spec.python_reason);
         let assignment = Assignment {
@@ -141,6 +143,8 @@ impl Zygote {
                     stdout_read: cradle.parked.stdout_read,
                     stderr_read: cradle.parked.stderr_read,
                     session: None,
+                    limits: SessionLimits::default(),
+                    cpu_ticks: 0,
                     oom_kills: oom_kills(),
                 };
                 Ok(Spare {
@@ -226,6 +230,8 @@ impl Zygote {
             stdout_read: cradle.parked.stdout_read,
             stderr_read: cradle.parked.stderr_read,
             session: None,
+            limits: SessionLimits::default(),
+            cpu_ticks: 0,
             oom_kills: oom_kills(),
         };
         Ok(Spare {

@@ -4,22 +4,35 @@ use std::os::fd::OwnedFd;
 
 use pythond_protocol::CellId;
 use pythond_protocol::lane::ZygoteEvent;
+use pythond_protocol::limits::size_text;
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::output_log::{self, Stream};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::{Host, Zygote};
 use crate::journal::Journal;
+use crate::limits;
 
 /// Ends of hosts that a new daemon is told of.
 const REMEMBERED_ENDS: usize = 256;
+/// A second of processor time in what the kernel shows to programs.
+const TICKS: u64 = 100;
+/// What is said by who finds no memory and cannot go on: our own allocator's
+/// user, Python, C++, libraries.
+const OUT_OF_MEMORY: [&str; 5] = [
+    "memory allocation of",
+    "MemoryError",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "out of memory",
+];
 /// Most bytes of a dead host's standard error that are told.
 const LAST_STDERR: usize = 4096;
 
 impl Zygote {
     /// The next child that has ended. What it left in its process group is
     /// ended first: until the child is reaped, the group's number is its own.
-    fn next_dead(&self) -> Option<(Pid, WaitStatus)> {
+    fn next_dead(&mut self) -> Option<(Pid, WaitStatus)> {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         rustix::process::waitid(WaitId::All, look).ok().flatten()?;
         let dead: Vec<i32> = self
@@ -31,7 +44,11 @@ impl Zygote {
         for pid in dead.into_iter().filter_map(Pid::from_raw) {
             // Nobody is left in most groups.
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-            self.end_forks(pid.as_raw_nonzero().get());
+            let pid = pid.as_raw_nonzero().get();
+            self.end_forks(pid);
+            if let Some(host) = self.hosts.get_mut(&pid) {
+                host.cpu_ticks = cpu_ticks(pid);
+            }
         }
         rustix::process::wait(WaitOptions::NOHANG).ok().flatten()
     }
@@ -97,14 +114,17 @@ impl Zygote {
         };
         last.extend(unread_stderr);
         let last = &last[last.len().saturating_sub(LAST_STDERR)..];
+        let last_stderr = String::from_utf8_lossy(last).into_owned();
+        let exceeded = exceeded(&host, &end, &last_stderr);
         let event = ZygoteEvent::Exited {
             pid,
             socket: format!("{}.sock", host.name),
             end,
-            last_stderr: String::from_utf8_lossy(last).into_owned(),
+            last_stderr,
             cell,
             session: host.session,
             log_lost,
+            exceeded,
         };
         self.remove_files(&host.name);
         let mut told = false;
@@ -127,6 +147,41 @@ fn has_ended(pid: i32) -> bool {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     Pid::from_raw(pid)
         .is_some_and(|pid| matches!(rustix::process::waitid(WaitId::Pid(pid), look), Ok(Some(_))))
+}
+
+/// The cause of an end, if it is a limit that was exceeded.
+fn exceeded(host: &Host, end: &ProcessEnd, last_stderr: &str) -> Option<String> {
+    let signal = match end {
+        ProcessEnd::Signaled { signal, .. } => Some(*signal),
+        _ => None,
+    };
+    let by_time = [Signal::XCPU, Signal::KILL].map(|it| Some(it.as_raw()));
+    if let Some(most) = host.limits.cpu_s
+        && by_time.contains(&signal)
+        // What is shown may be behind what the limit counts.
+        && host.cpu_ticks + TICKS / 2 >= most.saturating_mul(TICKS)
+    {
+        return Some(limits::exceeded_cpu(most));
+    }
+    let most = host.limits.memory_bytes?;
+    let well = matches!(end, ProcessEnd::Exited { status: 0 });
+    let said = OUT_OF_MEMORY
+        .iter()
+        .any(|words| last_stderr.contains(words));
+    (said && !well).then(|| {
+        let how = end.describe();
+        format!("{how}, probably out of memory (limit {})", size_text(most))
+    })
+}
+
+/// Processor time that a process has used which is not reaped yet, in hundredths
+/// of a second (proc(5)).
+fn cpu_ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything.
+    let words = stat.rsplit_once(')').map_or("", |(_, words)| words);
+    let ticks = words.split_whitespace().skip(11).take(2);
+    ticks.filter_map(|it| it.parse::<u64>().ok()).sum()
 }
 
 /// What is left in a pipe, at most 64 KiB.

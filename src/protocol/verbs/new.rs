@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::options::Header;
+use crate::limits::{FIELDS, SessionLimits};
 use crate::names::{SessionId, SessionName};
 use crate::{ErrorReply, Frame};
 
@@ -38,9 +39,31 @@ pub struct NewOptions {
     /// Modules that are imported before the session starts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub preload: Vec<String>,
+    /// What the session may use.
+    #[serde(
+        skip_serializing_if = "SessionLimits::is_none",
+        deserialize_with = "known_limits"
+    )]
+    pub limits: SessionLimits,
     /// End a live session of this name first.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub replace: bool,
+}
+
+/// A misspelt limit must not be silently without effect.
+fn known_limits<'de, D: serde::Deserializer<'de>>(source: D) -> Result<SessionLimits, D::Error> {
+    let limits: BTreeMap<String, Option<u64>> = BTreeMap::deserialize(source)?;
+    let mut known = SessionLimits::default();
+    for (name, value) in limits {
+        *match name.as_str() {
+            "memory_bytes" => &mut known.memory_bytes,
+            "procs" => &mut known.procs,
+            "nofile" => &mut known.nofile,
+            "cpu_s" => &mut known.cpu_s,
+            _ => return Err(serde::de::Error::unknown_field(&name, &FIELDS)),
+        } = value;
+    }
+    Ok(known)
 }
 
 pub(super) fn parse(frame: &Frame<'_>, mut header: Header<'_>) -> Result<NewRequest, ErrorReply> {
@@ -78,7 +101,7 @@ pub(super) fn parse(frame: &Frame<'_>, mut header: Header<'_>) -> Result<NewRequ
                 crate::ErrorCode::Usage,
                 format!("the body of `new` is no valid JSON object: {error}"),
             )
-            .with_hint("fields are python, python_reason, cwd, env, preload, replace")
+            .with_hint("fields are python, python_reason, cwd, env, preload, limits, replace")
         })?,
     };
     options.replace |= replace;
@@ -104,6 +127,9 @@ fn check(options: &NewOptions) -> Result<(), ErrorReply> {
                 "`{key}` belongs to the daemon and is not given to sessions"
             ));
         }
+    }
+    if let Err(message) = options.limits.check() {
+        return refuse(message);
     }
     for module in &options.preload {
         let valid = !module.is_empty()

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::list::SessionState;
 use super::new::{PythonInfo, StartKind};
+use crate::limits::{Kept, LimitsInForce};
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::ProcessEnd;
 
@@ -62,6 +63,12 @@ pub struct StatusReply {
     /// Terminals that are attached.
     #[serde(default)]
     pub attached: u64,
+    /// What is kept of finished cells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+    /// What it may use, if that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsInForce>,
     /// How it died, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub death: Option<Tombstone>,

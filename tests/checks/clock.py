@@ -1,0 +1,50 @@
+"""Nothing is decided by the wall clock: where it is read, it is only shown.
+
+Durations and time-outs use the clock that no one can set.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+READS = re.compile(
+    r"SystemTime|Timestamp::now|Zoned::now|ClockId::Realtime|\btime\.time\(|\bimport datetime"
+)
+"""How the wall clock is read."""
+SHOWN = {
+    "src/access_log.rs": (1, "the time of a line"),
+    "src/events.rs": (3, "the time of an event"),
+    "src/host/cell.rs": (1, "the time of a record"),
+    "src/host/cells.rs": (1, "when a cell was accepted and started"),
+    "src/host/session.rs": (1, "when a session was created"),
+    "src/session/death.rs": (1, "when a death was seen"),
+}
+"""Where it may be read: how often, and what for."""
+
+
+def main() -> int:
+    """Compare what is there with what may be there."""
+    root = Path(__file__).parents[2]
+    wrong = 0
+    files = [
+        path
+        for top in ("src", "pysh", "pyctl")
+        for path in sorted((root / top).rglob("*"))
+        if path.suffix in (".rs", ".py") and "vendor" not in path.parts
+        and not {"tests", "bench", "target"} & set(path.parts)
+    ]
+    for path in files:
+        name = str(path.relative_to(root))
+        lines = path.read_text().splitlines()
+        found = [number for number, line in enumerate(lines, 1) if READS.search(line)]
+        most, _ = SHOWN.get(name, (0, ""))
+        if len(found) != most:
+            wrong += 1
+            where = ", ".join(map(str, found)) or "nowhere"
+            print(f"{name}: the wall clock is read in lines {where}, and may be {most} times")
+    print(f"{len(files)} files looked at")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
