@@ -154,12 +154,14 @@ impl Listener {
             if self.complaints.tells("busy") {
                 access.event("connect", &rejected("busy"));
             }
-            say_busy(&stream);
+            // One that is answered before it has asked may not find the answer.
             if let Ok(permit) = Arc::clone(&self.lingering).try_acquire_owned() {
                 tracker.spawn(async move {
-                    linger(stream).await;
+                    say_busy(&linger(stream).await);
                     drop(permit);
                 });
+            } else {
+                say_busy(&stream);
             }
             return;
         };
@@ -209,8 +211,8 @@ fn say_busy(stream: &UnixStream) {
     let _ = rustix::net::send(stream, BUSY, flags);
 }
 
-/// Reads what a client that was refused still writes.
-async fn linger(mut stream: UnixStream) {
+/// Reads the request of a client that will be refused, if it comes soon.
+async fn linger(mut stream: UnixStream) -> UnixStream {
     let mut scratch = [0; 1024];
     let request = async {
         // The end of a request without a body.
@@ -226,6 +228,7 @@ async fn linger(mut stream: UnixStream) {
         }
     };
     let _ = tokio::time::timeout(LINGER, request).await;
+    stream
 }
 
 /// What becomes a connection.

@@ -70,9 +70,7 @@ impl<'a> Lasting<'a> {
                 Ok(mut client) => what(&mut client, watch),
                 Err(failure) => Err(failure),
             };
-            if began.elapsed() >= LASTED {
-                outage = Outage::default();
-            }
+            outage.was_over_for(began.elapsed());
             connected = match done {
                 Err(Failure::Broken(report)) => Ok(self.again(report, watch, &mut outage)?),
                 done => return done,
@@ -82,7 +80,7 @@ impl<'a> Lasting<'a> {
 
     /// A new connection after one that broke; fails with `report` if there is no
     /// daemon in time.
-    fn again(
+    pub(crate) fn again(
         &self,
         report: Report,
         watch: &mut impl Watch,
@@ -130,10 +128,19 @@ impl<'a> Lasting<'a> {
 
 /// A time without a connection that lasted.
 #[derive(Debug)]
-struct Outage {
+pub(crate) struct Outage {
     began: Option<Instant>,
     pause: Duration,
     told: bool,
+}
+
+impl Outage {
+    /// A connection was there for so long.
+    pub(crate) fn was_over_for(&mut self, span: Duration) {
+        if span >= LASTED {
+            *self = Self::default();
+        }
+    }
 }
 
 impl Default for Outage {

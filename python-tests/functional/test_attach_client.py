@@ -87,7 +87,9 @@ def attach(binaries: Path, fake: FakeDaemon, mark: str) -> Iterator[Callable[...
             env: dict[str, str] | None = None,
             **terminal: int,
         ) -> Attached:
-            environment = fake.environment(TEST_RUN_MARK=mark, **(env or {}))
+            # A daemon of a few lines does not come back.
+            more = {"PYTHOND_RECONNECT": "0"} | (env or {})
+            environment = fake.environment(TEST_RUN_MARK=mark, **more)
             command = [binaries / "pysh", "attach", *(words or ("work",))]
             it = stack.enter_context(Terminal(command, env=environment, **terminal))
             peer = fake.peer()

@@ -14,11 +14,8 @@ from support.waiting import wait_until
 
 def pysh_attach(session: Session, *options: str, **terminal) -> Terminal:
     daemon = session.daemon
-    return Terminal(
-        [daemon.binaries / "pysh", "attach", session.name, *options],
-        env=daemon.environment,
-        **terminal,
-    )
+    terminal.setdefault("env", daemon.environment)
+    return Terminal([daemon.binaries / "pysh", "attach", session.name, *options], **terminal)
 
 
 def at_prompt(text: str = ""):
@@ -42,6 +39,7 @@ def test_a_person_sits_down_works_and_leaves(person: Terminal, session: Session)
     person.wait_for(at_prompt())
     person.type("x + 1\r")
     person.wait_for("\n42\n")
+    person.wait_for(at_prompt())
     person.type("half")
     person.wait_for(at_prompt("half"))
     person.press("ctrl-]")
@@ -130,8 +128,42 @@ def test_kill_and_death_end_the_client(shared_daemon: TestDaemon) -> None:
             assert person.modes() == person.modes_before
 
 
+def test_an_attachment_goes_on_with_the_next_daemon(daemon: TestDaemon) -> None:
+    patient = daemon.environment | {"PYTHOND_RECONNECT": "600"}
+    with daemon.session() as session, pysh_attach(session, env=patient) as person:
+        person.wait_for(at_prompt())
+        person.type("half")
+        person.wait_for(at_prompt("half"))
+        daemon.crash()
+        person.wait_for("the daemon is gone; waiting up to 600 s")
+        daemon.start()
+        person.wait_for(at_prompt("half"))
+        person.type(" = 'whole'; half\r")
+        person.wait_for("'whole'\n>>>")
+        assert daemon.pyctl("restart").returncode == 0
+        wait_until(lambda: session.status()["attached"] == 1, what="it is attached again")
+        person.type("half * 2\r")
+        person.wait_for("'wholewhole'\n>>>")
+        person.press("ctrl-]")
+        assert person.wait_exit() == 0
+        assert person.modes() == person.modes_before
+
+
+def test_ctrl_c_ends_the_wait_for_a_daemon(daemon: TestDaemon) -> None:
+    patient = daemon.environment | {"PYTHOND_RECONNECT": "600"}
+    with daemon.session() as session, pysh_attach(session, env=patient) as person:
+        person.wait_for(at_prompt())
+        daemon.crash()
+        person.wait_for("the daemon is gone; waiting up to 600 s")
+        person.press("ctrl-c")
+        assert person.wait_exit() in (-signal.SIGINT, 128 + signal.SIGINT)
+        assert person.modes() == person.modes_before
+        daemon.start()
+
+
 def test_a_killed_daemon_gives_the_terminal_back(daemon: TestDaemon) -> None:
-    with daemon.session() as session, pysh_attach(session) as person:
+    hurried = daemon.environment | {"PYTHOND_RECONNECT": "0"}
+    with daemon.session() as session, pysh_attach(session, env=hurried) as person:
         person.wait_for(at_prompt())
         daemon.crash()
         assert person.wait_exit() == 3

@@ -1,7 +1,7 @@
 //! `pysh attach [NAME]`.
 
 use std::io::IsTerminal as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use pythond_protocol::verbs::attach::{AttachReply, TerminalEnd, is_terminal_word};
@@ -10,15 +10,19 @@ use pythond_transport::{
     Address, AttachOptions, Attachment, Client, Incoming, Report, TransportError, Waited,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::stdio::stdin;
+use rustix::termios::QueueSelector;
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 
 use super::attached::{Attached, End, Person, SIGNALS};
 use super::dispatch::address;
 use crate::args::AttachArgs;
 use crate::failure::{Failure, Outcome};
+use crate::lasting::{Lasting, Outage};
 use crate::render::Render;
 use crate::terminal::{Output, Signals, TerminalGuard, terminal_size};
 use crate::text::one_line;
+use crate::watch::Watch;
 
 /// How long the daemon may take to acknowledge that we leave. The person has
 /// the terminal back already.
@@ -43,10 +47,18 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
         read_only: args.read_only,
         unfiltered: args.unfiltered,
     };
+    let line = Lasting::new(address.clone(), render)?;
+    let mut outage = Outage::default();
     let mut first = true;
     loop {
         let options = options(args.read_only);
-        let (attachment, reply) = attached_to(connected.take(), &address, &person, &options)?;
+        let (attachment, reply) = match attached_to(connected.take(), &address, &person, &options) {
+            Err(Failure::Broken(report)) => {
+                connected = Some(line.again(report, &mut Leaving(&signals), &mut outage)?);
+                continue;
+            }
+            done => done?,
+        };
         if std::mem::take(&mut first) {
             render.talk(&banner(&reply));
             // What stands on the screen is scrolled away, where it can be
@@ -58,7 +70,9 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
             Report::new("terminal", message, ExitCode::Refused)
         })?;
         let mut attached = Attached::new(&person, attachment, guard, options.size, reply.held);
+        let began = Instant::now();
         let mut end = attached.run();
+        outage.was_over_for(began.elapsed());
         let held = attached.held();
         let attachment = attached.into_attachment();
         if matches!(end, End::Continued) {
@@ -69,6 +83,19 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
                     leave(attachment, Duration::ZERO);
                     continue;
                 }
+            }
+        }
+        if let End::Lost(_) = end {
+            let lost = Report::new("connection", String::new(), ExitCode::NoDaemon);
+            match line.again(lost, &mut Leaving(&signals), &mut outage) {
+                Ok(client) => {
+                    // What was typed into nothing is not for the session.
+                    let _ = rustix::termios::tcflush(stdin(), QueueSelector::IFlush);
+                    connected = Some(client);
+                    continue;
+                }
+                Err(Failure::Ended) => return Err(Failure::Ended),
+                Err(_) => {}
             }
         }
         let (text, exit) = told(&args.name, &end, held, render);
@@ -82,6 +109,25 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
         return Ok(exit);
+    }
+}
+
+/// A signal that ends programs ends the wait for a daemon.
+struct Leaving<'a>(&'a Signals);
+
+impl Watch for Leaving<'_> {
+    fn wakes(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.0.as_fd()]
+    }
+
+    fn woken(&mut self) -> Result<(), Failure> {
+        match ending(self.0) {
+            Some(signal) => {
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+                Err(Failure::Ended)
+            }
+            None => Ok(()),
+        }
     }
 }
 
