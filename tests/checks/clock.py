@@ -12,7 +12,7 @@ READS = re.compile(
 )
 """How the wall clock is read."""
 SHOWN = {
-    "src/access_log.rs": (1, "the time of a line"),
+    "src/access_log.rs": (2, "the time of a line"),
     "src/events.rs": (3, "the time of an event"),
     "src/host/cell.rs": (1, "the time of a record"),
     "src/host/cells.rs": (1, "when a cell was accepted and started"),
@@ -30,7 +30,8 @@ def main() -> int:
         path
         for top in ("src", "pysh", "pyctl")
         for path in sorted((root / top).rglob("*"))
-        if path.suffix in (".rs", ".py") and "vendor" not in path.parts
+        if path.suffix in (".rs", ".py")
+        and "vendor" not in path.parts
         and not {"tests", "bench", "target"} & set(path.parts)
     ]
     for path in files:
