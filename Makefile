@@ -58,11 +58,15 @@ install: ## install into PREFIX (default /usr/local), below DESTDIR if given
 	for page in $(PAGES); do \
 		$(BIN)/$${page%%-*} man $${page#*-} >$(DEST)/share/man/man1/$$page.1 || exit 1; \
 	done
+	install -d $(DEST)/lib/systemd/user
+	sed 's|@BINDIR@|$(PREFIX)/bin|' src/systemd/pythond.service >$(DEST)/lib/systemd/user/pythond.service
+	install -m 644 src/systemd/pythond.socket $(DEST)/lib/systemd/user
 	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE src/protocol/PROTOCOL.md src/protocol/schema.json \
 		$(DEST)/share/doc/pythond
 
 uninstall: ## remove what `make install` put there
 	rm -f $(PROGRAMS:%=$(DEST)/bin/%) $(DEST)/bin/pythond-host \
+		$(DEST)/lib/systemd/user/pythond.service $(DEST)/lib/systemd/user/pythond.socket \
 		$(PROGRAMS:%=$(DEST)/share/bash-completion/completions/%) \
 		$(PROGRAMS:%=$(DEST)/share/zsh/site-functions/_%) \
 		$(PROGRAMS:%=$(DEST)/share/fish/vendor_completions.d/%.fish) \

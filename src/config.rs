@@ -51,6 +51,9 @@ pub struct DaemonArgs {
     /// Go on with the socket in our standard input.
     #[arg(long, hide = true, conflicts_with = "detach")]
     pub inherit: bool,
+    /// A service manager has made that socket.
+    #[arg(long, hide = true, requires = "inherit")]
+    pub activated: bool,
     /// Only say whether we could start.
     #[arg(long, hide = true)]
     pub check: bool,
@@ -118,6 +121,8 @@ pub struct Config {
     pub detached: bool,
     /// Our standard input is the socket.
     pub inherit: bool,
+    /// A service manager has made that socket.
+    pub activated: bool,
 }
 
 impl Config {
@@ -157,6 +162,7 @@ impl Config {
             kept: settings.records.budget(),
             detached: args.detached,
             inherit: args.inherit,
+            activated: args.activated,
             socket,
             cwd,
         })
@@ -174,11 +180,20 @@ fn own_executable() -> Result<PathBuf, ConfigError> {
     std::env::current_exe().map_err(ConfigError::NoExecutable)
 }
 
+/// How the names of variables begin that are for the daemon alone.
+const OURS: [&str; 5] = [
+    "PYTHOND_",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+];
+
 /// What sessions inherit: everything but our own variables, which may hold a
-/// token. What is no UTF-8 cannot travel in our messages and is left out.
+/// token, and those of a service manager, which are meant for us. What is no UTF-8 cannot travel in our messages and is left out.
 fn session_variables(all: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
     all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| !name.starts_with("PYTHOND_"))
+        .filter(|(name, _)| !OURS.iter().any(|ours| name.starts_with(ours)))
         .collect()
 }
 
@@ -219,6 +234,8 @@ mod tests {
         let all = [
             ("PATH", "/bin"),
             ("PYTHOND_TOKEN", "secret"),
+            ("LISTEN_FDS", "1"),
+            ("NOTIFY_SOCKET", "/run/notify"),
             ("PYTHONPATH", "/p"),
         ];
         let all = all.map(|(name, value)| (name.into(), value.into()));

@@ -33,6 +33,7 @@ use crate::log::Log;
 use crate::log_file::LogFile;
 use crate::registry::Registry;
 use crate::session::EndReason;
+use crate::supervisor;
 use crate::zygotes::{HostProgram, Zygotes};
 
 /// Name of the lock in the runtime directory.
@@ -83,7 +84,7 @@ impl DaemonError {
         ExitCode::Refused
     }
 
-    fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+    fn system(action: &'static str) -> impl Fn(std::io::Error) -> Self {
         move |source| Self::System { action, source }
     }
 }
@@ -93,7 +94,12 @@ impl DaemonError {
 /// # Errors
 /// [`DaemonError`] if it cannot begin.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
-    let (dir, _lock, socket) = claim(&config)?;
+    let Claim {
+        dir,
+        lock: _lock,
+        socket,
+        activated,
+    } = claim(&config)?;
     let open_files = raise_open_files();
     let log = open_log(&config, &dir)?;
     let mut signals = Signals::new()?;
@@ -117,41 +123,42 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     adopt(&context).await;
     background.spawn(warm_default(Arc::clone(&context)));
     let connections = TaskTracker::new();
+    supervisor::tell_ready();
     tokio::select! {
         () = listener.run(&context, &connections) => {}
         () = signals.next() => {}
     }
-    if !context.leaves_sessions() {
-        stop(
-            &context,
-            listener,
-            &config.socket.path,
-            &connections,
-            signals,
-        )
-        .await;
-        log.note("pythond stopped");
-        log.flush();
-        return Ok(());
-    }
-    leave(&context, &connections).await;
-    if context.leaving.get() != Some(&StopRequest::Restart) {
-        drop(listener);
-        if let Err(error) = remove_socket_at(&config.socket.path) {
-            log.note(&format!("WARN: {}", chain(&error)));
-        }
-        log.note("pythond stopped; its sessions go on");
-        log.flush();
-        return Ok(());
-    }
-    log.note("pythond restarts");
-    log.flush();
-    let failed = DaemonError::system("hand over to the next daemon");
-    let error = match listener.into_socket() {
-        Ok(socket) => handover::become_next(&config.executable, config.detached, socket),
-        Err(error) => error,
+    let end = match context.leaving.get() {
+        Some(how) => *how,
+        None => StopRequest::EndSessions,
     };
-    Err(failed(error))
+    match end {
+        StopRequest::EndSessions => {
+            supervisor::tell_stopping();
+            stop(&context, listener, &connections, signals).await;
+            log.note("pythond stopped");
+        }
+        StopRequest::KeepSessions => {
+            supervisor::tell_stopping();
+            leave(&context, &connections).await;
+            drop(listener);
+            log.note("pythond stopped; its sessions go on");
+        }
+        StopRequest::Restart => {
+            supervisor::tell_reloading();
+            leave(&context, &connections).await;
+            log.note("pythond restarts");
+            log.flush();
+            let failed = DaemonError::system("hand over to the next daemon");
+            let socket = listener.into_socket().map_err(&failed)?;
+            return Err(failed(handover::become_next(&config, activated, socket)));
+        }
+    }
+    if !activated && let Err(error) = remove_socket_at(&config.socket.path) {
+        log.note(&format!("WARN: {}", chain(&error)));
+    }
+    log.flush();
+    Ok(())
 }
 
 /// Lets go of the sessions as they are. Whoever waits for a cell asks the next
@@ -169,8 +176,17 @@ async fn leave(context: &Arc<Context>, connections: &TaskTracker) {
     let _ = tokio::time::timeout(SHORT_GOODBYE, connections.wait()).await;
 }
 
+/// What one daemon has and no other.
+struct Claim {
+    dir: Arc<PrivateDir>,
+    lock: LockGuard,
+    socket: OwnedFd,
+    /// A service manager made the socket.
+    activated: bool,
+}
+
 /// Takes the lock and the socket, or says who has them.
-fn claim(config: &Config) -> Result<(Arc<PrivateDir>, LockGuard, OwnedFd), DaemonError> {
+fn claim(config: &Config) -> Result<Claim, DaemonError> {
     if !config.socket_dir().exists() {
         PrivateDir::open_or_create(config.socket_dir())?;
     }
@@ -185,7 +201,23 @@ fn claim(config: &Config) -> Result<(Arc<PrivateDir>, LockGuard, OwnedFd), Daemo
     if config.inherit {
         let failed = DaemonError::system("take over the socket in our standard input");
         let socket = handover::inherited_socket(path).map_err(failed)?;
-        return Ok((dir, lock, socket));
+        let activated = config.activated;
+        return Ok(Claim {
+            dir,
+            lock,
+            socket,
+            activated,
+        });
+    }
+    let failed = DaemonError::system("take the socket of the service manager");
+    if let Some(socket) = supervisor::socket_for(path, BACKLOG).map_err(failed)? {
+        let activated = true;
+        return Ok(Claim {
+            dir,
+            lock,
+            socket,
+            activated,
+        });
     }
     match connect_at(path) {
         // Somebody without our lock answers: an older daemon.
@@ -198,7 +230,13 @@ fn claim(config: &Config) -> Result<(Arc<PrivateDir>, LockGuard, OwnedFd), Daemo
         Err(error) => return Err(error.into()),
     }
     let socket = bind_at(path, BACKLOG)?;
-    Ok((dir, lock, socket))
+    let activated = false;
+    Ok(Claim {
+        dir,
+        lock,
+        socket,
+        activated,
+    })
 }
 
 fn lock(dir: &PrivateDir, patience: Duration) -> Result<LockGuard, DaemonError> {
@@ -399,7 +437,6 @@ async fn bury_orphans(context: Arc<Context>, mut orphans: mpsc::UnboundedReceive
 async fn stop(
     context: &Arc<Context>,
     listener: Listener,
-    path: &Path,
     connections: &TaskTracker,
     mut signals: Signals,
 ) {
@@ -451,9 +488,6 @@ async fn stop(
     let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;
     // Last, for spares end a moment after their zygote.
     context.hosts.sweep();
-    if let Err(error) = remove_socket_at(path) {
-        context.hosts.log.note(&format!("WARN: {}", chain(&error)));
-    }
 }
 
 /// SIGTERM, SIGINT and SIGHUP's absence: a terminal that closes ends a

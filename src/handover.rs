@@ -9,13 +9,17 @@ use std::process::{Command, Stdio};
 use pythond_private_fs::{connect_at, peer_credentials};
 use rustix::fs::{Mode, OFlags};
 
+use crate::config::Config;
+
 /// Becomes the program that stands in our file now, and hands it the socket as
 /// its standard input. Returns only if that fails.
-pub(crate) fn become_next(executable: &Path, detached: bool, socket: OwnedFd) -> std::io::Error {
-    let mut next = Command::new(executable);
+pub(crate) fn become_next(config: &Config, activated: bool, socket: OwnedFd) -> std::io::Error {
+    let mut next = Command::new(&config.executable);
     next.args(["daemon", "--inherit"]);
-    if detached {
-        next.arg("--detached");
+    for (on, word) in [(config.detached, "--detached"), (activated, "--activated")] {
+        if on {
+            next.arg(word);
+        }
     }
     next.stdin(Stdio::from(socket)).exec()
 }

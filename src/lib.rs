@@ -29,6 +29,7 @@ mod registry;
 mod router;
 mod session;
 pub mod settings;
+mod supervisor;
 mod terminal;
 mod zygote;
 mod zygotes;

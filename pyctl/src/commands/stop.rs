@@ -33,7 +33,12 @@ pub(super) fn stop(args: &StopArgs, render: &Render) -> Outcome {
     let socket = identity(path);
     let process = process_of(&mut client);
     let reply = client.stop(args.keep_sessions)?;
-    if !wait_until_gone(path, socket) || !process.is_none_or(wait_for_end) {
+    // The last thing that it does is to remove its socket, if it made it.
+    let gone = match process {
+        Some(process) => wait_for_end(process),
+        None => wait_until_gone(path, socket),
+    };
+    if !gone {
         return Err(Report::new(
             "busy",
             format!("the daemon has not ended after {} s", LIMIT.as_secs()),
