@@ -47,6 +47,8 @@ class Attached:
         self.model = pyte.Screen(cols or 80, rows or 24)
         self._stream = pyte.ByteStream(self.model)
         self.raw = bytearray()
+        self.blind = False
+        """What comes is not drawn; the model takes its time for a flood."""
         self.events: list[dict[str, Any]] = []
         self.texts: list[str] = []
         self.closed = False
@@ -94,6 +96,8 @@ class Attached:
             self._changed.notify_all()
 
     def _draw(self, data: bytes) -> None:
+        if self.blind:
+            return
         try:
             self._stream.feed(data)
         except TypeError:
