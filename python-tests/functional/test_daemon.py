@@ -235,7 +235,7 @@ def test_pyctl_stop_returns_when_the_daemon_is_gone(make_daemon: Callable[..., T
     daemon = make_daemon().start()
     daemon.new("a")
     done = daemon.pyctl("stop")
-    assert (done.returncode, done.stdout) == (0, "OK stopping daemon\n")
+    assert (done.returncode, done.stdout) == (0, "OK stopping daemon; 1 session ended\n")
     assert not daemon.socket.exists()
     assert daemon.pyctl("status").returncode == 3
     daemon.start()

@@ -124,6 +124,9 @@ def test_the_schema_is_one_and_stays_open():
 
 def test_every_verb_answers_as_the_schema_says(make_daemon):
     daemon: TestDaemon = make_daemon().start()
+    with daemon.connect() as first:
+        restarting = answer("restart", first.json("restart --json"))
+        assert restarting == {"ok": True, "sessions": 0, "kept": True}
     with daemon.connect() as wire:
         it = Checked(wire)
         body = {"cwd": str(daemon.work), "env": {"A": "b"}, "preload": ["json"]}
@@ -177,7 +180,7 @@ def test_every_verb_answers_as_the_schema_says(make_daemon):
             other.send("events --json")
             event("events", json.loads(other.receive()))
             assert it.ask("kill work --json")["killed"] == ["work"]
-            assert it.ask("stop --json") == {"ok": True}
+            assert it.ask("stop --json") == {"ok": True, "sessions": 0, "kept": False}
             messages = []
             with contextlib.suppress(Exception):
                 while True:
@@ -185,7 +188,7 @@ def test_every_verb_answers_as_the_schema_says(make_daemon):
             *happened, last = messages
             assert [event("events", it)["event"] for it in happened] == ["session_closed"]
             answer("events", last)
-            it.seen.add("events")
+            it.seen |= {"events", "restart"}
         assert it.seen == set(definitions("answers"))
 
 

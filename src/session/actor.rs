@@ -631,6 +631,7 @@ impl Session {
             lost: exit.log_lost,
         });
         let error = death::died(&self.shared.hosted.spec.session, &tombstone);
+        let unheard_of = running.filter(|id| !self.watch.running(None).contains(id));
         self.watch.closed(self.told, &tombstone);
         {
             let mut view = self
@@ -646,7 +647,17 @@ impl Session {
             };
         }
         self.shared.dead.cancel();
-        for Cell { id, waiter, .. } in self.board.drain() {
+        let mut cells = self.board.drain();
+        // It died before it could say that it had accepted the cell that ran.
+        if let Some(ran) = unheard_of
+            && cells.iter().all(|cell| cell.id != running)
+            && let Some(first) = cells
+                .iter_mut()
+                .find(|cell| cell.kind == CellKind::Run && cell.id.is_none() && cell.sent)
+        {
+            first.id = Some(ran);
+        }
+        for Cell { id, waiter, .. } in cells {
             let output = if id == running { output.take() } else { None };
             let output = output.unwrap_or_default();
             answer(waiter, RunAnswer::Died(id, error.clone(), output));

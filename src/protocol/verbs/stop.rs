@@ -35,7 +35,7 @@ pub struct StopReply {
 /// Takes `stop` apart.
 pub(super) fn parse(header: &mut Header<'_>) -> Result<Request, ErrorReply> {
     let keep = header.take_flag("keep-sessions");
-    header.finish(0, "stop [--keep-sessions]")?;
+    header.finish(0, "pyctl stop")?;
     Ok(Request::Stop(if keep {
         StopRequest::KeepSessions
     } else {
