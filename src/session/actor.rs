@@ -1,17 +1,18 @@
 //! The task that owns a session: its lanes, who waits for which cell, how it
 //! died. It never waits for the host: a stopped host cannot stop it.
 
+mod link;
+mod recovery;
+
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pythond_private_fs::PrivateDir;
-use pythond_protocol::lane::{
-    FinishedCell, HostCommand, HostEvent, HostInfo, HostedSession, Lane, Message,
-};
+use pythond_protocol::lane::{FinishedCell, HostCommand, HostEvent, HostedSession, Lane, Message};
 use pythond_protocol::outcome::{CellKind, CellStatus};
-use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionId};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,12 +22,13 @@ use super::handle::{
     Accepted, Answer, EndReason, LastOutput, Question, RunAnswer, SessionHandle, SessionMessage,
     SessionShared, Submit, View, Waiter,
 };
-use super::state::{Cell, CellBoard, Demand, MAX_QUEUED_BYTES, Phase, Refusal, Resume, permit};
+use super::state::{CellBoard, Demand, MAX_QUEUED_BYTES, Phase, Refusal, permit};
 use super::watch::Watch;
 use crate::events::EventLog;
 use crate::exits::HostExit;
-use crate::host_process::{self, HostProcess, Lanes};
+use crate::host_process::{HostProcess, Lanes};
 use crate::log::Log;
+use link::{Link, LinkEvent};
 
 /// Messages that wait for the task.
 const INBOX: usize = 256;
@@ -52,20 +54,6 @@ pub(crate) struct Connected {
     pub(crate) exit: oneshot::Receiver<HostExit>,
     /// Its process id.
     pub(crate) pid: i32,
-}
-
-/// The lanes, or the attempt to get new ones.
-enum Link {
-    Up(Box<Lanes>),
-    Recovering(Recovery),
-}
-
-enum LinkEvent {
-    Message(Lane, Message<HostEvent>),
-    Broken(String),
-    Recovered(Box<Lanes>, Box<HostedSession>),
-    /// Nobody listens there any more.
-    Gone,
 }
 
 struct Session {
@@ -528,68 +516,6 @@ impl Session {
         self.publish_running();
     }
 
-    fn broken(&mut self, why: &str) {
-        // One lane may show the end before the other one was read to its own.
-        self.take_last_words();
-        self.why_broken = why.to_owned();
-        let (dir, socket) = (Arc::clone(&self.dir), self.socket.clone());
-        let id = self.shared.hosted.spec.session_id.clone();
-        self.link = Link::Recovering(Box::pin(recover(dir, socket, id)));
-    }
-
-    fn recovered(&mut self, lanes: Box<Lanes>, hosted: &HostedSession) {
-        let name = &self.shared.hosted.spec.session;
-        self.log.note(&format!(
-            "session {name}: {}; new lanes are open",
-            self.why_broken
-        ));
-        self.link = Link::Up(lanes);
-        self.set_held(hosted.held_by.clone());
-        self.expected = None;
-        for step in self.board.resume(hosted.next_cell) {
-            match step {
-                Resume::Await { request, cell } => {
-                    self.resending.insert(request);
-                    self.control(&HostCommand::Await { request, cell }, b"");
-                }
-                Resume::Send { request } => {
-                    if self.board.send_again(request).is_some() {
-                        self.send_cell(request);
-                    }
-                }
-                Resume::Lost { request } => {
-                    let Some(cell) = self.board.remove(request) else {
-                        continue;
-                    };
-                    let error = ErrorReply::new(
-                        ErrorCode::SessionUnreachable,
-                        "the way to the session broke while this cell was on it",
-                    )
-                    .with_hint("nobody can know whether it ran; look before you send it again");
-                    answer(cell.waiter, RunAnswer::Lost(error));
-                }
-            }
-        }
-        for cell in self.watch.resume(hosted) {
-            // Its end was told while nobody listened.
-            let request = self.board.next_request();
-            self.control(&HostCommand::Await { request, cell }, b"");
-        }
-        // Questions change nothing in a host, and an interrupt that arrives twice
-        // is one: those on their way when the lanes broke are asked again.
-        let asks = self.asks.iter();
-        let asks: Vec<_> = asks
-            .map(|(request, (question, _))| (*request, question.clone()))
-            .collect();
-        for (request, question) in asks {
-            self.control(&question.into_command(request), b"");
-        }
-        if self.phase == Phase::Ending {
-            self.control(&HostCommand::Shutdown, b"");
-        }
-        self.publish_running();
-    }
-
     /// Agents' new cells wait in the host from now on, or do not any more.
     fn set_held(&mut self, held_by: Option<String>) {
         self.board.set_held(held_by.is_some());
@@ -605,66 +531,6 @@ impl Session {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         view.running = running;
-    }
-
-    /// What the host still wrote before it died.
-    fn take_last_words(&mut self) {
-        loop {
-            let Link::Up(lanes) = &mut self.link else {
-                return;
-            };
-            let next = lanes
-                .cell
-                .take_arrived()
-                .or_else(|| lanes.control.take_arrived());
-            let Some(message) = next else { return };
-            self.host_event(message);
-        }
-    }
-
-    fn die(&mut self, exit: Option<HostExit>) {
-        self.phase = Phase::Dead;
-        let tombstone = death::tombstone(exit.as_ref(), self.told, self.board.current());
-        let running = tombstone.cell_id;
-        let mut output = exit.map(|exit| LastOutput {
-            log: exit.log,
-            lost: exit.log_lost,
-        });
-        let error = death::died(&self.shared.hosted.spec.session, &tombstone);
-        let unheard_of = running.filter(|id| !self.watch.running(None).contains(id));
-        self.watch.closed(self.told, &tombstone);
-        {
-            let mut view = self
-                .shared
-                .view
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *view = View {
-                running: false,
-                death: Some(tombstone),
-                told: self.told,
-                held_by: None,
-            };
-        }
-        self.shared.dead.cancel();
-        let mut cells = self.board.drain();
-        // It died before it could say that it had accepted the cell that ran.
-        if let Some(ran) = unheard_of
-            && cells.iter().all(|cell| cell.id != running)
-            && let Some(first) = cells
-                .iter_mut()
-                .find(|cell| cell.kind == CellKind::Run && cell.id.is_none() && cell.sent)
-        {
-            first.id = Some(ran);
-        }
-        for Cell { id, waiter, .. } in cells {
-            let output = if id == running { output.take() } else { None };
-            let output = output.unwrap_or_default();
-            answer(waiter, RunAnswer::Died(id, error.clone(), output));
-        }
-        for (_, (_, reply)) in self.asks.drain() {
-            let _ = reply.send(Err(error.clone()));
-        }
     }
 }
 
@@ -684,68 +550,4 @@ async fn wait(
 
 async fn wait_for_report(exit: Option<oneshot::Receiver<HostExit>>) -> Option<HostExit> {
     tokio::time::timeout(EXIT_PATIENCE, exit?).await.ok()?.ok()
-}
-
-impl Link {
-    /// Cancel-safe: nothing is lost if it is dropped before it is ready.
-    async fn next(&mut self) -> LinkEvent {
-        match self {
-            Self::Up(lanes) => {
-                let Lanes { cell, control } = &mut **lanes;
-                let (lane, event) = tokio::select! {
-                    biased;
-                    event = cell.next() => (Lane::Cell, event),
-                    event = control.next() => (Lane::Control, event),
-                };
-                match event {
-                    Ok(message) => LinkEvent::Message(lane, message),
-                    Err(loss) => LinkEvent::Broken(format!(
-                        "{lane:?} lane lost: {}",
-                        crate::error::chain(&loss)
-                    )),
-                }
-            }
-            Self::Recovering(recovery) => match recovery.await {
-                Some((lanes, hosted)) => LinkEvent::Recovered(Box::new(lanes), Box::new(hosted)),
-                None => LinkEvent::Gone,
-            },
-        }
-    }
-}
-
-/// Opens new lanes to the same session; none once nobody listens there.
-async fn recover(
-    dir: Arc<PrivateDir>,
-    socket: String,
-    id: SessionId,
-) -> Option<(Lanes, HostedSession)> {
-    let (mut pause, most) = RECONNECT_PAUSE;
-    loop {
-        match open(&dir, &socket).await {
-            Ok((
-                lanes,
-                HostInfo {
-                    session: Some(hosted),
-                    ..
-                },
-            )) if hosted.spec.session_id == id => {
-                return Some((lanes, hosted));
-            }
-            Ok(_) => return None,
-            Err(error) if error.is_gone() => return None,
-            Err(_) => {}
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(most);
-    }
-}
-
-/// Opens both lanes to a host, as creation and adoption do.
-async fn open(
-    dir: &PrivateDir,
-    socket: &str,
-) -> Result<(Lanes, HostInfo), crate::lane_io::ConnectError> {
-    let (control, info) = host_process::open_control(dir, socket).await?;
-    let cell = host_process::open_cell(dir, socket).await?;
-    Ok((Lanes { cell, control }, info))
 }

@@ -1,0 +1,109 @@
+//! What a daemon and a zygote say to each other.
+
+use serde::{Deserialize, Serialize};
+
+use super::SessionSpec;
+use crate::names::{CellId, SessionId, SessionName};
+use crate::outcome::ProcessEnd;
+
+/// From the daemon to a zygote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum ZygoteCommand {
+    /// Make a session host.
+    Spawn {
+        /// The daemon's number for it.
+        request: u64,
+        /// What it shall be.
+        spec: Box<SessionSpec>,
+    },
+    /// Answer with [`ZygoteEvent::Fresh`]: are the directories of `sys.path`
+    /// as they were when it started?
+    CheckFresh {
+        /// The daemon's number for it.
+        request: u64,
+    },
+    /// End when the last host is gone; spares end at once.
+    Retire,
+    /// End now, with its spares. Hosts go on without anybody to report them.
+    Shutdown,
+}
+
+/// From a zygote to the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum ZygoteEvent {
+    /// First message: what it is, once Python is up.
+    Welcome(Box<ZygoteInfo>),
+    /// It cannot serve and ends.
+    Failed {
+        /// One line that says what is wrong with the environment.
+        error: String,
+    },
+    /// A host was made and listens.
+    Spawned {
+        /// The daemon's number for it.
+        request: u64,
+        /// The host's process id.
+        pid: i32,
+        /// Its socket's file name in the runtime directory.
+        socket: String,
+    },
+    /// No host could be made.
+    SpawnFailed {
+        /// The daemon's number for it.
+        request: u64,
+        /// One line.
+        error: String,
+    },
+    /// Answer to [`ZygoteCommand::CheckFresh`].
+    Fresh {
+        /// The daemon's number for it.
+        request: u64,
+        /// Nothing was installed since.
+        fresh: bool,
+    },
+    /// A host ended. Told for each host once to every daemon that connects.
+    Exited {
+        /// Its process id.
+        pid: i32,
+        /// Its socket's file name.
+        socket: String,
+        /// How.
+        end: ProcessEnd,
+        /// The end of its standard error, at most 4 KiB.
+        last_stderr: String,
+        /// The cell that ran at that moment.
+        cell: Option<CellId>,
+        /// The session it held.
+        session: Option<(SessionName, SessionId, u64)>,
+        /// Bytes of that cell's output that are lost; the body has the end of
+        /// its output log.
+        #[serde(default)]
+        log_lost: u64,
+        /// The limit that it exceeded, in words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exceeded: Option<String>,
+    },
+}
+
+/// What a zygote is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZygoteInfo {
+    /// The zygote's [`LINK_VERSION`].
+    pub version: u32,
+    /// Version of the host library.
+    pub build: String,
+    /// Process id.
+    pub pid: i32,
+    /// Tells environments apart; the name of its socket is made from it.
+    pub key: String,
+    /// `sys.executable`.
+    pub executable: String,
+    /// For example `3.11.7`.
+    pub python_version: String,
+    /// Modules imported on request.
+    pub preload: Vec<String>,
+    /// Why it cannot fork, if it cannot: hosts start cold.
+    pub cannot_fork: Option<String>,
+}
