@@ -34,6 +34,7 @@ use crate::log_file::LogFile;
 use crate::registry::Registry;
 use crate::session::EndReason;
 use crate::supervisor;
+use crate::tombstones;
 use crate::zygotes::{HostProgram, Zygotes};
 
 /// Name of the lock in the runtime directory.
@@ -372,6 +373,11 @@ fn host_program(executable: &Path) -> HostProgram {
 /// Takes over what an earlier daemon left. Whoever answers at once is there
 /// before the first client, who waits a little for the others.
 async fn adopt(context: &Arc<Context>) {
+    for end in tombstones::read(&context.hosts.dir, &context.hosts.log) {
+        if let Some(session) = crate::session::bury(&end, &context.hosts.dir) {
+            context.registry.adopt(session);
+        }
+    }
     let (zygotes, sessions) = context.hosts.left_behind();
     let zygotes = zygotes.into_iter().map(|socket| {
         let context = Arc::clone(context);
@@ -425,8 +431,8 @@ async fn bury_orphans(context: Arc<Context>, mut orphans: mpsc::UnboundedReceive
         };
         let Some(exit) = exit else { return };
         // One that was told to end left on purpose.
-        if exit.end != (ProcessEnd::Exited { status: 0 })
-            && let Some(session) = crate::session::bury(exit)
+        if exit.end.end != (ProcessEnd::Exited { status: 0 })
+            && let Some(session) = crate::session::bury(&exit.end, &context.hosts.dir)
         {
             context.registry.adopt(session);
         }

@@ -4,8 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pythond_protocol::outcome::ProcessEnd;
-use pythond_protocol::{CellId, SessionId, SessionName};
+use pythond_protocol::lane::HostEnd;
 use tokio::sync::{mpsc, oneshot};
 
 /// Most reports that are kept for sessions that have not asked yet.
@@ -14,22 +13,10 @@ const MAX_UNCLAIMED: usize = 1024;
 /// How a host ended.
 #[derive(Clone, Debug)]
 pub(crate) struct HostExit {
-    /// Its process id.
-    pub(crate) pid: i32,
-    /// How.
-    pub(crate) end: ProcessEnd,
-    /// The end of its standard error.
-    pub(crate) last_stderr: String,
-    /// The cell that ran.
-    pub(crate) cell: Option<CellId>,
-    /// The session it held.
-    pub(crate) session: Option<(SessionName, SessionId, u64)>,
-    /// The end of that cell's output log.
+    /// What its zygote tells.
+    pub(crate) end: Box<HostEnd>,
+    /// The end of the output log of the cell that ran on its main thread.
     pub(crate) log: Vec<u8>,
-    /// Bytes of output that are missing before it.
-    pub(crate) log_lost: u64,
-    /// The cause in words, if it is a limit that it exceeded.
-    pub(crate) exceeded: Option<String>,
 }
 
 #[derive(Debug)]
@@ -82,19 +69,20 @@ impl Exits {
     }
 
     /// A zygote reports.
-    pub(crate) fn report(&self, socket: &str, exit: HostExit) {
+    pub(crate) fn report(&self, exit: HostExit) {
         let mut book = self.book();
+        let socket = &exit.end.socket;
         if let Some(watch) = book.watches.remove(socket) {
             // A session that is gone already does not need it.
             let _ = watch.reply.send(exit);
             return;
         }
-        if exit.session.is_some() {
+        if exit.end.session.is_some() {
             // The receiver lives as long as the daemon.
             let _ = self.orphans.send(exit.clone());
         }
         if book.unclaimed.len() < MAX_UNCLAIMED {
-            book.unclaimed.insert(socket.to_owned(), exit);
+            book.unclaimed.insert(socket.clone(), exit);
         }
     }
 
@@ -108,18 +96,27 @@ impl Exits {
 
 #[cfg(test)]
 mod tests {
+    use pythond_protocol::SessionId;
+    use pythond_protocol::outcome::ProcessEnd;
+
     use super::*;
 
-    fn exit(session: Option<&str>) -> HostExit {
+    fn exit(socket: &str) -> HostExit {
         HostExit {
-            pid: 7,
-            end: ProcessEnd::Exited { status: 3 },
-            last_stderr: String::new(),
-            cell: None,
-            session: session.map(|name| (name.parse().unwrap(), SessionId::from_random([0; 8]), 1)),
+            end: Box::new(HostEnd {
+                pid: 7,
+                socket: socket.to_owned(),
+                end: ProcessEnd::Exited { status: 3 },
+                last_stderr: String::new(),
+                cell: None,
+                session: Some(("work".parse().unwrap(), SessionId::from_random([0; 8]), 1)),
+                log_lost: 0,
+                exceeded: None,
+                died_at: String::new(),
+                died_ns: 0,
+                fates: Vec::new(),
+            }),
             log: Vec::new(),
-            log_lost: 0,
-            exceeded: None,
         }
     }
 
@@ -128,12 +125,12 @@ mod tests {
         let (sender, mut orphans) = mpsc::unbounded_channel();
         let exits = Exits::new(sender);
         let mut early = exits.watch(1, "a");
-        exits.report("a", exit(Some("work")));
-        assert_eq!(early.try_recv().unwrap().pid, 7);
+        exits.report(exit("a"));
+        assert_eq!(early.try_recv().unwrap().end.pid, 7);
         assert!(orphans.try_recv().is_err());
-        exits.report("b", exit(Some("work")));
+        exits.report(exit("b"));
         assert!(orphans.try_recv().is_ok());
-        assert_eq!(exits.watch(1, "b").try_recv().unwrap().pid, 7);
+        assert_eq!(exits.watch(1, "b").try_recv().unwrap().end.pid, 7);
     }
 
     #[test]

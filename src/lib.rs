@@ -31,5 +31,6 @@ mod session;
 pub mod settings;
 mod supervisor;
 mod terminal;
+mod tombstones;
 mod zygote;
 mod zygotes;

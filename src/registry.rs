@@ -7,6 +7,7 @@ use pythond_protocol::verbs::list::SessionSummary;
 use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
 
 use crate::session::SessionHandle;
+use crate::tombstones::MAX_TOMBSTONES;
 
 #[derive(Debug)]
 enum Entry {
@@ -134,25 +135,31 @@ impl Registry {
     /// one. The latest of a name wins over those that died earlier.
     pub(crate) fn adopt(&self, handle: SessionHandle) {
         let mut table = self.table();
+        let before = table.entries.get(handle.name());
+        if let Some(Entry::Present(before)) = before
+            && before.is_same(&handle)
+        {
+            return;
+        }
         if is_free(&table, handle.name()) {
-            table
-                .entries
-                .insert(handle.name().clone(), Entry::Present(handle));
+            let name = handle.name().clone();
+            if let Some(Entry::Present(before)) = table.entries.insert(name, Entry::Present(handle))
+            {
+                before.remove_tombstone();
+            }
+        } else if handle.is_dead() {
+            handle.remove_tombstone();
         }
     }
 
     /// Forgets a session, unless another has its name by now.
     pub(crate) fn forget(&self, gone: &SessionHandle) {
         let mut table = self.table();
-        let same = matches!(
-            table.entries.get(gone.name()),
-            Some(Entry::Present(handle))
-                if handle.hosted().spec.session_id == gone.hosted().spec.session_id
-                && handle.hosted().spec.generation == gone.hosted().spec.generation
-        );
-        if same {
+        let present = table.entries.get(gone.name());
+        if matches!(present, Some(Entry::Present(handle)) if handle.is_same(gone)) {
             table.entries.remove(gone.name());
         }
+        gone.remove_tombstone();
     }
 
     /// Every session by name, dead ones too.
@@ -208,6 +215,21 @@ fn live(table: &Table) -> usize {
     table.entries.values().filter(lives).count()
 }
 
+/// Of sessions that died, as many are remembered as later daemons would find.
+fn forget_the_oldest(table: &mut Table) {
+    let dead = table.entries.values().filter_map(|entry| match entry {
+        Entry::Present(handle) => Some((handle.died_ns()?, handle.clone())),
+        Entry::Reserved { .. } => None,
+    });
+    let mut dead: Vec<_> = dead.collect();
+    dead.sort_by_key(|(died_ns, _)| *died_ns);
+    let too_many = dead.len().saturating_sub(MAX_TOMBSTONES);
+    for (_, handle) in dead.drain(..too_many) {
+        table.entries.remove(handle.name());
+        handle.remove_tombstone();
+    }
+}
+
 fn exists(name: &SessionName) -> ErrorReply {
     ErrorReply::new(
         ErrorCode::SessionExists,
@@ -229,10 +251,14 @@ impl Reservation {
     /// Puts the new session in its place.
     pub(crate) fn fill(mut self, handle: SessionHandle) {
         self.filled = true;
-        self.registry
-            .table()
+        if let Some(previous) = &self.previous {
+            previous.remove_tombstone();
+        }
+        let mut table = self.registry.table();
+        table
             .entries
             .insert(self.name.clone(), Entry::Present(handle));
+        forget_the_oldest(&mut table);
     }
 }
 

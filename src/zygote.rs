@@ -217,30 +217,7 @@ impl Zygote {
                     let _ = reply.send(fresh);
                 }
             }
-            ZygoteEvent::Exited {
-                pid,
-                socket,
-                end,
-                last_stderr,
-                cell,
-                session,
-                log_lost,
-                exceeded,
-            } => {
-                self.exits.report(
-                    &socket,
-                    HostExit {
-                        pid,
-                        end,
-                        last_stderr,
-                        cell,
-                        session,
-                        log,
-                        log_lost,
-                        exceeded,
-                    },
-                );
-            }
+            ZygoteEvent::Exited(end) => self.exits.report(HostExit { end, log }),
             ZygoteEvent::Failed { error } => {
                 self.log
                     .note(&format!("zygote pid={} failed: {error}", self.info.pid));

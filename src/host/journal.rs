@@ -9,15 +9,17 @@
 //! active half, log bytes of both halves, output bytes of both halves, output
 //! bytes lost, what is being taken in; from 1024 on: process ids of `fork`
 //! cells' children); 4096–8191 ring of stderr; from 8192 a ring of 64-byte
-//! records (words: number, event, cell, time in µs, checksum); then two halves
+//! records (words: number, event, cell, request or time in µs, checksum); then two halves
 //! of 64 KiB that take turns in holding the end of the running cell's output
 //! log; then 16 KiB for what is being taken in.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::CellId;
+use pythond_protocol::lane::{CellFate, Reached};
 use pythond_protocol::output_log::{self, RECORD_HEADER, Stream};
 
 use crate::sys::SharedMap;
@@ -45,18 +47,6 @@ const BEFORE_INTAKE: [usize; 3] = [120, 128, 136];
 const FORKS_AT: usize = 1024;
 /// Children of `fork` cells that have a place, each in a word of its own.
 pub(crate) const FORKS: usize = 100;
-
-/// What happened to a cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub(crate) enum Event {
-    /// It has an id and will run.
-    Accepted = 1,
-    /// It runs.
-    Started = 2,
-    /// It ended.
-    Finished = 3,
-}
 
 /// The journal of one host.
 #[derive(Debug)]
@@ -92,22 +82,68 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Writes one record. One thread at a time.
-    pub(crate) fn record(&self, event: Event, cell: CellId, time_us: i64) {
+    /// Writes one record: how far a cell has come, and the number of who asked for
+    /// it, or the time in µs. One thread at a time.
+    pub(crate) fn record(&self, reached: Reached, cell: CellId, note: u64) {
         let number = self.map.word(24).load(Relaxed);
         let slot = usize::try_from(number % RECORDS as u64).unwrap_or(0);
         let at = RECORDS_AT + RECORD * slot;
-        let words = [number, event as u64, cell.as_u64(), time_us.cast_unsigned()];
+        let event = match reached {
+            Reached::Accepted => 1,
+            Reached::Started => 2,
+            Reached::Finished => 3,
+        };
+        let words = [number, event, cell.as_u64(), note];
         for (index, word) in words.iter().enumerate() {
             self.map.word(at + 8 * index).store(*word, Relaxed);
         }
         self.map.word(at + 32).store(checksum(&words), Release);
         self.map.word(24).store(number + 1, Release);
-        match event {
-            Event::Accepted => {}
-            Event::Started => self.map.word(8).store(cell.as_u64() + 1, Release),
-            Event::Finished => self.map.word(8).store(0, Release),
+    }
+
+    /// The cell that runs on the main thread from now on. One thread at a time.
+    pub(crate) fn set_running(&self, cell: Option<CellId>) {
+        let word = cell.map_or(0, |cell| cell.as_u64() + 1);
+        self.map.word(8).store(word, Release);
+    }
+
+    /// What the last records tell of cells, by age. A record that was not written
+    /// whole is left out.
+    pub(crate) fn fates(&self) -> Vec<CellFate> {
+        let next = self.map.word(24).load(Acquire);
+        let mut fates = BTreeMap::new();
+        for number in next.saturating_sub(RECORDS as u64)..next {
+            let Some((reached, cell, note)) = self.read(number) else {
+                continue;
+            };
+            let fate = fates.entry(cell).or_insert(CellFate {
+                cell,
+                request: 0,
+                reached,
+            });
+            fate.reached = reached;
+            if reached == Reached::Accepted {
+                fate.request = note;
+            }
         }
+        fates.into_values().collect()
+    }
+
+    fn read(&self, number: u64) -> Option<(Reached, CellId, u64)> {
+        let slot = usize::try_from(number % RECORDS as u64).ok()?;
+        let at = RECORDS_AT + RECORD * slot;
+        let sum = self.map.word(at + 32).load(Acquire);
+        let words = [0, 8, 16, 24].map(|word| self.map.word(at + word).load(Relaxed));
+        if words[0] != number || sum != checksum(&words) {
+            return None;
+        }
+        let reached = match words[1] {
+            1 => Reached::Accepted,
+            2 => Reached::Started,
+            3 => Reached::Finished,
+            _ => return None,
+        };
+        Some((reached, CellId::from_u64(words[2])?, words[3]))
     }
 
     /// The child of a `fork` cell has this process id; 0 once it is gone. Told by
@@ -126,7 +162,7 @@ impl Journal {
         pids.filter(|pid| *pid > 0).collect()
     }
 
-    /// The cell that ran when the last record was written.
+    /// The cell that runs on the main thread, or ran when the process died.
     pub(crate) fn running(&self) -> Option<CellId> {
         self.map
             .word(8)

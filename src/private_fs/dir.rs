@@ -180,6 +180,18 @@ impl PrivateDir {
     /// # Errors
     /// [`PrivateFsError::Io`].
     pub fn write_whole(&self, name: &str, content: &[u8]) -> Result<(), PrivateFsError> {
+        self.replace(name, content, true)
+    }
+
+    /// The same for what need not outlive the machine: nothing waits for a disk.
+    ///
+    /// # Errors
+    /// [`PrivateFsError::Io`].
+    pub fn write_whole_unsynced(&self, name: &str, content: &[u8]) -> Result<(), PrivateFsError> {
+        self.replace(name, content, false)
+    }
+
+    fn replace(&self, name: &str, content: &[u8], synced: bool) -> Result<(), PrivateFsError> {
         let path = self.join(name)?;
         let failed = |error: std::io::Error| PrivateFsError::io("write", &path, error);
         let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
@@ -190,11 +202,14 @@ impl PrivateDir {
         let mut file = File::from(fd);
         let written = file
             .write_all(content)
-            .and_then(|()| file.sync_all())
+            .and_then(|()| if synced { file.sync_all() } else { Ok(()) })
             .and_then(|()| {
                 rustix::fs::renameat(&self.fd, temporary.as_str(), &self.fd, name)?;
                 // The new name itself must survive a crash as well.
-                Ok(rustix::fs::fsync(&self.fd)?)
+                if synced {
+                    rustix::fs::fsync(&self.fd)?;
+                }
+                Ok(())
             });
         written.map_err(|error| {
             // What is left behind would only be litter.

@@ -19,8 +19,8 @@ use tokio_util::task::TaskTracker;
 
 use super::death;
 use super::handle::{
-    Accepted, Answer, EndReason, LastOutput, Question, RunAnswer, SessionHandle, SessionMessage,
-    SessionShared, Submit, View, Waiter,
+    Accepted, Answer, EndReason, Last, LastOutput, Question, RunAnswer, SessionHandle,
+    SessionMessage, SessionShared, Submit, View, Waiter,
 };
 use super::state::{CellBoard, Demand, MAX_QUEUED_BYTES, Phase, Refusal, permit};
 use super::watch::Watch;
@@ -67,6 +67,8 @@ struct Session {
     why_broken: String,
     link: Link,
     board: CellBoard<Waiter>,
+    /// The first cell that is younger than our lanes.
+    first_new: CellId,
     /// What is told to those who follow events.
     watch: Watch,
     asks: HashMap<u64, (Question, AskReply)>,
@@ -94,7 +96,8 @@ pub(crate) fn start(
         pid,
     } = connected;
     let (sender, inbox) = mpsc::channel(INBOX);
-    let mut board = CellBoard::new(hosted.next_cell);
+    let first_new = hosted.next_cell;
+    let mut board = CellBoard::new(first_new);
     let inherited: Vec<_> = hosted
         .unfinished
         .iter()
@@ -112,12 +115,13 @@ pub(crate) fn start(
         view: Mutex::new(View {
             running: watch.something_runs(),
             death: None,
+            last: Last::default(),
             told: None,
             held_by,
         }),
         dead: CancellationToken::new(),
         began,
-        socket: Some((Arc::clone(&dir), socket.clone())),
+        socket: (Arc::clone(&dir), socket.clone()),
     });
     let handle = SessionHandle {
         shared: Arc::clone(&shared),
@@ -133,6 +137,7 @@ pub(crate) fn start(
         why_broken: String::new(),
         link: Link::Up(Box::new(lanes)),
         board,
+        first_new,
         watch,
         asks: HashMap::new(),
         many_asks: MANY_QUESTIONS,

@@ -1,28 +1,38 @@
 //! The words on a session that died.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use pythond_protocol::lane::{HostedSession, SessionSpec};
+use pythond_private_fs::PrivateDir;
+use pythond_protocol::lane::{CellFate, HostEnd, HostedSession, Reached, SessionSpec, TOMBSTONE};
 use pythond_protocol::limits::{KeptBudget, SessionLimits};
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use pythond_protocol::verbs::status::Tombstone;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionName};
 
-use super::handle::{EndReason, SessionHandle};
-use crate::exits::HostExit;
+use super::handle::{EndReason, Last, SessionHandle};
 use crate::host_process::HostProcess;
 
 /// What is left of a session. `told` is set if we ended it ourselves.
 pub(super) fn tombstone(
-    exit: Option<&HostExit>,
+    exit: Option<&HostEnd>,
     told: Option<EndReason>,
     running: Option<CellId>,
 ) -> Tombstone {
-    let died_at = jiff::Timestamp::now().to_string();
-    let (end, last_stderr, cell) = match exit {
-        Some(exit) => (exit.end.clone(), exit.last_stderr.clone(), exit.cell),
-        None => (ProcessEnd::Unknown, String::new(), None),
+    let (end, last_stderr, cell, died_at) = match exit {
+        Some(exit) => (
+            exit.end.clone(),
+            exit.last_stderr.clone(),
+            exit.cell,
+            exit.died_at.clone(),
+        ),
+        None => (ProcessEnd::Unknown, String::new(), None, String::new()),
+    };
+    let died_at = if died_at.is_empty() {
+        jiff::Timestamp::now().to_string()
+    } else {
+        died_at
     };
     let exceeded = exit.and_then(|exit| exit.exceeded.clone());
     let cause = told
@@ -39,7 +49,7 @@ pub(super) fn tombstone(
 }
 
 /// A session that died while no daemon looked, from what its zygote tells.
-pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
+pub(crate) fn bury(exit: &HostEnd, dir: &Arc<PrivateDir>) -> Option<SessionHandle> {
     let (session, session_id, generation) = exit.session.clone()?;
     let spec = SessionSpec {
         session,
@@ -79,8 +89,19 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
     Some(SessionHandle::of_dead(
         hosted,
         process,
-        tombstone(Some(&exit), None, None),
+        tombstone(Some(exit), None, None),
+        Last {
+            fates: exit.fates.clone().into(),
+            died_ns: exit.died_ns,
+        },
+        (Arc::clone(dir), exit.socket.clone()),
     ))
+}
+
+/// The name of the file that tells of a host's death, from its socket's.
+pub(super) fn file_of(socket: &str) -> String {
+    let name = socket.strip_suffix(".sock").unwrap_or(socket);
+    format!("{name}.{TOMBSTONE}")
 }
 
 /// The answer to whoever asks something of a dead session, or waited for it.
@@ -99,6 +120,45 @@ pub(crate) fn died(session: &SessionName, tombstone: &Tombstone) -> ErrorReply {
     ))
 }
 
+/// The same to whoever asks for one of its cells, with what its journal says of
+/// that one.
+pub(super) fn died_with(
+    session: &SessionName,
+    tombstone: &Tombstone,
+    fates: &[CellFate],
+    cell: Option<CellId>,
+) -> ErrorReply {
+    let error = died(session, tombstone);
+    let of_it = |fate: &&CellFate| Some(fate.cell) == cell && tombstone.cell_id != cell;
+    let Some(fate) = fates.iter().find(of_it) else {
+        return error;
+    };
+    let CellFate { cell, reached, .. } = fate;
+    let (more, hint) = match reached {
+        Reached::Accepted => (
+            "had not started",
+            format!(
+                "start the session again with `pysh new {session}`, and send the cell again: it never ran"
+            ),
+        ),
+        Reached::Started => (
+            "was running",
+            format!("start the session again with `pysh new {session}`"),
+        ),
+        Reached::Finished => (
+            "had ended, and its result went with the session",
+            format!("start the session again with `pysh new {session}`"),
+        ),
+    };
+    let plain = error.to_plain();
+    let plain = plain.strip_prefix("ERR ").unwrap_or(&plain);
+    let message = format!("{}; cell {cell} {more}", error.message);
+    let plain = plain.replacen(" -- ", &format!("; cell {cell} {more} -- "), 1);
+    ErrorReply::new(ErrorCode::SessionDied, message)
+        .with_hint(hint)
+        .with_plain(plain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,8 +166,15 @@ mod tests {
     #[test]
     fn the_cause_and_the_cell_are_named() {
         let cell = CellId::from_parts(1, 2);
-        let exit = HostExit {
+        let waits = CellId::from_parts(1, 3);
+        let fate = |cell, reached| CellFate {
+            cell,
+            request: 1,
+            reached,
+        };
+        let exit = HostEnd {
             pid: 7,
+            socket: "h-7.sock".to_owned(),
             end: ProcessEnd::Signaled {
                 signal: 11,
                 out_of_memory: false,
@@ -115,9 +182,11 @@ mod tests {
             last_stderr: String::new(),
             cell: None,
             session: None,
-            log: Vec::new(),
             log_lost: 0,
             exceeded: None,
+            died_at: "2020-01-01T00:00:00Z".to_owned(),
+            died_ns: 0,
+            fates: vec![fate(cell, Reached::Started), fate(waits, Reached::Accepted)],
         };
         let stone = tombstone(Some(&exit), None, Some(cell));
         let reply = died(&"work".parse().unwrap(), &stone);
@@ -130,6 +199,21 @@ mod tests {
                 .to_plain()
                 .starts_with("ERR session 'work' died: killed by SIGSEGV")
         );
+        let of = |cell| died_with(&"work".parse().unwrap(), &stone, &exit.fates, Some(cell));
+        assert_eq!(of(cell), reply);
+        assert!(
+            of(waits)
+                .message
+                .ends_with("; cell 000100000003 had not started")
+        );
+        assert!(of(waits).hint.unwrap().ends_with("it never ran"));
+        assert!(
+            of(waits)
+                .to_plain()
+                .contains("; cell 000100000003 had not started -- ")
+        );
+        assert_eq!(of(CellId::from_parts(1, 9)), reply);
+        assert_eq!(stone.died_at, exit.died_at);
         assert_eq!(
             tombstone(None, Some(EndReason::Killed), None).cause,
             "ended by `kill`"

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
-    Attach, CellSpec, FinishedCell, HostCommand, HostEvent, HostedSession, Message, TerminalEvent,
+    Attach, CellFate, CellSpec, FinishedCell, HostCommand, HostEvent, HostedSession, Message,
+    TerminalEvent,
 };
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::output_log::Stream;
@@ -185,6 +186,26 @@ pub(crate) struct OutputRange {
 }
 
 impl Question {
+    /// The one cell that it is about.
+    pub(super) fn cell(&self) -> Option<CellId> {
+        match self {
+            Self::Look(cell) => *cell,
+            Self::Await(cell) | Self::KillChildren(cell) => Some(*cell),
+            Self::Read(range) => Some(range.cell),
+            Self::Interrupt(cells, _) => match cells[..] {
+                [only] => Some(only),
+                _ => None,
+            },
+            Self::Status
+            | Self::Vars
+            | Self::Complete(_)
+            | Self::Cells
+            | Self::Stack
+            | Self::Hold { .. }
+            | Self::Resize(_) => None,
+        }
+    }
+
     pub(super) fn into_command(self, request: u64) -> HostCommand {
         match self {
             Self::Status => HostCommand::Status { request },
@@ -224,11 +245,21 @@ impl Question {
     }
 }
 
+/// What its zygote told of its death that no client is shown as it is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Last {
+    /// What its journal says of its last cells.
+    pub(super) fates: Arc<[CellFate]>,
+    /// When it was, in ns by a clock that nobody can set.
+    pub(super) died_ns: u64,
+}
+
 /// What the task publishes.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     pub(super) running: bool,
     pub(super) death: Option<Tombstone>,
+    pub(super) last: Last,
     /// Why it was ended, if by somebody.
     pub(super) told: Option<EndReason>,
     /// Who lets agents' new cells wait.
@@ -244,8 +275,8 @@ pub(super) struct SessionShared {
     pub(super) dead: CancellationToken,
     /// When its process became this session.
     pub(super) began: Instant,
-    /// The host's socket; none for a session that died before we saw it.
-    pub(super) socket: Option<(Arc<PrivateDir>, String)>,
+    /// Where the host listens, or listened.
+    pub(super) socket: (Arc<PrivateDir>, String),
 }
 
 /// The way to a session.
@@ -257,12 +288,19 @@ pub(crate) struct SessionHandle {
 
 impl SessionHandle {
     /// A session that died before this daemon saw it.
-    pub(crate) fn of_dead(hosted: HostedSession, process: HostProcess, death: Tombstone) -> Self {
+    pub(super) fn of_dead(
+        hosted: HostedSession,
+        process: HostProcess,
+        death: Tombstone,
+        last: Last,
+        socket: (Arc<PrivateDir>, String),
+    ) -> Self {
         let dead = CancellationToken::new();
         dead.cancel();
         let view = Mutex::new(View {
             running: false,
             death: Some(death),
+            last,
             told: None,
             held_by: None,
         });
@@ -272,7 +310,7 @@ impl SessionHandle {
             view,
             dead,
             began: Instant::now(),
-            socket: None,
+            socket,
         });
         Self {
             shared,
@@ -288,6 +326,12 @@ impl SessionHandle {
     /// Its name.
     pub(crate) fn name(&self) -> &SessionName {
         &self.shared.hosted.spec.session
+    }
+
+    /// Both are the same process of the same session.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.hosted().spec, &other.hosted().spec);
+        ours.session_id == theirs.session_id && ours.generation == theirs.generation
     }
 
     /// Its process.
@@ -311,6 +355,12 @@ impl SessionHandle {
     /// What is left of it, if it died.
     pub(crate) fn death(&self) -> Option<Tombstone> {
         self.view().death
+    }
+
+    /// When it died, in ns by a clock that nobody can set; none while it lives.
+    pub(crate) fn died_ns(&self) -> Option<u64> {
+        let view = self.view();
+        view.death.map(|_| view.last.died_ns)
     }
 
     /// Its process is gone.
@@ -357,9 +407,10 @@ impl SessionHandle {
         &self,
         how: Attach,
     ) -> Result<(LaneIo, Message<TerminalEvent>), ErrorReply> {
-        let Some((dir, socket)) = self.shared.socket.as_ref().filter(|_| !self.is_dead()) else {
+        if self.is_dead() {
             return Err(self.gone());
-        };
+        }
+        let (dir, socket) = &self.shared.socket;
         let opened = host_process::open_terminal(dir, socket, how);
         let mut opened = std::pin::pin!(opened);
         loop {
@@ -387,10 +438,23 @@ impl SessionHandle {
         }
     }
 
+    /// Nobody needs to know of its death any more: no later daemon will.
+    pub(crate) fn remove_tombstone(&self) {
+        let (dir, socket) = &self.shared.socket;
+        // What stays is told by the next daemon once more.
+        let _ = dir.remove(&death::file_of(socket));
+    }
+
     /// Why nothing can be asked of it.
     fn gone(&self) -> ErrorReply {
-        match self.death() {
-            Some(tombstone) => death::died(self.name(), &tombstone),
+        self.gone_with(None)
+    }
+
+    /// The same to whoever asks for one of its cells.
+    fn gone_with(&self, cell: Option<CellId>) -> ErrorReply {
+        let view = self.view();
+        match view.death {
+            Some(tombstone) => death::died_with(self.name(), &tombstone, &view.last.fates, cell),
             None => ErrorReply::new(
                 ErrorCode::SessionUnreachable,
                 format!("session `{}` cannot be reached just now", self.name()),
@@ -472,11 +536,12 @@ impl SessionHandle {
     /// As [`Self::ask`].
     pub(crate) async fn ask_and_wait(&self, question: Question) -> Result<Answer, ErrorReply> {
         let (reply, answer) = oneshot::channel();
+        let cell = question.cell();
         self.inbox
             .send(SessionMessage::Ask { question, reply })
             .await
-            .map_err(|_| self.gone())?;
-        answer.await.unwrap_or_else(|_| Err(self.gone()))
+            .map_err(|_| self.gone_with(cell))?;
+        answer.await.unwrap_or_else(|_| Err(self.gone_with(cell)))
     }
 
     fn unreachable(&self) -> ErrorReply {

@@ -82,7 +82,7 @@ pub(crate) enum Resume {
         /// Which.
         cell: CellId,
     },
-    /// It never left: send it.
+    /// It never left, or has a key by which the host knows it: send it.
     Send {
         /// The daemon's number for it.
         request: u64,
@@ -259,6 +259,8 @@ impl<W> CellBoard<W> {
                     request: *request,
                     cell: id,
                 },
+                // The host knows its key if it has it.
+                (true, None) if cell.how.key.is_some() => Resume::Send { request: *request },
                 (true, None) => Resume::Lost { request: *request },
             });
         let inherited = self.inherited.iter().map(|(request, id)| Resume::Await {
@@ -288,10 +290,10 @@ impl<W> CellBoard<W> {
     }
 
     /// Takes all cells away, oldest first.
-    pub(crate) fn drain(&mut self) -> Vec<Cell<W>> {
+    pub(crate) fn drain(&mut self) -> Vec<(u64, Cell<W>)> {
         self.queued_bytes = 0;
         self.inherited.clear();
-        std::mem::take(&mut self.cells).into_values().collect()
+        std::mem::take(&mut self.cells).into_iter().collect()
     }
 }
 

@@ -17,7 +17,8 @@ SHOWN = {
     "src/host/cell.rs": (1, "the time of a record"),
     "src/host/cells.rs": (1, "when a cell was accepted and started"),
     "src/host/session.rs": (1, "when a session was created"),
-    "src/session/death.rs": (1, "when a death was seen"),
+    "src/host/zygote/death.rs": (1, "when a death was seen"),
+    "src/session/death.rs": (1, "the same, by a daemon"),
 }
 """Where it may be read: how often, and what for."""
 

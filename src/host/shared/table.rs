@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{
-    CellRecord, CellSpec, FinishedCell, HostEvent, HostStatus, INLINE_OUTPUT,
+    CellRecord, CellSpec, FinishedCell, HostEvent, HostStatus, INLINE_OUTPUT, Reached,
 };
 use pythond_protocol::outcome::{CellKind, CellStatus};
 
 use super::{Held, Outgoing, Shared};
 use crate::cells::{Acceptance, Found, Moment, QueuedCell};
-use crate::journal::Event;
 
 impl Shared {
     /// Takes a cell, or finds the one that has its key. A new one is to be run
@@ -29,7 +28,9 @@ impl Shared {
         let accepted = state.cells.accept(request, kind, direct, how, source, now);
         if let Acceptance::New(id) = &accepted {
             self.outputs.open(id.as_u64());
-            self.note(Event::Accepted, *id);
+            if let Some(journal) = &self.journal {
+                journal.record(Reached::Accepted, *id, request);
+            }
         }
         accepted
     }
@@ -148,10 +149,14 @@ impl Shared {
     pub(crate) fn started(&self, id: CellId, kind: CellKind, now: Moment) {
         let mut state = self.state();
         let deadline = state.cells.started(id, now);
-        if matches!(kind, CellKind::Run | CellKind::Human) {
+        let main = matches!(kind, CellKind::Run | CellKind::Human);
+        if main {
             state.main = Some(id);
-            if let Some(journal) = &self.journal {
-                journal.record(Event::Started, id, now.us);
+        }
+        if let Some(journal) = &self.journal {
+            journal.record(Reached::Started, id, now.us.cast_unsigned());
+            if main {
+                journal.set_running(Some(id));
             }
         }
         if let Some(deadline) = deadline {
@@ -171,13 +176,14 @@ impl Shared {
         }
         state.deadlines.retain(|(_, cell)| *cell != end.cell);
         let waiting = state.cells.ended(end);
-        if let Some(journal) = &self.journal
-            && main
-        {
+        if let Some(journal) = &self.journal {
             let ended_us = end
                 .started_us
                 .saturating_add(i64::try_from(end.duration_ns / 1000).unwrap_or(i64::MAX));
-            journal.record(Event::Finished, end.cell, ended_us);
+            journal.record(Reached::Finished, end.cell, ended_us.cast_unsigned());
+            if main {
+                journal.set_running(None);
+            }
         }
         waiting
     }
@@ -348,12 +354,6 @@ impl Shared {
     pub(crate) fn forget_fork(&self, slot: usize) {
         if let Some(journal) = &self.journal {
             journal.note_fork(slot, 0);
-        }
-    }
-
-    fn note(&self, event: Event, cell: CellId) {
-        if let Some(journal) = &self.journal {
-            journal.record(event, cell, 0);
         }
     }
 }

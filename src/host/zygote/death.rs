@@ -3,11 +3,12 @@
 use std::os::fd::OwnedFd;
 
 use pythond_protocol::CellId;
-use pythond_protocol::lane::ZygoteEvent;
+use pythond_protocol::lane::{CellFate, HostEnd, Reached, TOMBSTONE, ZygoteEvent};
 use pythond_protocol::limits::size_text;
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::output_log::{self, Stream};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
+use rustix::time::ClockId;
 
 use super::{Host, Zygote};
 use crate::journal::Journal;
@@ -115,30 +116,56 @@ impl Zygote {
         last.extend(unread_stderr);
         let last = &last[last.len().saturating_sub(LAST_STDERR)..];
         let last_stderr = String::from_utf8_lossy(last).into_owned();
-        let exceeded = exceeded(&host, &end, &last_stderr);
-        let event = ZygoteEvent::Exited {
+        let fates = journal.as_ref().map(Journal::fates).unwrap_or_default();
+        let end = HostEnd {
             pid,
             socket: format!("{}.sock", host.name),
+            exceeded: exceeded(&host, &end, &last_stderr),
             end,
             last_stderr,
-            cell,
+            // Nothing on the main thread: it may be clear all the same.
+            cell: cell.or_else(|| the_only_one(&fates)),
             session: host.session,
             log_lost,
-            exceeded,
+            died_at: jiff::Timestamp::now().to_string(),
+            died_ns: since_boot(),
+            fates,
         };
+        let written = self.write_tombstone(&host.name, &end);
         self.remove_files(&host.name);
+        let event = ZygoteEvent::Exited(Box::new(end));
         let mut told = false;
         for connection in &mut self.connections {
             told |= connection.greeted && connection.lane.send(&event, &log).is_ok();
         }
-        // Only what nobody heard is kept for the next daemon: what one has
-        // heard it may have forgotten on purpose.
-        if !told {
+        // A daemon may have heard it and forgotten it on purpose.
+        if !told && !written {
             self.ended.push_back((event, log));
         }
         if self.ended.len() > REMEMBERED_ENDS {
             self.ended.pop_front();
         }
+    }
+
+    /// Leaves word of a session's end for every later daemon, until one takes it
+    /// away. False if that cannot be.
+    fn write_tombstone(&self, name: &str, end: &HostEnd) -> bool {
+        // One that was told to end left on purpose.
+        if end.session.is_none() || end.end == (ProcessEnd::Exited { status: 0 }) {
+            return true;
+        }
+        let name = format!("{name}.{TOMBSTONE}");
+        serde_json::to_vec(end)
+            .is_ok_and(|content| self.directory.write_whole_unsynced(&name, &content).is_ok())
+    }
+}
+
+/// The cell that ran beside the main thread, if it was one.
+fn the_only_one(fates: &[CellFate]) -> Option<CellId> {
+    let mut running = fates.iter().filter(|it| it.reached == Reached::Started);
+    match (running.next(), running.next()) {
+        (Some(only), None) => Some(only.cell),
+        _ => None,
     }
 }
 
@@ -182,6 +209,13 @@ fn cpu_ticks(pid: i32) -> u64 {
     let words = stat.rsplit_once(')').map_or("", |(_, words)| words);
     let ticks = words.split_whitespace().skip(11).take(2);
     ticks.filter_map(|it| it.parse::<u64>().ok()).sum()
+}
+
+/// Now, in ns since the machine came up.
+fn since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 /// What is left in a pipe, at most 64 KiB.

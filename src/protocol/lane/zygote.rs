@@ -64,33 +64,73 @@ pub enum ZygoteEvent {
         fresh: bool,
     },
     /// A host ended. Told for each host once to every daemon that connects.
-    Exited {
-        /// Its process id.
-        pid: i32,
-        /// Its socket's file name.
-        socket: String,
-        /// How.
-        end: ProcessEnd,
-        /// The end of its standard error, at most 4 KiB.
-        last_stderr: String,
-        /// The cell that ran at that moment.
-        cell: Option<CellId>,
-        /// The session it held.
-        session: Option<(SessionName, SessionId, u64)>,
-        /// Bytes of that cell's output that are lost; the body has the end of
-        /// its output log.
-        #[serde(default)]
-        log_lost: u64,
-        /// The limit that it exceeded, in words.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        exceeded: Option<String>,
-    },
+    Exited(Box<HostEnd>),
 }
+
+/// How a host ended. The body has the end of the output log of the cell that
+/// ran on its main thread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEnd {
+    /// Its process id.
+    pub pid: i32,
+    /// Its socket's file name.
+    pub socket: String,
+    /// How.
+    pub end: ProcessEnd,
+    /// The end of its standard error, at most 4 KiB.
+    pub last_stderr: String,
+    /// The cell that ran at that moment.
+    pub cell: Option<CellId>,
+    /// The session it held.
+    pub session: Option<(SessionName, SessionId, u64)>,
+    /// Bytes of that cell's output that are lost before what the body has.
+    #[serde(default)]
+    pub log_lost: u64,
+    /// The limit that it exceeded, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exceeded: Option<String>,
+    /// When it was seen: RFC 3339, UTC.
+    #[serde(default)]
+    pub died_at: String,
+    /// The same by the clock that nobody can set (`CLOCK_BOOTTIME`), in ns: which
+    /// of two died first.
+    #[serde(default)]
+    pub died_ns: u64,
+    /// What its journal says of its last cells, by age.
+    #[serde(default)]
+    pub fates: Vec<CellFate>,
+}
+
+/// What a host's journal says of one of its last cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellFate {
+    /// Which.
+    pub cell: CellId,
+    /// The number of the daemon that asked for it; 0 if none did.
+    pub request: u64,
+    /// How far it came.
+    pub reached: Reached,
+}
+
+/// How far a cell came in a host that died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reached {
+    /// It was accepted, and never started.
+    Accepted,
+    /// It started, and did not end.
+    Started,
+    /// It ended.
+    Finished,
+}
+
+/// How names of files end that tell of a host's death: a [`HostEnd`] each.
+pub const TOMBSTONE: &str = "tombstone";
 
 /// What a zygote is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZygoteInfo {
-    /// The zygote's [`LINK_VERSION`].
+    /// The zygote's [`LINK_VERSION`](super::LINK_VERSION).
     pub version: u32,
     /// Version of the host library.
     pub build: String,

@@ -2,16 +2,15 @@
 
 use std::sync::{Arc, PoisonError};
 
-use pythond_protocol::lane::{HostCommand, HostedSession};
-use pythond_protocol::outcome::CellKind;
-use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_protocol::lane::{CellFate, HostCommand, HostEnd, HostedSession};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 
 use super::link::{Link, recover};
 use super::{Session, answer};
 use crate::exits::HostExit;
 use crate::host_process::Lanes;
 use crate::session::death;
-use crate::session::handle::{LastOutput, RunAnswer, View};
+use crate::session::handle::{EndReason, Last, LastOutput, RunAnswer, View};
 use crate::session::state::{Cell, Phase, Resume};
 
 impl Session {
@@ -94,14 +93,25 @@ impl Session {
 
     pub(super) fn die(&mut self, exit: Option<HostExit>) {
         self.phase = Phase::Dead;
-        let tombstone = death::tombstone(exit.as_ref(), self.told, self.board.current());
-        let running = tombstone.cell_id;
-        let mut output = exit.map(|exit| LastOutput {
-            log: exit.log,
-            lost: exit.log_lost,
-        });
-        let error = death::died(&self.shared.hosted.spec.session, &tombstone);
-        let unheard_of = running.filter(|id| !self.watch.running(None).contains(id));
+        let (end, log) = match exit {
+            Some(HostExit { end, log }) => (Some(end), log),
+            None => (None, Vec::new()),
+        };
+        let mut tombstone = death::tombstone(end.as_deref(), self.told, self.board.current());
+        let lost = end.as_ref().map_or(0, |end| end.log_lost);
+        let mut output = Some(LastOutput { log, lost });
+        self.leave_word(end.as_deref());
+        let died_ns = end.as_ref().map_or(0, |end| end.died_ns);
+        let fates: Arc<[CellFate]> = end.map(|end| end.fates.into()).unwrap_or_default();
+        let mut cells = self.board.drain();
+        for (request, cell) in &mut cells {
+            // It died before it could say that it had accepted it.
+            let ours = |fate: &&CellFate| fate.request == *request && fate.cell >= self.first_new;
+            cell.id = cell.id.or(fates.iter().find(ours).map(|fate| fate.cell));
+        }
+        // What was handed to the cell lane may not have arrived.
+        let known = |id: &CellId| fates.is_empty() || fates.iter().any(|fate| fate.cell == *id);
+        tombstone.cell_id = tombstone.cell_id.filter(known);
         self.watch.closed(self.told, &tombstone);
         {
             let mut view = self
@@ -111,29 +121,50 @@ impl Session {
                 .unwrap_or_else(PoisonError::into_inner);
             *view = View {
                 running: false,
-                death: Some(tombstone),
+                death: Some(tombstone.clone()),
+                last: Last {
+                    fates: Arc::clone(&fates),
+                    died_ns,
+                },
                 told: self.told,
                 held_by: None,
             };
         }
         self.shared.dead.cancel();
-        let mut cells = self.board.drain();
-        // It died before it could say that it had accepted the cell that ran.
-        if let Some(ran) = unheard_of
-            && cells.iter().all(|cell| cell.id != running)
-            && let Some(first) = cells
-                .iter_mut()
-                .find(|cell| cell.kind == CellKind::Run && cell.id.is_none() && cell.sent)
-        {
-            first.id = Some(ran);
+        let name = &self.shared.hosted.spec.session;
+        for (_, Cell { id, waiter, .. }) in cells {
+            let ran_last = id.is_some() && id == tombstone.cell_id;
+            let output = if ran_last { output.take() } else { None };
+            let error = death::died_with(name, &tombstone, &fates, id);
+            answer(
+                waiter,
+                RunAnswer::Died(id, error, output.unwrap_or_default()),
+            );
         }
-        for Cell { id, waiter, .. } in cells {
-            let output = if id == running { output.take() } else { None };
-            let output = output.unwrap_or_default();
-            answer(waiter, RunAnswer::Died(id, error.clone(), output));
+        for (_, (question, reply)) in self.asks.drain() {
+            let error = death::died_with(name, &tombstone, &fates, question.cell());
+            let _ = reply.send(Err(error));
         }
-        for (_, (_, reply)) in self.asks.drain() {
-            let _ = reply.send(Err(error.clone()));
-        }
+    }
+
+    /// Corrects what the zygote left for later daemons, if the session was told
+    /// to end.
+    fn leave_word(&self, end: Option<&HostEnd>) {
+        let (Some(end), Some(told)) = (end, self.told) else {
+            return;
+        };
+        let (dir, name) = (&self.dir, death::file_of(&self.socket));
+        // What fails here leaves the zygote's own word, without the reason.
+        let _ = match told {
+            EndReason::Killed | EndReason::Replaced | EndReason::Stopped => dir.remove(&name),
+            EndReason::Interrupted | EndReason::Exited => {
+                let end = HostEnd {
+                    exceeded: Some(told.cause().to_owned()),
+                    ..end.clone()
+                };
+                let content = serde_json::to_vec(&end).unwrap_or_default();
+                dir.write_whole_unsynced(&name, &content)
+            }
+        };
     }
 }
