@@ -17,6 +17,7 @@ use crate::host_process::{self, HostProcess, Lanes};
 use crate::lane_io::ConnectError;
 use crate::log::Log;
 use crate::session::{self, SessionHandle};
+use crate::tombstones;
 use crate::zygotes::Zygotes;
 
 /// Pause before a host that did not answer is asked again.
@@ -100,6 +101,7 @@ impl Hosts {
         if !wanted(&hosted.spec.session) {
             return Ok(None);
         }
+        tombstones::expect(&self.dir, &hosted, pid, socket);
         let exit = self.exits.watch(hosted.zygote_pid, socket);
         let link = session::Connected {
             lanes: Lanes { cell, control },
@@ -130,8 +132,10 @@ impl Hosts {
             match self.connect(socket, &wanted).await {
                 Ok(found) => return found,
                 Err(error) if error.is_gone() => {
+                    // Its zygote may yet say how it ended.
+                    let end = tombstones::unreported(&self.dir, socket);
                     self.remove_litter(socket);
-                    return None;
+                    return session::bury(&end?, &self.dir);
                 }
                 Err(error) if !told => {
                     told = true;

@@ -139,6 +139,11 @@ impl Registry {
         if let Some(Entry::Present(before)) = before
             && before.is_same(&handle)
         {
+            if before.is_dead() && handle.knows_more_than(before) {
+                table
+                    .entries
+                    .insert(handle.name().clone(), Entry::Present(handle));
+            }
             return;
         }
         if is_free(&table, handle.name()) {
@@ -279,6 +284,11 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
+    use pythond_private_fs::PrivateDir;
+    use pythond_protocol::SessionId;
+    use pythond_protocol::lane::HostEnd;
+    use pythond_protocol::outcome::ProcessEnd;
+
     use super::*;
 
     #[test]
@@ -293,6 +303,52 @@ mod tests {
         assert_eq!(registry.get(&name).unwrap_err().code, ErrorCode::NoSession);
         drop(first);
         registry.reserve(&name, false).unwrap();
+    }
+
+    fn dead(dir: &Arc<PrivateDir>, number: u64, end: ProcessEnd) -> SessionHandle {
+        let name = format!("s{number}").parse().unwrap();
+        let end = HostEnd {
+            pid: 7,
+            socket: format!("h-{number}.sock"),
+            end,
+            last_stderr: String::new(),
+            cell: None,
+            session: Some((name, SessionId::from_random([0; 8]), 1)),
+            log_lost: 0,
+            exceeded: None,
+            died_at: String::new(),
+            died_ns: number,
+            fates: Vec::new(),
+        };
+        let file = serde_json::to_vec(&end).unwrap();
+        dir.write_whole_unsynced(&format!("h-{number}.tombstone"), &file)
+            .unwrap();
+        crate::session::bury(&end, dir).unwrap()
+    }
+
+    #[test]
+    fn of_many_dead_the_oldest_are_forgotten_and_a_known_cause_wins() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = Arc::new(PrivateDir::open_or_create(place.path().join("run")).unwrap());
+        let registry = Registry::new(9);
+        let most = u64::try_from(MAX_TOMBSTONES).unwrap();
+        for number in (0..=most).rev() {
+            registry.adopt(dead(&dir, number, ProcessEnd::Unknown));
+        }
+        let known = ProcessEnd::Exited { status: 3 };
+        registry.adopt(dead(&dir, 5, known.clone()));
+        registry.adopt(dead(&dir, 5, ProcessEnd::Unknown));
+        let five = registry.get(&"s5".parse().unwrap()).unwrap();
+        assert_eq!(five.death().unwrap().end, known);
+        let alive = registry.reserve(&"s1".parse().unwrap(), false).unwrap();
+        alive.fill(dead(&dir, most + 1, known));
+        let names = dir.entries().unwrap();
+        assert_eq!(names.len(), MAX_TOMBSTONES);
+        assert_eq!(registry.all().len(), MAX_TOMBSTONES);
+        // The oldest, and the one whose name was used again.
+        for gone in ["h-0.tombstone", "h-1.tombstone"] {
+            assert!(!names.contains(&gone.to_owned()));
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! name is used again.
 
 use pythond_private_fs::PrivateDir;
-use pythond_protocol::lane::{HostEnd, TOMBSTONE};
+use pythond_protocol::lane::{HostEnd, HostedSession, LIVING, TOMBSTONE};
+use pythond_protocol::outcome::ProcessEnd;
 
 use crate::error::chain;
 use crate::log::Log;
@@ -19,12 +20,20 @@ pub(crate) fn read(dir: &PrivateDir, log: &Log) -> Vec<HostEnd> {
     let names = dir.entries().unwrap_or_default();
     let mut found = Vec::new();
     for name in &names {
+        if let Some(host) = name.strip_suffix(&format!(".{LIVING}"))
+            && host.starts_with("h-")
+            && !names.contains(&format!("{host}.sock"))
+        {
+            found.extend(unreported(dir, host));
+        }
+    }
+    for name in &names {
         if is_unfinished(name) {
             // Of one who was killed while it wrote.
             let _ = dir.remove(name);
         } else if name.starts_with("h-") && name.ends_with(&end) {
             match read_one(dir, name) {
-                Ok(tombstone) => found.push((tombstone, name)),
+                Ok(tombstone) => found.push(tombstone),
                 Err(why) => {
                     log.note(&format!("WARN: {name} tells of no session: {why}"));
                     let _ = dir.remove(name);
@@ -32,12 +41,70 @@ pub(crate) fn read(dir: &PrivateDir, log: &Log) -> Vec<HostEnd> {
             }
         }
     }
-    found.sort_by_key(|(tombstone, _)| tombstone.died_ns);
+    found.sort_by_key(|tombstone| tombstone.died_ns);
     let too_many = found.len().saturating_sub(MAX_TOMBSTONES);
-    for (_, name) in found.drain(..too_many) {
-        let _ = dir.remove(name);
+    for tombstone in found.drain(..too_many) {
+        forget(dir, &tombstone.socket);
     }
-    found.into_iter().map(|(tombstone, _)| tombstone).collect()
+    found
+}
+
+/// Writes down which session a host is, for the case that nobody sees it die.
+pub(crate) fn expect(dir: &PrivateDir, hosted: &HostedSession, pid: i32, socket: &str) {
+    let spec = &hosted.spec;
+    let end = HostEnd {
+        pid,
+        socket: socket.to_owned(),
+        end: ProcessEnd::Unknown,
+        last_stderr: String::new(),
+        cell: None,
+        session: Some((
+            spec.session.clone(),
+            spec.session_id.clone(),
+            spec.generation,
+        )),
+        log_lost: 0,
+        exceeded: None,
+        died_at: String::new(),
+        died_ns: 0,
+        fates: Vec::new(),
+    };
+    let content = serde_json::to_vec(&end).unwrap_or_default();
+    // Without it such a session is only gone.
+    let _ = dir.write_whole_unsynced(&file_of(socket, LIVING), &content);
+}
+
+/// A host is gone that nobody reported: what is known of it becomes its
+/// tombstone.
+pub(crate) fn unreported(dir: &PrivateDir, socket: &str) -> Option<HostEnd> {
+    let (living, tombstone) = (file_of(socket, LIVING), file_of(socket, TOMBSTONE));
+    let end = read_one(dir, &living).ok()?;
+    let _ = dir.rename(&living, &tombstone);
+    Some(end)
+}
+
+/// No daemon needs to be told of this host any more.
+pub(crate) fn forget(dir: &PrivateDir, socket: &str) {
+    for end in [LIVING, TOMBSTONE] {
+        // What stays is told by the next daemon once more.
+        let _ = dir.remove(&file_of(socket, end));
+    }
+}
+
+/// Says why a host ended, in place of what its zygote could see.
+pub(crate) fn correct(dir: &PrivateDir, end: &HostEnd, cause: &str) {
+    let end = HostEnd {
+        exceeded: Some(cause.to_owned()),
+        ..end.clone()
+    };
+    let content = serde_json::to_vec(&end).unwrap_or_default();
+    // What fails here leaves the zygote's own word.
+    let _ = dir.write_whole_unsynced(&file_of(&end.socket, TOMBSTONE), &content);
+}
+
+/// The name of a host's file, from its socket's.
+fn file_of(socket: &str, end: &str) -> String {
+    format!("{}.{end}", socket.strip_suffix(".sock").unwrap_or(socket))
 }
 
 fn read_one(dir: &PrivateDir, name: &str) -> Result<HostEnd, String> {
@@ -49,10 +116,14 @@ fn read_one(dir: &PrivateDir, name: &str) -> Result<HostEnd, String> {
 
 /// The temporary file of a process that is gone: `.h-….tombstone.PID.NUMBER`.
 fn is_unfinished(name: &str) -> bool {
-    let Some((_, numbers)) = name
-        .strip_prefix(".h-")
-        .and_then(|name| name.split_once(&format!(".{TOMBSTONE}.")))
-    else {
+    let Some(name) = name.strip_prefix(".h-") else {
+        return false;
+    };
+    let ours = [LIVING, TOMBSTONE];
+    let mut numbers = ours
+        .iter()
+        .filter_map(|end| name.split_once(&format!(".{end}.")));
+    let Some((_, numbers)) = numbers.next() else {
         return false;
     };
     let pid = numbers.split('.').next().and_then(|pid| pid.parse().ok());
@@ -70,6 +141,7 @@ mod tests {
         assert!(!is_unfinished(&format!(".h-1-2.tombstone.{me}.0")));
         assert!(is_unfinished(".h-1-2.tombstone.2147483646.0"));
         assert!(is_unfinished(".h-1-2.tombstone."));
+        assert!(is_unfinished(".h-1-2.session.2147483646.0"));
         assert!(!is_unfinished("h-1-2.tombstone"));
         assert!(!is_unfinished(".z-1.log.4.4"));
     }

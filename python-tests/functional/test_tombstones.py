@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from support import processes
 from support.daemon import Session, TestDaemon
 from support.waiting import wait_until
 
@@ -143,6 +144,31 @@ def test_each_cell_of_a_dead_session_is_told_how_far_it_came(daemon: TestDaemon)
     next_daemon(daemon)
     assert words() == expected
     assert not (daemon.work / "ran").exists()
+
+
+def test_what_died_with_all_who_could_tell_is_not_forgotten(daemon: TestDaemon) -> None:
+    seen, unseen = daemon.new("seen"), daemon.new("unseen")
+    zygotes = [zygote["pid"] for zygote in daemon.info()["zygotes"]]
+    for zygote in zygotes:
+        os.kill(zygote, signal.SIGKILL)
+    wait_until(lambda: not daemon.info()["zygotes"], what="the zygote is gone")
+    kill_and_see(seen)
+    daemon.crash()
+    os.kill(unseen.pid, signal.SIGKILL)
+    wait_until(lambda: not processes.is_alive(unseen.pid), what="the host is gone")
+    for _ in range(2):
+        daemon.start()
+        for session in (seen, unseen):
+            status = session.status()
+            assert status["state"] == "dead"
+            assert status["session_id"] == session.created["session_id"]
+            assert status["death"]["cause"] == "gone, and nobody saw how it ended"
+        daemon.crash()
+    daemon.start()
+    daemon.new("seen")
+    daemon.ask("kill unseen")
+    [file] = tombstones(daemon) + list(daemon.runtime.rglob("h-*.session"))
+    assert file.suffix == ".session"
 
 
 def test_a_death_beside_the_main_thread_names_its_cell(daemon: TestDaemon) -> None:

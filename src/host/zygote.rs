@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
-    Hello, LINK_VERSION, Message, ZygoteCommand, ZygoteEvent, ZygoteInfo,
+    Hello, LINK_VERSION, LIVING, Message, ZygoteCommand, ZygoteEvent, ZygoteInfo,
 };
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::names::{SessionId, SessionName};
@@ -235,7 +235,7 @@ impl Zygote {
     }
 
     fn remove_files(&self, name: &str) {
-        for suffix in [PARKED, "sock", "journal"] {
+        for suffix in [PARKED, "sock", "journal", LIVING] {
             // Nothing is lost if it is gone already.
             let _ = self.directory.remove(&format!("{name}.{suffix}"));
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pythond_private_fs::PrivateDir;
-use pythond_protocol::lane::{CellFate, HostEnd, HostedSession, Reached, SessionSpec, TOMBSTONE};
+use pythond_protocol::lane::{CellFate, HostEnd, HostedSession, Reached, SessionSpec};
 use pythond_protocol::limits::{KeptBudget, SessionLimits};
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
@@ -96,12 +96,6 @@ pub(crate) fn bury(exit: &HostEnd, dir: &Arc<PrivateDir>) -> Option<SessionHandl
         },
         (Arc::clone(dir), exit.socket.clone()),
     ))
-}
-
-/// The name of the file that tells of a host's death, from its socket's.
-pub(super) fn file_of(socket: &str) -> String {
-    let name = socket.strip_suffix(".sock").unwrap_or(socket);
-    format!("{name}.{TOMBSTONE}")
 }
 
 /// The answer to whoever asks something of a dead session, or waited for it.

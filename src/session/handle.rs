@@ -9,7 +9,7 @@ use pythond_protocol::lane::{
     Attach, CellFate, CellSpec, FinishedCell, HostCommand, HostEvent, HostedSession, Message,
     TerminalEvent,
 };
-use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::outcome::{CellKind, CellStatus, ProcessEnd};
 use pythond_protocol::output_log::Stream;
 use pythond_protocol::verbs::attach::{TerminalEnd, TerminalSize};
 use pythond_protocol::verbs::list::{SessionState, SessionSummary};
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::death;
 use crate::host_process::{self, HostProcess};
 use crate::lane_io::LaneIo;
+use crate::tombstones;
 
 /// After how long it is looked whether a host that does not answer is stopped.
 const STOPPED_PATIENCE: Duration = Duration::from_millis(250);
@@ -334,6 +335,12 @@ impl SessionHandle {
         ours.session_id == theirs.session_id && ours.generation == theirs.generation
     }
 
+    /// Of two tombstones of the same session, this one names the cause.
+    pub(crate) fn knows_more_than(&self, other: &Self) -> bool {
+        let knows = |it: &Self| it.death().is_some_and(|it| it.end != ProcessEnd::Unknown);
+        knows(self) && !knows(other)
+    }
+
     /// Its process.
     pub(crate) fn process(&self) -> HostProcess {
         self.shared.process
@@ -441,8 +448,7 @@ impl SessionHandle {
     /// Nobody needs to know of its death any more: no later daemon will.
     pub(crate) fn remove_tombstone(&self) {
         let (dir, socket) = &self.shared.socket;
-        // What stays is told by the next daemon once more.
-        let _ = dir.remove(&death::file_of(socket));
+        tombstones::forget(dir, socket);
     }
 
     /// Why nothing can be asked of it.

@@ -433,6 +433,21 @@ mod tests {
     }
 
     #[test]
+    fn a_cell_whose_key_the_host_knows_is_sent_again() {
+        let mut board = CellBoard::new(id(0));
+        add(&mut board, "a", ()).unwrap();
+        let keyed = CellSpec {
+            key: Some("mine".into()),
+            ..CellSpec::default()
+        };
+        board.add("b".into(), CellKind::Fire, keyed, ()).unwrap();
+        board.mark_sent(2);
+        let resume = board.resume(id(0));
+        assert!(resume.contains(&Resume::Send { request: 2 }));
+        assert_eq!(board.send_again(2), Some(Lane::Control));
+    }
+
+    #[test]
     fn waiting_bytes_are_limited_and_given_back() {
         let mut board = CellBoard::new(id(0));
         let big = "x".repeat(MAX_QUEUED_BYTES);

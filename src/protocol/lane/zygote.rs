@@ -126,6 +126,9 @@ pub enum Reached {
 
 /// How names of files end that tell of a host's death: a [`HostEnd`] each.
 pub const TOMBSTONE: &str = "tombstone";
+/// How names of files end that say which session a live host is: what is to be
+/// told if nobody sees it die, a [`HostEnd`] each.
+pub const LIVING: &str = "session";
 
 /// What a zygote is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use crate::host_process::Lanes;
 use crate::session::death;
 use crate::session::handle::{EndReason, Last, LastOutput, RunAnswer, View};
 use crate::session::state::{Cell, Phase, Resume};
+use crate::tombstones;
 
 impl Session {
     pub(super) fn broken(&mut self, why: &str) {
@@ -147,24 +148,20 @@ impl Session {
         }
     }
 
-    /// Corrects what the zygote left for later daemons, if the session was told
-    /// to end.
+    /// Sees to what later daemons are told.
     fn leave_word(&self, end: Option<&HostEnd>) {
-        let (Some(end), Some(told)) = (end, self.told) else {
-            return;
-        };
-        let (dir, name) = (&self.dir, death::file_of(&self.socket));
-        // What fails here leaves the zygote's own word, without the reason.
-        let _ = match told {
-            EndReason::Killed | EndReason::Replaced | EndReason::Stopped => dir.remove(&name),
-            EndReason::Interrupted | EndReason::Exited => {
-                let end = HostEnd {
-                    exceeded: Some(told.cause().to_owned()),
-                    ..end.clone()
-                };
-                let content = serde_json::to_vec(&end).unwrap_or_default();
-                dir.write_whole_unsynced(&name, &content)
+        match (end, self.told) {
+            (_, Some(EndReason::Killed | EndReason::Replaced | EndReason::Stopped)) => {
+                tombstones::forget(&self.dir, &self.socket);
             }
-        };
+            (Some(end), Some(told @ (EndReason::Interrupted | EndReason::Exited))) => {
+                tombstones::correct(&self.dir, end, told.cause());
+            }
+            // Its zygote wrote it down.
+            (Some(_), None) => {}
+            (None, _) => {
+                tombstones::unreported(&self.dir, &self.socket);
+            }
+        }
     }
 }
