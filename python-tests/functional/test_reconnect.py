@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import pytest
 
 from support.daemon import Session, TestDaemon
 from support.waiting import wait_until
+
+TORTURE = bool(os.environ.get("PYTHOND_TORTURE"))
+KILLS = 100 if TORTURE else 6
 
 
 @pytest.fixture
@@ -124,6 +129,62 @@ def test_what_was_sent_is_run_once(session: Session, tmp_path: Path) -> None:
     )
     assert sorted(log.read_text().split()) == expected
     assert expected
+
+
+class Agent(threading.Thread):
+    """Runs and fires cells in one session, one after the other, until it is told to end."""
+
+    def __init__(self, daemon: TestDaemon, log: Path) -> None:
+        super().__init__()
+        self.daemon, self.log = daemon, log
+        self.session = daemon.new()
+        self.enough = threading.Event()
+        self.sent = 0
+        self.wrong: list[object] = []
+        self.fired: list[str] = []
+
+    def run(self) -> None:
+        """Each cell leaves its number; the daemon may not be there when it begins."""
+        while not self.enough.is_set():
+            verb = "fire" if self.sent % 4 == 3 else "run"
+            code = f"open({str(self.log)!r}, 'a').write('{self.sent}\\n'); print({self.sent})"
+            done = self.daemon.pysh(verb, self.session.name, code)
+            if done.returncode == 3 and "no daemon listens" in done.stderr:
+                continue
+            if done.returncode or (verb == "run" and done.stdout != f"{self.sent}\n"):
+                self.wrong.append((verb, self.sent, done))
+            if verb == "fire" and not done.returncode:
+                self.fired.append(json.loads(done.stdout)["cell_id"])
+            self.sent += 1
+
+
+@pytest.mark.timeout(3600 if TORTURE else 300)
+def test_nothing_is_lost_and_nothing_runs_twice_under_many_kills(
+    make_daemon: Callable[..., TestDaemon], tmp_path: Path
+) -> None:
+    daemon = make_daemon().start()
+    agents = [Agent(daemon, tmp_path / f"log{number}") for number in range(4)]
+    chance = random.Random(KILLS)
+    for agent in agents:
+        agent.start()
+    try:
+        for _ in range(KILLS):
+            # A random instant of what they do, not a wait for something.
+            threading.Event().wait(chance.uniform(0.05, 0.5))
+            replace_daemon(daemon)
+            assert [entry["state"] != "dead" for entry in daemon.list().values()] == [True] * 4
+    finally:
+        for agent in agents:
+            agent.enough.set()
+        for agent in agents:
+            agent.join()
+    for agent in agents:
+        assert not agent.wrong
+        assert agent.sent > KILLS // 2
+        for cell in agent.fired[-200:]:
+            assert agent.session.ended(cell)["status"] == "done"
+        told = [int(line) for line in agent.log.read_text().split()]
+        assert sorted(told) == list(range(agent.sent))
 
 
 def test_a_session_that_was_made_anew_does_not_run_it(session: Session, tmp_path: Path) -> None:
