@@ -23,8 +23,11 @@ REQUEST = (
 def connected(path: Path) -> socket.socket:
     """Open a connection that says nothing."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    stream.settimeout(DEADLINE)
+    # Python's own time-out would not wait for room in the backlog of the socket.
+    seconds = struct.pack("ll", int(DEADLINE), 0)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
     stream.connect(str(path))
+    stream.settimeout(DEADLINE)
     return stream
 
 
