@@ -37,7 +37,7 @@ pub struct SessionSpec {
 /// What a host says of itself when a control lane opens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostInfo {
-    /// The host's [`LINK_VERSION`].
+    /// The host's [`LINK_VERSION`](super::LINK_VERSION).
     pub version: u32,
     /// Version of the host library.
     pub build: String,
