@@ -11,6 +11,7 @@ use pythond_protocol::outcome::{CellKind, CellStatus};
 
 use super::{Held, Outgoing, Shared};
 use crate::cells::{Acceptance, Found, Moment, QueuedCell};
+use crate::disk::SLOW;
 use crate::journal::Event;
 
 impl Shared {
@@ -221,8 +222,7 @@ impl Shared {
     /// As much of the beginning of a cell's output as travels with its end.
     /// Nothing if that beginning is not kept.
     pub(crate) fn inline_output(&self, cell: CellId) -> Vec<u8> {
-        let piece = self.outputs.read(cell.as_u64(), None, 0, INLINE_OUTPUT);
-        match piece {
+        match self.outputs.beginning(cell.as_u64(), INLINE_OUTPUT) {
             Some(piece) if piece.missing == 0 => piece.records,
             _ => Vec::new(),
         }
@@ -294,7 +294,8 @@ impl Shared {
 
     /// Why something cannot be written down, if so.
     pub(crate) fn trouble(&self) -> Option<String> {
-        self.recorder.trouble().or_else(|| self.outputs.trouble())
+        let told = self.recorder.trouble().or_else(|| self.outputs.trouble());
+        told.or_else(|| self.disk.is_stalled().then(|| SLOW.to_owned()))
     }
 
     /// What was published last.
