@@ -111,6 +111,7 @@ impl Session {
         session.call_method1("become", (&spec.cwd, &spec.env))?;
         let directory = PathBuf::from(&spec.directory);
         shared.outputs.keep_within(spec.kept);
+        shared.keep_cells_within(spec.cells);
         shared.disk.work_in(directory);
         let mut hosted = HostedSession {
             spec,

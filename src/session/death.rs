@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pythond_protocol::lane::{HostedSession, SessionSpec};
-use pythond_protocol::limits::{KeptBudget, SessionLimits};
+use pythond_protocol::limits::{CellLimits, KeptBudget, SessionLimits};
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use pythond_protocol::verbs::status::Tombstone;
@@ -51,6 +51,7 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         python_reason: String::new(),
         limits: SessionLimits::default(),
         kept: KeptBudget::default(),
+        cells: CellLimits::default(),
     };
     let unknown = String::new;
     let hosted = HostedSession {

@@ -7,6 +7,7 @@ use pythond_protocol::CellId;
 use pythond_protocol::lane::{
     CellRecord, CellSpec, FinishedCell, HostEvent, HostStatus, INLINE_OUTPUT,
 };
+use pythond_protocol::limits::CellLimits;
 use pythond_protocol::outcome::{CellKind, CellStatus};
 
 use super::{Held, Outgoing, Shared};
@@ -290,6 +291,11 @@ impl Shared {
             later
         });
         due
+    }
+
+    /// How many cells there may be.
+    pub(crate) fn keep_cells_within(&self, limits: CellLimits) {
+        self.state().cells.keep_within(limits);
     }
 
     /// Why something cannot be written down, if so.
