@@ -8,8 +8,6 @@ use rustix::process::Resource;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Most connections at a time, however many files may be open.
-pub(crate) const MAX_CONNECTIONS: usize = 4096;
 /// Descriptors that no connection gets: what the daemon always has open, and
 /// what it opens for a moment (files, new lanes, processes that it starts).
 const RESERVE: usize = 64;
@@ -38,10 +36,11 @@ fn sessions_within(open_files: usize) -> usize {
     (rest / LANES).max(1)
 }
 
-fn connections_within(open_files: usize, lanes: usize) -> usize {
+fn connections_within(open_files: usize, lanes: usize, most: usize) -> usize {
     open_files
         .saturating_sub(reserve(open_files).saturating_add(lanes))
-        .clamp(LEAST_CONNECTIONS / 2, MAX_CONNECTIONS)
+        .max(LEAST_CONNECTIONS / 2)
+        .min(most)
 }
 
 fn reserve(open_files: usize) -> usize {
@@ -68,6 +67,8 @@ pub(crate) struct Admission {
     /// A connection has ended.
     left: Notify,
     open_files: usize,
+    /// Most connections, however many files may be open.
+    most: usize,
 }
 
 /// A connection's right to be there. Dropped after the connection's socket, it
@@ -80,16 +81,17 @@ pub(crate) struct Place {
 }
 
 impl Admission {
-    /// Room for as many as the process may have open files now.
-    pub(crate) fn new() -> Arc<Self> {
-        Self::within(open_files())
+    /// Room for `most`, and for as many as the process may have open files now.
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Self::within(open_files(), most)
     }
 
-    fn within(open_files: usize) -> Arc<Self> {
+    fn within(open_files: usize, most: usize) -> Arc<Self> {
         Arc::new(Self {
             table: Mutex::default(),
             left: Notify::new(),
             open_files,
+            most,
         })
     }
 
@@ -102,7 +104,7 @@ impl Admission {
     /// the oldest connection that has not finished its handshake makes room,
     /// then the oldest that has never sent a command. None if all have.
     pub(crate) fn enter(self: &Arc<Self>, lanes: usize) -> Option<Place> {
-        let most = connections_within(self.open_files, lanes);
+        let most = connections_within(self.open_files, lanes, self.most);
         let mut table = self.table();
         if table.open - table.leaving >= most && !table.make_room() {
             return None;
@@ -203,14 +205,16 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    const MOST: usize = 4096;
+
     fn told(place: &Place) -> bool {
         place.makes_room.is_cancelled()
     }
 
     #[test]
     fn the_oldest_that_said_nothing_makes_room_and_who_was_served_stays() {
-        let admission = Admission::within(128);
-        let most = connections_within(128, 10);
+        let admission = Admission::within(128, MOST);
+        let most = connections_within(128, 10, MOST);
         assert_eq!(most, 128 - 64 - 10);
         let mut places: Vec<_> = (0..most).map(|_| admission.enter(10).unwrap()).collect();
         places[0].introduced();
@@ -242,13 +246,14 @@ mod tests {
         for open_files in [0, 1, 16, 64, 256, 1024, 16_384, usize::MAX] {
             let sessions = sessions_within(open_files);
             assert!(sessions >= 1);
-            assert!(connections_within(open_files, 0) >= LEAST_CONNECTIONS / 2);
+            assert!(connections_within(open_files, 0, MOST) >= LEAST_CONNECTIONS / 2);
             if open_files >= 256 {
-                let connections = connections_within(open_files, sessions.saturating_mul(LANES));
+                let connections =
+                    connections_within(open_files, sessions.saturating_mul(LANES), MOST);
                 assert!(connections >= LEAST_CONNECTIONS, "{open_files}");
             }
         }
         assert_eq!(sessions_within(256), 80);
-        assert_eq!(connections_within(usize::MAX, 2048), MAX_CONNECTIONS);
+        assert_eq!(connections_within(usize::MAX, 2048, MOST), MOST);
     }
 }

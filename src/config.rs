@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_private_fs::paths::{self, PathVariables, SocketPlace};
-use pythond_protocol::limits::{KeptBudget, SessionLimits};
+use pythond_protocol::limits::SessionLimits;
 
+use crate::daemon_limits::DaemonLimits;
 use crate::settings::{self, Settings, SettingsError};
 
 /// Live Python sessions that outlast their clients.
@@ -59,20 +60,20 @@ pub struct DaemonArgs {
     pub check: bool,
 }
 
-/// A variable with a value that makes no sense.
+/// A variable or setting that makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It is no number that fits.
-    #[error("{name} is `{value}`, and should be a whole number from {least} to {most}")]
+    #[error("{name} is `{value}`, and should be from {least} to {most}")]
     Number {
-        /// Which variable.
-        name: &'static str,
+        /// Which variable or setting.
+        name: String,
         /// What it is.
         value: String,
         /// Least value.
-        least: usize,
+        least: u64,
         /// Greatest value.
-        most: usize,
+        most: u64,
     },
     /// The configuration file cannot be used.
     #[error(transparent)]
@@ -97,10 +98,8 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// Where sessions keep their files.
     pub sessions_dir: PathBuf,
-    /// Most live sessions.
-    pub max_sessions: usize,
-    /// Greatest body of a message, in bytes.
-    pub max_payload: usize,
+    /// Limits of the daemon.
+    pub limits: DaemonLimits,
     /// Variables of every session.
     pub variables: BTreeMap<String, String>,
     /// `PATH`.
@@ -111,12 +110,8 @@ pub struct Config {
     pub executable: PathBuf,
     /// `new` on a live name replaces it.
     pub new_replaces: bool,
-    /// Most bytes that may come back from a `fork` cell, if it is set.
-    pub fork_result_bytes: Option<u64>,
     /// What a session may use that does not say so itself.
     pub session_limits: SessionLimits,
-    /// How much sessions keep of finished cells.
-    pub kept: KeptBudget,
     /// We are the detached one.
     pub detached: bool,
     /// Our standard input is the socket.
@@ -146,20 +141,18 @@ impl Config {
         let home = home.ok_or(ConfigError::NoHome)?;
         let config_home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
         let settings = Settings::read(&settings::place(config_home, &home))?;
-        let sessions = settings.limits.sessions.map_or(1024, usize::from);
+        let variable =
+            |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         Ok(Self {
             runtime_dir: paths::runtime_dir(&socket),
             sessions_dir: paths::sessions_dir(&home),
-            max_sessions: number("PYTHOND_MAX_SESSIONS", sessions, 1, 1 << 16)?,
-            max_payload: number("PYTHOND_MAX_WS_PAYLOAD", 16 << 20, 1 << 10, 1 << 29)?,
+            limits: DaemonLimits::read(&settings, variable)?,
             variables: session_variables(std::env::vars_os()),
             search_path: std::env::var_os("PATH")
                 .unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
             executable: own_executable()?,
             new_replaces: settings.compat.new_replaces,
-            fork_result_bytes: settings.limits.fork_result_bytes,
             session_limits: settings.session.limits(),
-            kept: settings.records.budget(),
             detached: args.detached,
             inherit: args.inherit,
             activated: args.activated,
@@ -195,28 +188,6 @@ fn session_variables(all: impl Iterator<Item = (OsString, OsString)>) -> BTreeMa
     all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| !OURS.iter().any(|ours| name.starts_with(ours)))
         .collect()
-}
-
-fn number(
-    name: &'static str,
-    default: usize,
-    least: usize,
-    most: usize,
-) -> Result<usize, ConfigError> {
-    let Some(value) = std::env::var_os(name) else {
-        return Ok(default);
-    };
-    let value = value.to_string_lossy().trim().to_owned();
-    value
-        .parse()
-        .ok()
-        .filter(|number| (least..=most).contains(number))
-        .ok_or(ConfigError::Number {
-            name,
-            value,
-            least,
-            most,
-        })
 }
 
 #[cfg(test)]

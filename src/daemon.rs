@@ -112,8 +112,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         Arc::new(Exits::new(orphans_in)),
         open_files,
     );
-    let listener = Listener::new(socket, config.max_payload, log.clone())
-        .map_err(DaemonError::system("listen"))?;
+    let listener =
+        Listener::new(socket, config.limits, log.clone()).map_err(DaemonError::system("listen"))?;
     log.note(&format!(
         "pythond pid={} ws://{}",
         std::process::id(),
@@ -255,6 +255,7 @@ fn lock(dir: &PrivateDir, patience: Duration) -> Result<LockGuard, DaemonError> 
 
 fn open_log(config: &Config, dir: &Arc<PrivateDir>) -> Result<Log, DaemonError> {
     let failed = "start the log's thread";
+    let most = config.limits.log;
     // Where a detached daemon's standard error is a file of ours, a panic is to
     // be found in the newest one too.
     let stays_standard_error = |file: &File| {
@@ -262,9 +263,9 @@ fn open_log(config: &Config, dir: &Arc<PrivateDir>) -> Result<Log, DaemonError> 
     };
     let words = config
         .detached
-        .then(|| LogFile::open(Arc::clone(dir), DETACHED_LOG, stays_standard_error).ok());
+        .then(|| LogFile::open(Arc::clone(dir), DETACHED_LOG, most, stays_standard_error).ok());
     let log = Log::to_stderr(words.flatten()).map_err(DaemonError::system(failed))?;
-    match LogFile::open(Arc::clone(dir), "access.log", |_| {}) {
+    match LogFile::open(Arc::clone(dir), "access.log", most, |_| {}) {
         // A detached daemon's standard error is a file beside this one.
         Ok(file) => log
             .with_access(file, !config.detached)
@@ -318,22 +319,21 @@ fn context(
         tracker.clone(),
     );
     Arc::new(Context {
-        registry: Registry::new(config.max_sessions.min(admission::most_sessions())),
+        registry: Registry::new(config.limits.sessions.min(admission::most_sessions())),
         hosts: Hosts {
             dir,
             exits,
             zygotes,
             log,
-            events: EventLog::new(boot),
+            events: EventLog::new(boot, config.limits.events),
             tracker,
         },
         variables: config.variables.clone(),
         search_path: config.search_path.clone(),
         cwd: config.cwd.clone(),
         new_replaces: config.new_replaces,
-        fork_result_bytes: config.fork_result_bytes,
+        limits: config.limits,
         session_limits: config.session_limits,
-        kept: config.kept,
         sessions_dir: config.sessions_dir.clone(),
         socket: config.socket.path.clone(),
         host: rustix::system::uname()

@@ -51,7 +51,7 @@ pub enum DetachError {
 /// [`DetachError`].
 pub fn start(config: &Config) -> Result<u32, DetachError> {
     let dir = PrivateDir::open_or_create(&config.runtime_dir).map_err(DaemonError::from)?;
-    let log = open_with_room(&dir, DETACHED_LOG).map_err(DaemonError::from)?;
+    let log = open_with_room(&dir, DETACHED_LOG, config.limits.log).map_err(DaemonError::from)?;
     let before = log.metadata().map_err(DetachError::Start)?.len();
     let mut child = Command::new(&config.executable)
         .args(["daemon", "--detached"])

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pythond_protocol::outcome::{CellKind, CellStatus};
-use pythond_protocol::verbs::events::{CellEvent, Event, EventMessage, KEPT_EVENTS};
+use pythond_protocol::verbs::events::{CellEvent, Event, EventMessage};
 use pythond_protocol::{CellId, SessionName};
 use tokio::sync::watch;
 
@@ -81,14 +81,17 @@ pub(crate) struct EventLog {
     /// Tells cursors of this daemon from those of others.
     boot: String,
     entries: Mutex<Entries>,
+    /// Entries that are kept.
+    most: usize,
     end: watch::Sender<u64>,
 }
 
 impl EventLog {
-    pub(crate) fn new(boot: u32) -> Arc<Self> {
+    pub(crate) fn new(boot: u32, most: usize) -> Arc<Self> {
         Arc::new(Self {
             boot: format!("{boot:08x}"),
             entries: Mutex::default(),
+            most,
             end: watch::Sender::new(0),
         })
     }
@@ -120,7 +123,7 @@ impl EventLog {
         });
         let mut entries = self.entries();
         entries.kept.push_back(entry);
-        if entries.kept.len() > KEPT_EVENTS {
+        if entries.kept.len() > self.most {
             entries.kept.pop_front();
             entries.first += 1;
         }
@@ -229,7 +232,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cursor_goes_on_where_it_stands() {
-        let log = EventLog::new(7);
+        let log = EventLog::new(7, 10);
         let before = log.follow(None).ready().cursor;
         log.publish(event("a"));
         log.publish(event("b"));
@@ -245,9 +248,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_missing_is_said_once() {
-        let log = EventLog::new(7);
+        let log = EventLog::new(7, 10);
         let start = log.follow(None).ready().cursor;
-        for _ in 0..=KEPT_EVENTS {
+        for _ in 0..=10 {
             log.publish(event("a"));
         }
         for cursor in [start.as_str(), "00000008-0", "nonsense", "00000007-99999"] {

@@ -11,6 +11,7 @@ mod adoption;
 mod complaints;
 pub mod config;
 pub mod daemon;
+pub mod daemon_limits;
 pub mod detach;
 mod environment;
 mod error;

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::access_log::{self, AccessLog, Fields};
 use crate::admission::{Admission, Place};
 use crate::complaints::Complaints;
+use crate::daemon_limits::DaemonLimits;
 use crate::handlers::Context;
 use crate::lane_io;
 use crate::log::Log;
@@ -63,16 +64,16 @@ impl Listener {
     ///
     /// # Errors
     /// If the runtime cannot take it.
-    pub(crate) fn new(socket: OwnedFd, max_payload: usize, log: Log) -> std::io::Result<Self> {
+    pub(crate) fn new(socket: OwnedFd, limits: DaemonLimits, log: Log) -> std::io::Result<Self> {
         let socket = StdUnixListener::from(socket);
         socket.set_nonblocking(true)?;
         Ok(Self {
             socket: UnixListener::from_std(socket)?,
-            admission: Admission::new(),
+            admission: Admission::new(limits.connections),
             lingering: Arc::new(Semaphore::new(LINGERING)),
             complaints: Arc::default(),
             numbers: AtomicU64::new(1),
-            max_message: max_payload.saturating_add(HEADER_ROOM),
+            max_message: limits.message.saturating_add(HEADER_ROOM),
             log,
         })
     }

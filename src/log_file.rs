@@ -7,9 +7,6 @@ use std::sync::Arc;
 
 use pythond_private_fs::{PrivateDir, PrivateFsError};
 
-/// Greatest size of a log file, in bytes. As much is kept of the one before.
-pub(crate) const MAX_LOG: u64 = 16 << 20;
-
 /// What is done with each new file.
 type Opened = fn(&File);
 
@@ -20,6 +17,7 @@ pub(crate) struct LogFile {
     name: &'static str,
     file: File,
     bytes: u64,
+    /// Greatest size, in bytes. As much is kept of the file before.
     most: u64,
     opened: Opened,
 }
@@ -32,6 +30,7 @@ impl LogFile {
     pub(crate) fn open(
         dir: Arc<PrivateDir>,
         name: &'static str,
+        most: u64,
         opened: Opened,
     ) -> Result<Self, PrivateFsError> {
         let file = dir.append_file(name)?;
@@ -42,7 +41,7 @@ impl LogFile {
             name,
             file,
             bytes,
-            most: MAX_LOG,
+            most,
             opened,
         })
     }
@@ -86,11 +85,13 @@ impl Write for LogFile {
 ///
 /// # Errors
 /// As [`PrivateDir::append_file`].
-pub(crate) fn open_with_room(dir: &PrivateDir, name: &str) -> Result<File, PrivateFsError> {
+pub(crate) fn open_with_room(
+    dir: &PrivateDir,
+    name: &str,
+    most: u64,
+) -> Result<File, PrivateFsError> {
     let file = dir.append_file(name)?;
-    if file
-        .metadata()
-        .is_ok_and(|metadata| metadata.len() >= MAX_LOG)
+    if file.metadata().is_ok_and(|metadata| metadata.len() >= most)
         && dir.rename(name, &format!("{name}.1")).is_ok()
     {
         return dir.append_file(name);
@@ -109,7 +110,7 @@ mod tests {
         let private = std::fs::Permissions::from_mode(0o700);
         std::fs::set_permissions(place.path(), private).unwrap();
         let dir = Arc::new(PrivateDir::open(place.path()).unwrap());
-        let mut log = LogFile::open(Arc::clone(&dir), "a.log", |_| {}).unwrap();
+        let mut log = LogFile::open(Arc::clone(&dir), "a.log", 1 << 20, |_| {}).unwrap();
         log.most = 100;
         for number in 0..50 {
             writeln!(log, "line {number:03}").unwrap();

@@ -41,8 +41,6 @@ const DISCARD_QUIET: Duration = Duration::from_millis(200);
 /// How much of it is read at once, in bytes.
 const DISCARD_PIECE: usize = 64 << 10;
 
-/// Requests of one connection that are carried out at once.
-const MAX_IN_FLIGHT: usize = 1024;
 /// Requests without a tag that wait for the one before, and their bytes. Up to
 /// here a client is read, so that it is noticed when it goes away.
 const MAX_AHEAD: usize = 64;
@@ -165,7 +163,7 @@ impl Connection<'_> {
             let waiting: usize = self.ahead.iter().map(|text| text.len()).sum();
             let full = self.ahead.len() >= MAX_AHEAD
                 || waiting > MAX_AHEAD_BYTES
-                || self.running.len() >= MAX_IN_FLIGHT;
+                || self.running.len() >= self.context.limits.in_flight;
             let full = full
                 || self
                     .terminal

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use pythond_protocol::limits::{self, BadSize, KeptBudget, SessionLimits};
+use pythond_protocol::limits::{self, BadSize, SessionLimits};
 use serde::Deserialize;
 
 /// Greatest file that is read, in bytes.
@@ -39,9 +39,25 @@ pub struct Compat {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Most live sessions.
-    pub sessions: Option<u16>,
+    pub sessions: Option<u64>,
+    /// Most connections.
+    pub connections: Option<u64>,
+    /// Greatest message.
+    pub message: Option<Size>,
+    /// Most requests of one connection that are carried out at once.
+    pub in_flight: Option<u64>,
+    /// Most events that can be replayed.
+    pub events: Option<u64>,
+    /// Greatest log file.
+    pub log: Option<Size>,
     /// Most bytes that may come back from a `fork` cell.
-    pub fork_result_bytes: Option<u64>,
+    pub fork_result_bytes: Option<Size>,
+    /// Most cells of a session that wait.
+    pub queued_cells: Option<u64>,
+    /// Most `fire` cells of a session that run.
+    pub fire_cells: Option<u64>,
+    /// Most `fork` cells of a session that run.
+    pub fork_cells: Option<u64>,
 }
 
 /// What a session may use that does not say so itself.
@@ -83,35 +99,6 @@ pub struct Records {
     pub files: Option<Size>,
     /// Files of one cell, also while it runs.
     pub cell_files: Option<Size>,
-}
-
-impl Records {
-    /// The same, with the defaults for what is not set.
-    #[must_use]
-    pub fn budget(&self) -> KeptBudget {
-        let default = KeptBudget::default();
-        let size = |set: Option<Size>, default| set.map_or(default, |size| size.0);
-        KeptBudget {
-            cells: self.cells.unwrap_or(default.cells),
-            memory_bytes: size(self.memory, default.memory_bytes),
-            file_bytes: size(self.files, default.file_bytes),
-            cell_file_bytes: size(self.cell_files, default.cell_file_bytes),
-        }
-    }
-
-    fn check(&self) -> Result<(), String> {
-        let budget = self.budget();
-        let least = [
-            ("cells", budget.cells, 1),
-            ("memory", budget.memory_bytes, 1 << 20),
-            ("files", budget.file_bytes, 16 << 20),
-            ("cell_files", budget.cell_file_bytes, 16 << 20),
-        ];
-        match least.into_iter().find(|(_, value, least)| value < least) {
-            Some((name, _, least)) => Err(format!("`records.{name}` is less than {least}")),
-            None => Ok(()),
-        }
-    }
 }
 
 /// A number of bytes: `"2G"`, or `2147483648`.
@@ -211,7 +198,6 @@ impl Settings {
             format!("line {line}: {}", error.message())
         })?;
         settings.session.limits().check()?;
-        settings.records.check()?;
         Ok(settings)
     }
 }
@@ -238,7 +224,7 @@ mod tests {
         .unwrap();
         assert!(set.compat.new_replaces);
         assert_eq!(set.limits.sessions, Some(7));
-        assert_eq!(set.limits.fork_result_bytes, Some(9));
+        assert_eq!(set.limits.fork_result_bytes, Some(Size(9)));
         for (text, line) in [
             ("[compat]\nnew_replace = true", "line 2"),
             ("x = ", "line 1"),
@@ -263,8 +249,6 @@ mod tests {
             "[session]\nmemory = 5",
             "[session]\nnofile = 1",
             "[session]\nmem = 1",
-            "[records]\ncells = 0",
-            "[records]\ncell_files = \"1M\"",
         ] {
             assert!(Settings::parse(text).is_err(), "{text}");
         }

@@ -38,6 +38,7 @@ packages() {
     have tmux || missing+=(tmux)
     have node || missing+=(nodejs)
     have npm || missing+=(npm)
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
     [ -x /usr/bin/python3 ] || missing+=(python3)
     /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     compgen -G '/usr/lib/*/libpython3*.so*' >/dev/null || missing+=(libpython3-dev)

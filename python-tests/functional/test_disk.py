@@ -61,6 +61,13 @@ class Disk:
         ast.parse(text)
         return text
 
+    def parses(self) -> bool:
+        """Whether what is recorded parses."""
+        with contextlib.suppress(SyntaxError):
+            self.history()
+            return True
+        return False
+
     def log(self) -> str:
         """Return the session's log."""
         path = self.place / "session.log"
@@ -82,7 +89,7 @@ def disk(daemon: TestDaemon) -> Iterator[Callable[[str, str], Disk]]:
             disk.leave()
 
 
-def told(session: Session, why: str) -> None:
+def told(session: Session, *why: str) -> None:
     """Wait until reply and status say that nothing is recorded, and why."""
     # The last page of a file may have room for a short one.
     long = "1 # " + "x" * 9000
@@ -143,7 +150,8 @@ def test_no_record_is_torn_at_any_size_of_a_full_disk(
     session = daemon.new("work")
     for number in range(60):
         session.out(f"n{number} = '''\n" + "x\n" * (700 * (number % 9)) + "'''")
-        small.history()
+        # One that is longer than a page is seen in part while it is written.
+        wait_until(small.parses, what="the history parses")
     told(session, "no space")
     records = small.log().split("\n# [")[1:]
     for record in records:
@@ -214,12 +222,100 @@ def test_a_call_that_fails_with_an_error_of_the_disk_is_told(
         if call == "ftruncate":
             # It is called only where a write has failed.
             mounted.fill()
-            told(session, "no space")
+            told(session, "no space", "input/output error")
             mounted.free()
         else:
             told(session, "input/output error")
         mounted.history()
     resumes(session, mounted)
+
+
+FOR_EVER = "delay_enter=600000000"
+"""Far longer than a test takes."""
+SLOW_CALLS = "write,pwrite64,pread64,read,openat,openat2,mkdirat,ftruncate,fsync,fdatasync"
+
+
+@needs_root
+@needs_strace
+def test_a_disk_that_does_not_answer_costs_nothing_but_the_records(
+    daemon: TestDaemon, disk: Callable[[str, str], Disk]
+) -> None:
+    mounted = disk("work", "size=1g")
+    session, other = daemon.new("work"), daemon.new("other")
+    session.out("before = 1")
+    wait_until(lambda: "before = 1" in mounted.log(), what="the first cell is recorded")
+    long = session.run("print('y' * 5_000_000)")["cell_id"]
+    memory = peak_memory(session.pid)
+    with tracing(session.pid, [mounted.place, *mounted.place.iterdir()], slow(FOR_EVER)):
+        session.out("stuck = 1")
+        wait_until(
+            lambda: session.status().get("not_recorded") == "slow disk", what="the status tells it"
+        )
+        flood = "for _ in range(300): print('x' * 99_999)"
+        beside = session.fire("time.sleep(0.1); print('beside')")
+        reply = session.run(flood)
+        assert reply["status"] == "done", reply
+        assert (reply["output_bytes"], reply["not_recorded"]) == (30_000_000, "slow disk")
+        assert reply["truncated"] > 15_000_000
+        assert len(reply["stdout"]) + reply["truncated"] == 30_000_000
+        assert session.ended(beside)["stdout"] == "beside\n"
+        assert session.ask("out", f"{long} --max=100")["stdout"] == "y" * 100
+        piece = daemon.json(f"out work --json {long} --since=2000000 --max=100")
+        assert piece["missing"] > 0, "it is on the disk"
+        child = session.run("subprocess.run(['head', '-c', '30000000', '/dev/zero'])")
+        assert child["output_bytes"] > 30_000_000
+        # More than may wait.
+        for number in range(4):
+            session.out(f"n{number} = '" + "x" * (2 << 20) + "'")
+        assert session.value("n3 == 'x' * (2 << 20)") == "True"
+        assert other.out("print('other')") == "other\n"
+        assert peak_memory(session.pid) - memory < 100_000
+        assert other.status().get("not_recorded") is None
+    resumes(session, mounted)
+    assert re.search(r"NOT RECORDED: \d+ cells?: slow disk\n", mounted.log())
+    assert "before = 1" in mounted.history()
+    assert "n3 = '" not in mounted.history()
+    # The disk answers again: what it has can be read.
+    piece = daemon.json(f"out work --json {long} --since=2000000 --max=100")
+    assert (piece["missing"], piece["stdout"]) == (0, "y" * 100)
+    assert "not_recorded" not in session.run("print('z' * 2_000_000)")
+
+
+@needs_root
+@needs_strace
+def test_a_slow_disk_is_waited_for_a_little_and_then_left_behind(
+    daemon: TestDaemon, disk: Callable[[str, str], Disk]
+) -> None:
+    mounted = disk("work", "size=1g")
+    session = daemon.new("work")
+    session.out("before = 1")
+    wait_until(lambda: "before = 1" in mounted.log(), what="the first cell is recorded")
+    with tracing(session.pid, [mounted.place], "inject=openat,openat2:delay_enter=700000"):
+        reply = session.run("for _ in range(600): print('x' * 99_999)", timeout=90)
+        assert reply["status"] == "done", reply
+        assert reply["output_bytes"] == 60_000_000
+        assert reply["not_recorded"].startswith("slow disk")
+        assert reply["truncated"] > 0
+    resumes(session, mounted)
+
+
+def test_what_ran_last_is_recorded_when_the_session_is_ended(daemon: TestDaemon) -> None:
+    for number in range(5):
+        session = daemon.new("work")
+        session.out(f"last = {number}")
+        session.kill()
+        assert f"last = {number}" in (daemon.session_directory("work") / "history.py").read_text()
+
+
+def slow(delay: str) -> str:
+    """Let calls about the session's files take long."""
+    return f"inject={SLOW_CALLS}:{delay}"
+
+
+def peak_memory(pid: int) -> int:
+    """Return the most memory that a process had, in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
 
 
 @contextlib.contextmanager
@@ -240,7 +336,11 @@ def tracing(pid: int, paths: list[Path], *faults: str) -> Iterator[subprocess.Po
     finally:
         if tracer.poll() is None:
             tracer.send_signal(signal.SIGINT)
-        tracer.wait(20)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            tracer.wait(20)
+        # One that died with what it traced may wait for it for ever.
+        tracer.kill()
+        tracer.wait()
         tracer.stderr.close()
 
 
@@ -275,8 +375,10 @@ def test_a_host_killed_while_it_writes_leaves_no_torn_record(
                 session.wire.send("run work --json\nlong = '''\n" + "line\n" * 6000 + "'''")
                 session.wire.receive()
                 with contextlib.suppress(OSError, AssertionError):
-                    session.run("2", timeout=20)
-                    session.run("3", timeout=20)
+                    settled(session, mounted, "long = ")
+                    for source in ("2 # second", "3 # third"):
+                        session.run(source, timeout=20)
+                        settled(session, mounted, source)
                 ends.add(session.status()["state"])
             mounted.free()
             daemon.json("kill work --json")
@@ -298,6 +400,17 @@ def test_a_host_killed_while_it_writes_leaves_no_torn_record(
                 (mounted.place / name).unlink()
     assert "dead" in ends
     assert torn, "no kill was in the midst of a record"
+
+
+def settled(session: Session, disk: Disk, source: str) -> None:
+    """Wait until a cell is recorded, or cannot be."""
+
+    def over() -> bool:
+        status = session.status()
+        told = "not_recorded" in status or status["state"] == "dead"
+        return told or source in disk.log().rsplit("after = 1", 1)[-1]
+
+    wait_until(over, what="the cell is recorded or told")
 
 
 @needs_root

@@ -35,7 +35,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ErrorReply;
-use pythond_protocol::limits::{KeptBudget, SessionLimits};
+use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::stop::StopRequest;
 use pythond_protocol::verbs::{ReplyFormat, Request};
 use serde::Serialize;
@@ -43,6 +43,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::adoption::Adoption;
+use crate::daemon_limits::DaemonLimits;
 use crate::environment::{Environment, EnvironmentError};
 use crate::hosts::Hosts;
 use crate::registry::Registry;
@@ -64,12 +65,10 @@ pub(crate) struct Context {
     pub(crate) cwd: PathBuf,
     /// `new` on a live name replaces it, as 0.4 did.
     pub(crate) new_replaces: bool,
-    /// Most bytes that may come back from a `fork` cell, if it is set.
-    pub(crate) fork_result_bytes: Option<u64>,
+    /// Limits of the daemon.
+    pub(crate) limits: DaemonLimits,
     /// What a session may use that does not say so itself.
     pub(crate) session_limits: SessionLimits,
-    /// How much sessions keep of finished cells.
-    pub(crate) kept: KeptBudget,
     /// Where sessions keep their files.
     pub(crate) sessions_dir: PathBuf,
     /// The socket's path.

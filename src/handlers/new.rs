@@ -86,7 +86,8 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
             .to_string(),
         python_reason: environment.reason.clone(),
         limits: session_limits,
-        kept: context.kept,
+        kept: context.limits.kept,
+        cells: context.limits.cells,
     };
     let handle = context.hosts.create(&environment, spec).await?;
     let reply = reply(&handle, replaced.is_some());

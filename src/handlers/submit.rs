@@ -52,7 +52,7 @@ pub(super) async fn handle(
             .author
             .clone()
             .unwrap_or_else(|| caller.author.clone()),
-        max_result: options.max_result.or(context.fork_result_bytes),
+        max_result: options.max_result.or(context.limits.fork_result),
     };
     let submit = Submit {
         kind,

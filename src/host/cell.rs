@@ -212,7 +212,9 @@ impl Ending {
             timed_out: false,
             changed: self.changed,
             next_cell: CellId::from_parts(0, 0),
-            not_recorded: shared.trouble(),
+            not_recorded: shared
+                .trouble()
+                .or_else(|| shared.outputs.trouble_of(self.id.as_u64())),
             merge: None,
         }
     }
@@ -321,9 +323,7 @@ pub(crate) fn record_of(
     let replay = (ok && !source.trim().is_empty())
         .then(|| replay_form(py, &source))
         .flatten();
-    let piece = shared
-        .outputs
-        .read(end.cell.as_u64(), None, 0, OUTPUT_SHOWN);
+    let piece = shared.outputs.beginning(end.cell.as_u64(), OUTPUT_SHOWN);
     let log = piece.unwrap_or_default().records;
     let mut output =
         String::from_utf8_lossy(&output_log::merged(&log).unwrap_or_default()).into_owned();

@@ -6,6 +6,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use pythond_protocol::lane::{CellRecord, CellSpec, FinishedCell};
+use pythond_protocol::limits::CellLimits;
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::verbs::cell::PREVIEW;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
@@ -14,13 +15,9 @@ use crate::fork;
 
 /// Marks the numbers of cells that do not take turns on the main thread.
 const BESIDE: u32 = 1 << 31;
-/// Cells that may wait in one session.
-const MOST_QUEUED: usize = 10_000;
-/// `fire` cells that may run in one session: each has a thread.
-const MOST_BESIDE: usize = 1000;
 /// Keys of forgotten cells that are remembered: these cells are not run again.
 const MOST_SPENT_KEYS: usize = 16_384;
-/// Bytes of their code.
+/// Bytes of code that may wait in one session.
 const MOST_QUEUED_BYTES: usize = 64 << 20;
 
 /// A moment, for people and for measuring.
@@ -123,6 +120,7 @@ pub(crate) enum Found {
 #[derive(Debug)]
 pub(crate) struct Cells {
     salt: u16,
+    limits: CellLimits,
     /// Cells of the main thread. They are numbered apart: the daemon must know
     /// the id of one that it sends to an idle session.
     counter: u32,
@@ -154,6 +152,7 @@ impl Cells {
     pub(crate) fn new(salt: u16) -> Self {
         Self {
             salt,
+            limits: CellLimits::default(),
             counter: 0,
             beside_counter: 0,
             hasher: RandomState::new(),
@@ -169,6 +168,11 @@ impl Cells {
             beside_running: 0,
             forks_running: 0,
         }
+    }
+
+    /// How many cells there may be.
+    pub(crate) fn keep_within(&mut self, limits: CellLimits) {
+        self.limits = limits;
     }
 
     /// The id that the next cell of the main thread will get.
@@ -256,13 +260,15 @@ impl Cells {
                 return Acceptance::Refused(error.with_hint("choose a new id for new code"));
             }
         }
-        if kind == CellKind::Fire && !how.queue && self.beside_running >= MOST_BESIDE {
-            let message = format!("{MOST_BESIDE} `fire` cells run in this session already");
+        let is_full = |running: usize, most: u64| running as u64 >= most;
+        if kind == CellKind::Fire && !how.queue && is_full(self.beside_running, self.limits.fires) {
+            let most = self.limits.fires;
+            let message = format!("{most} `fire` cells run in this session already");
             let error = ErrorReply::new(ErrorCode::Limit, message);
             return Acceptance::Refused(error.with_hint("let it wait with `--queue`"));
         }
-        if kind == CellKind::Fork && self.forks_running >= fork::MOST {
-            let most = fork::MOST;
+        let most = self.limits.forks.min(fork::MOST as u64);
+        if kind == CellKind::Fork && is_full(self.forks_running, most) {
             let message = format!("{most} `fork` cells run in this session already");
             let error = ErrorReply::new(ErrorCode::Limit, message);
             return Acceptance::Refused(error.with_hint("wait for some of them to end"));
@@ -300,8 +306,9 @@ impl Cells {
         let queues = self.queue.iter().chain(&self.beside).chain(&self.held);
         let bytes: usize = queues.map(|cell| cell.source.len()).sum();
         let waiting = self.queue.len() + self.beside.len() + self.held.len();
-        let message = if waiting >= MOST_QUEUED {
-            format!("{MOST_QUEUED} cells wait in this session already")
+        let most = self.limits.queued;
+        let message = if waiting as u64 >= most {
+            format!("{most} cells wait in this session already")
         } else if bytes > 0 && bytes + length > MOST_QUEUED_BYTES {
             let most = MOST_QUEUED_BYTES >> 20;
             format!("more than {most} MiB of code wait in this session")

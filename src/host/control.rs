@@ -14,7 +14,7 @@ use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use rustix::process::Signal;
 
 use self::interrupts::Told;
-use self::readers::Follower;
+use self::readers::{Fetch, Follower, Reading};
 use crate::cells::{Acceptance, Found, QueuedCell};
 use crate::children::Family;
 use crate::service::{self, Ask, Question};
@@ -52,6 +52,7 @@ pub(crate) struct Submitted {
 pub(crate) struct Control {
     shared: &'static Shared,
     followers: Vec<Follower>,
+    fetches: Vec<Fetch>,
     told: Vec<Told>,
     asked: Vec<Asked>,
     /// An interrupt of the main thread has to be repeated until it is seen.
@@ -63,6 +64,7 @@ impl Control {
         Self {
             shared,
             followers: Vec::new(),
+            fetches: Vec::new(),
             told: Vec::new(),
             asked: Vec::new(),
             repeating: false,
@@ -72,6 +74,9 @@ impl Control {
     /// The daemon that asked is gone.
     pub(crate) fn forget(&mut self) {
         self.followers.clear();
+        for fetch in self.fetches.drain(..) {
+            fetch.answered.store(true, SeqCst);
+        }
         self.told.clear();
         self.watch();
     }
@@ -182,6 +187,13 @@ impl Control {
             HostCommand::Forget { request } => {
                 self.followers
                     .retain(|follower| follower.request != request);
+                self.fetches.retain(|fetch| {
+                    let forgotten = fetch.follower.request == request;
+                    if forgotten {
+                        fetch.answered.store(true, SeqCst);
+                    }
+                    !forgotten
+                });
                 self.told.retain(|told| told.request != request);
                 shared.forget_asker(request);
                 self.watch();
@@ -344,14 +356,16 @@ impl Control {
         if self.shared.take_news() || due {
             let mut followers = std::mem::take(&mut self.followers);
             followers.retain(|follower| match self.follow(*follower) {
-                Some(answer) => {
+                Reading::Answer(answer) => {
                     outgoing.push(answer);
                     false
                 }
-                None => true,
+                Reading::Later => true,
+                Reading::Fetched => false,
             });
             self.followers = followers;
         }
+        outgoing.extend(self.answer_without_files(now));
         for cell in self.shared.take_timed_out(now) {
             self.tell(cell, true, false);
         }
@@ -374,7 +388,8 @@ impl Control {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let told = self.told.iter().map(|told| told.deadline);
         let asked = self.asked.iter().map(|asked| asked.deadline);
-        let due = told.chain(asked).chain(self.next_piece());
+        let fetches = self.fetches.iter().map(|fetch| fetch.deadline);
+        let due = told.chain(asked).chain(fetches).chain(self.next_piece());
         due.chain(self.shared.next_timeout()).min()
     }
 

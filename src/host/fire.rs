@@ -300,6 +300,7 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
     };
     shared.drain(py);
     children::leave_thread();
+    py.detach(|| shared.outputs.wait_for_disk(id));
     let end = ending.finished(shared);
     shared.conclude(&end);
     if let Some(globals) = session::globals(py) {
@@ -307,10 +308,8 @@ fn run(py: Python<'_>, shared: &'static Shared, cell: QueuedCell) {
     }
     let record = cell::record_of(py, shared, cell.source, &end);
     py.detach(|| {
-        shared.recorder.push(record);
-        if shared.recorder.watch() {
-            shared.wake_io();
-        }
+        shared.recorder.push(record, &shared.disk);
+        shared.disk.write_records_soon();
         ends::announce(shared, end);
     });
 }

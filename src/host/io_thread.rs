@@ -2,32 +2,26 @@
 //! interrupts. Plain poll, never attached to Python, with a descriptor table of
 //! its own that no cell can reach.
 
-use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{Hello, HostCommand, HostEvent, Lane, Message};
 use pythond_protocol::outcome::CellKind;
 use rustix::event::epoll;
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::process::{Resource, Rlimit};
 
 use crate::control::{Control, Submitted};
-use crate::files::session_directory;
 use crate::handoff;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::shared::Shared;
 use crate::terminal::{Arrived, Leader, Terminals};
-use crate::{fire, fork, interrupt, outputs, sys};
+use crate::{fire, fork, interrupt, records, sys};
 
 /// How often an interrupt is repeated until the main thread has seen it.
 const REPEAT_INTERRUPT: Duration = Duration::from_millis(20);
-/// How often waiting records are written while cells keep coming.
-const WRITE_RECORDS: Duration = Duration::from_millis(20);
 /// Connections that have not said what they are. The oldest makes room.
 const MOST_STRANGERS: usize = 8;
 /// Pause after a connection that could not be accepted.
@@ -74,11 +68,8 @@ struct IoThread {
     held_back: Option<Instant>,
     /// When it is looked next what waits to be shown above the prompt.
     show_at: Option<Instant>,
-    /// The lock of the session's directory, taken before the first welcome.
-    /// Held until the process ends: such a lock belongs to the descriptor
-    /// table that took it, so no cell and no process that a cell forks can let
-    /// it go or keep it (fcntl(2)).
-    lock: Option<File>,
+    /// The lock of the session's directory was asked for.
+    locked: bool,
 }
 
 /// Starts the thread; returns when it serves.
@@ -100,7 +91,7 @@ pub(crate) fn start(
         .stack_size(512 << 10)
         .spawn(move || {
             sys::block_all_signals();
-            let prepared = sys::unshare_descriptors();
+            let prepared = sys::unshare_descriptors().and_then(|()| records::start(shared));
             shared.set_io_thread();
             let failed = prepared.is_err();
             // The starter waits for exactly this message.
@@ -121,7 +112,7 @@ pub(crate) fn start(
                     terminals: Terminals::new(shared, leader),
                     held_back: None,
                     show_at: None,
-                    lock: None,
+                    locked: false,
                 };
                 loop {
                     thread.turn();
@@ -166,9 +157,6 @@ impl IoThread {
         }
         if self.requests.repeating {
             self.requests.repeating = interrupt::repeat();
-        }
-        if self.shared.recorder.watched() {
-            self.shared.recorder.tick();
         }
         self.send_outbox();
         if self.terminals.holds_back() {
@@ -228,7 +216,6 @@ impl IoThread {
     fn timeout(&self) -> Option<Duration> {
         let regular = [
             (self.requests.repeating, REPEAT_INTERRUPT),
-            (self.shared.recorder.watched(), WRITE_RECORDS),
             (self.held_back.is_some(), HOLD_BACK),
             (self.terminals.holds_back(), LOOK_WHO_IS_BEHIND),
         ];
@@ -418,8 +405,8 @@ impl IoThread {
         lane.set_tag(hello.tag);
         match hello.lane {
             Lane::Control => {
-                if self.lock.is_none() {
-                    self.lock = lock_directory(self.shared);
+                if !std::mem::replace(&mut self.locked, true) {
+                    self.shared.disk.lock_directory();
                 }
                 self.requests.forget();
                 lane.send(&HostEvent::Welcome(Box::new(self.shared.welcome())), b"")?;
@@ -570,22 +557,4 @@ fn end_out_of_reach(errno: Errno) -> ! {
     // Its exit status tells as well.
     let _ = rustix::io::write(rustix::stdio::stderr(), words.as_bytes());
     sys::exit_now(OUT_OF_REACH_STATUS)
-}
-
-/// Locks the session's directory, so that two daemons with one home do not
-/// write the same files.
-fn lock_directory(shared: &Shared) -> Option<File> {
-    // A directory that cannot be used is told with the first record.
-    let directory = session_directory(Path::new(shared.directory()?)).ok()?;
-    let file = directory.read_write_file("lock").ok()?;
-    match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {
-            outputs::remove_left_behind(&directory);
-            shared.recorder.repair(&directory);
-        }
-        Err(Errno::AGAIN | Errno::ACCESS) => shared.set_name_in_use(),
-        // A file system without locks: nothing can be said.
-        Err(_) => {}
-    }
-    Some(file)
 }

@@ -200,6 +200,7 @@ impl Namespace {
             duration,
             changed,
         };
+        py.detach(|| shared.outputs.wait_for_disk(id));
         let finished = ending.finished(shared);
         // What runs beside or comes next finds the session's own streams.
         let _ = self.put_streams(py);

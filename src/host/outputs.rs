@@ -4,7 +4,6 @@
 //! Knows nothing of Python: whoever calls says whose bytes they are.
 
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,17 +11,18 @@ use pythond_private_fs::PrivateDir;
 use pythond_protocol::limits::{Kept, KeptBudget};
 use pythond_protocol::output_log::Stream;
 
-use crate::cell_log::{CellLog, FILE_END, Piece, Place};
+use crate::cell_log::{CellLog, FILE_END, Found, Piece, Room, Spilled, Wanted};
+use crate::disk::{Disk, Job, STALLED};
 use crate::journal::{INTAKE, Journal};
 
-/// A reader that took nothing for so long is not waited for.
-const STALLED: Duration = Duration::from_secs(1);
 /// How long a cell waits for readers that are too slow.
 const MOST_PATIENCE: Duration = Duration::from_secs(30);
+/// How long cells wait for a disk that is too slow.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two pieces of the same flow that are not full: each costs every
 /// process on the way some wake-ups.
 const PACE: Duration = Duration::from_millis(2);
-/// What a reader takes in a second who is not too slow, in bytes.
+/// What a reader or a disk takes in a second that is not too slow, in bytes.
 const FAST_ENOUGH: u64 = 4 << 20;
 
 /// The outputs of a session's cells.
@@ -30,8 +30,9 @@ const FAST_ENOUGH: u64 = 4 << 20;
 pub(crate) struct Outputs {
     inner: Mutex<Inner>,
     told: Arc<Mutex<Told>>,
-    /// A reader took something.
+    /// A reader or the disk took something.
     moved: Condvar,
+    disk: Arc<Disk>,
 }
 
 #[derive(Debug, Default)]
@@ -44,17 +45,15 @@ struct Inner {
     /// The running `run` cell; 0 if there is none.
     running: u64,
     session: CellLog,
-    /// For whoever must not wait for the disk.
     told: Arc<Mutex<Told>>,
     /// Where the end of the running cell's output outlives this process.
     journal: Option<Arc<Journal>>,
-    /// Files are opened anew each time: main and I/O thread have descriptor
-    /// tables of their own, and a cell may close whatever it finds in its.
-    directory: Option<PathBuf>,
+    disk: Arc<Disk>,
+    /// How long cells have waited for the disk, less what it has earned.
+    patience: Duration,
 }
 
-/// What is told of all this. Apart from the rest, which is locked while a slow
-/// disk is written to.
+/// What is told of all this, apart from what is locked while a flood is taken in.
 #[derive(Debug, Default)]
 struct Told {
     /// Why output cannot be moved to files, if so.
@@ -108,6 +107,22 @@ pub(crate) struct Written {
 }
 
 impl Outputs {
+    /// Output whose files `disk` writes.
+    pub(crate) fn new(disk: Arc<Disk>) -> Self {
+        let told = Arc::default();
+        let inner = Inner {
+            disk: Arc::clone(&disk),
+            told: Arc::clone(&told),
+            ..Inner::default()
+        };
+        Self {
+            inner: Mutex::new(inner),
+            told,
+            moved: Condvar::new(),
+            disk,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every change under the lock is complete before anything can panic.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -117,7 +132,6 @@ impl Outputs {
     pub(crate) fn keep_within(&self, budget: KeptBudget) {
         let mut inner = self.lock();
         inner.budget = budget;
-        inner.told = Arc::clone(&self.told);
         inner.tell();
     }
 
@@ -131,12 +145,6 @@ impl Outputs {
         Kept { forgotten, ..kept }
     }
 
-    /// Where logs go that are too long for memory.
-    pub(crate) fn keep_files_in(&self, directory: PathBuf) {
-        let mut inner = self.lock();
-        inner.directory = Some(directory);
-    }
-
     /// Where the end of the running cell's output is kept for others.
     pub(crate) fn keep_end_in(&self, journal: Arc<Journal>) {
         self.lock().journal = Some(journal);
@@ -145,6 +153,13 @@ impl Outputs {
     /// Why output cannot be moved to files, if so.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.told().trouble.clone()
+    }
+
+    /// Why some output of a cell could not be kept, if so.
+    pub(crate) fn trouble_of(&self, cell: u64) -> Option<String> {
+        let inner = self.lock();
+        let log = &inner.cells.get(&cell)?.log;
+        log.trouble().map(str::to_owned)
     }
 
     /// A cell is accepted: its output, empty so far, can be read.
@@ -194,7 +209,9 @@ impl Outputs {
                 let (memory, files) = output.held();
                 inner.finished_memory = inner.finished_memory.saturating_sub(memory);
                 inner.finished_files = inner.finished_files.saturating_sub(files);
-                output.log.remove_files(inner.place(oldest));
+                let mut jobs = Vec::new();
+                output.log.remove_files(&mut inner.room(oldest, &mut jobs));
+                inner.hand(jobs);
             }
             gone.push(oldest);
         }
@@ -234,8 +251,8 @@ impl Outputs {
         written
     }
 
-    /// Waits until a reader takes something, for so long at most. True if the
-    /// readers of this cell are still so far behind that it has to wait.
+    /// Waits until a reader or the disk takes something, for so long at most. True
+    /// if the cell still has to wait.
     pub(crate) fn wait_for_readers(&self, cell: u64, most: Duration) -> bool {
         let began = Instant::now();
         let inner = self.lock();
@@ -243,22 +260,49 @@ impl Outputs {
             .moved
             .wait_timeout(inner, most)
             .unwrap_or_else(PoisonError::into_inner);
-        let lead = inner.lead();
-        inner.cells.get_mut(&cell).is_some_and(|output| {
-            output.patience += began.elapsed();
-            output.is_too_fast(lead)
-        })
+        inner.is_too_fast(cell, began.elapsed())
     }
 
-    /// True while descriptor-level output has to wait for a reader; `waited` is
-    /// how long it has since this was asked last.
+    /// True while descriptor-level output has to wait; `waited` is how long it
+    /// has since this was asked last.
     pub(crate) fn is_main_too_fast(&self, waited: Duration) -> bool {
         let mut inner = self.lock();
-        let (running, lead) = (inner.running, inner.lead());
-        inner.cells.get_mut(&running).is_some_and(|output| {
-            output.patience += waited;
-            output.is_too_fast(lead)
-        })
+        let running = inner.running;
+        inner.is_too_fast(running, waited)
+    }
+
+    /// Waits until what a cell wrote is in its files, unless the disk does not
+    /// answer.
+    pub(crate) fn wait_for_disk(&self, cell: u64) {
+        let mut inner = self.lock();
+        let is_waiting = |inner: &Inner| {
+            let output = inner.cells.get(&cell);
+            output.is_some_and(|output| output.log.is_waiting())
+        };
+        while is_waiting(&inner) && !self.disk.is_stalled() {
+            // A stall begins without a word.
+            let waited = self.moved.wait_timeout(inner, STALLED / 10);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A part of a cell's output is in its file, or could not be written.
+    pub(crate) fn spilled(&self, part: &Spilled, written: Result<(), String>) {
+        self.told().trouble = written.clone().err();
+        let mut inner = self.lock();
+        let earned = (part.bytes.len() as u64).saturating_mul(1000) / FAST_ENOUGH;
+        inner.patience = inner.patience.saturating_sub(Duration::from_millis(earned));
+        if let Some(output) = inner.cells.get_mut(&part.cell) {
+            let before = output.held();
+            output.log.spilled(part, written);
+            let (after, retired) = (output.held(), output.retired);
+            if retired {
+                inner.change_finished(before, after);
+                inner.tell();
+            }
+        }
+        drop(inner);
+        self.moved.notify_all();
     }
 
     /// How much a cell has written.
@@ -275,18 +319,69 @@ impl Outputs {
             .unwrap_or_default()
     }
 
-    /// Output of a cell from `offset` on. None if the cell is not kept.
-    pub(crate) fn read(
-        &self,
-        cell: u64,
-        stream: Option<Stream>,
-        offset: u64,
-        most: usize,
-    ) -> Option<Piece> {
-        let inner = self.lock();
-        let place = inner.place(cell);
-        let output = inner.cells.get(&cell)?;
-        Some(output.log.read(stream, offset, most, place))
+    /// What somebody wants of a cell's output, as [`CellLog::read`] has it. None if
+    /// the cell is not kept.
+    pub(crate) fn read(&self, wanted: &Wanted, files: bool) -> Option<Found> {
+        let mut inner = self.lock();
+        let output = inner.cells.get_mut(&wanted.cell)?;
+        let found = output.log.read(wanted, files);
+        if wanted.follow
+            && let Found::Here(piece) = &found
+        {
+            output.followed(wanted.stream, piece);
+            self.moved.notify_all();
+        }
+        Some(found)
+    }
+
+    /// The beginning of a cell's output, if it is kept: at most
+    /// [`HEAD`](crate::cell_log::HEAD) bytes, without waiting for the disk.
+    pub(crate) fn beginning(&self, cell: u64, most: usize) -> Option<Piece> {
+        let wanted = Wanted {
+            cell,
+            stream: None,
+            offset: 0,
+            most,
+            follow: false,
+        };
+        self.without_files(&wanted)
+    }
+
+    /// What can be had without waiting for the disk.
+    pub(crate) fn without_files(&self, wanted: &Wanted) -> Option<Piece> {
+        match self.read(wanted, false)? {
+            Found::Here(piece) => Some(piece),
+            Found::InFiles(_) => None,
+        }
+    }
+
+    /// Reads what is in files, and what follows it. For the thread of the disk.
+    pub(crate) fn read_files(&self, mut wanted: Wanted) -> Option<Piece> {
+        let mut missing = 0;
+        loop {
+            let mut piece = match self.read(&wanted, true)? {
+                Found::Here(piece) => piece,
+                Found::InFiles(parts) => {
+                    let piece = parts.read(self.disk.directory());
+                    if piece.records.is_empty() {
+                        // All of that is gone; what follows may be there.
+                        missing += piece.missing;
+                        wanted.offset = piece.next;
+                        continue;
+                    }
+                    let mut inner = self.lock();
+                    if wanted.follow
+                        && let Some(output) = inner.cells.get_mut(&wanted.cell)
+                    {
+                        output.followed(wanted.stream, &piece);
+                        self.moved.notify_all();
+                    }
+                    piece
+                }
+            };
+            piece.missing += missing;
+            return Some(piece);
+        }
     }
 
     /// When whoever follows the cell is to be given the next piece, if not at
@@ -303,46 +398,6 @@ impl Outputs {
         let there = output.log.total().of(stream).saturating_sub(offset);
         let due = output.given? + PACE;
         (there < most as u64 && due > Instant::now()).then_some(due)
-    }
-
-    /// What [`Self::read`] gives, for whoever follows the cell: one who has to wait is told by
-    /// [`Written::awaited`], and the cell does not outrun one who reads on.
-    pub(crate) fn follow(
-        &self,
-        cell: u64,
-        stream: Option<Stream>,
-        offset: u64,
-        most: usize,
-    ) -> Option<Piece> {
-        let mut inner = self.lock();
-        let piece = {
-            let place = inner.place(cell);
-            inner
-                .cells
-                .get(&cell)?
-                .log
-                .read(stream, offset, most, place)
-        };
-        let output = inner.cells.get_mut(&cell)?;
-        if piece.records.is_empty() && piece.missing == 0 {
-            output.awaited = true;
-        } else {
-            output.given = Some(Instant::now());
-        }
-        if stream.is_none() {
-            let moved = Instant::now();
-            // The one that is furthest is waited for: one slow reader of many
-            // does not hold the cell.
-            let offset = output
-                .reader
-                .map_or(piece.next, |reader| reader.offset.max(piece.next));
-            let taken = offset.saturating_sub(output.reader.map_or(offset, |it| it.offset));
-            let earned = Duration::from_millis(taken.saturating_mul(1000) / FAST_ENOUGH);
-            output.patience = output.patience.saturating_sub(earned);
-            output.reader = Some(Reader { offset, moved });
-            self.moved.notify_all();
-        }
-        Some(piece)
     }
 }
 
@@ -373,12 +428,44 @@ impl Inner {
         self.budget.cell_file_bytes / 2
     }
 
-    fn place(&self, cell: u64) -> Place<'_> {
-        Place {
-            directory: self.directory.as_deref(),
+    fn room<'a>(&self, cell: u64, jobs: &'a mut Vec<Job>) -> Room<'a> {
+        Room {
             cell,
             most: self.budget.cell_file_bytes,
+            free: self.disk.has_room(),
+            jobs,
         }
+    }
+
+    fn hand(&self, jobs: Vec<Job>) {
+        for job in jobs {
+            self.disk.hand(job);
+        }
+    }
+
+    /// A cell that is not running any more holds more or less.
+    fn change_finished(&mut self, before: (usize, u64), after: (usize, u64)) {
+        self.finished_memory = (self.finished_memory + after.0).saturating_sub(before.0);
+        self.finished_files = (self.finished_files + after.1).saturating_sub(before.1);
+    }
+
+    /// True while the disk has to be waited for: not for one that is too slow.
+    fn is_disk_behind(&self) -> bool {
+        self.disk.is_behind() && self.patience <= DISK_PATIENCE
+    }
+
+    fn is_too_fast(&mut self, cell: u64, waited: Duration) -> bool {
+        let (lead, behind) = (self.lead(), self.is_disk_behind());
+        if behind {
+            self.patience += waited;
+        }
+        let Some(output) = self.cells.get_mut(&cell) else {
+            return behind;
+        };
+        if !behind {
+            output.patience += waited;
+        }
+        output.is_too_fast(lead) || behind
     }
 
     fn append(&mut self, cell: u64, stream: Stream, data: &[u8]) -> Written {
@@ -390,36 +477,28 @@ impl Inner {
                 journal.note_output(stream, data);
             }
         }
-        let place = Place {
-            directory: self.directory.as_deref(),
-            cell,
-            most: self.budget.cell_file_bytes,
+        let mut jobs = Vec::new();
+        let (mut room, lead) = (self.room(cell, &mut jobs), self.lead());
+        let Some(output) = self.cells.get_mut(&cell) else {
+            self.session.append_bounded(stream, data);
+            return Written::default();
         };
-        let lead = self.lead();
-        match self.cells.get_mut(&cell) {
-            Some(output) => {
-                let before = output.held();
-                output.log.append(stream, data, place);
-                if let Some(moved) = output.log.take_moved() {
-                    let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-                    told.trouble = moved.err();
-                }
-                if output.retired {
-                    // What a thread writes that outlives its cell counts too.
-                    let after = output.held();
-                    self.finished_memory = self.finished_memory + after.0 - before.0;
-                    self.finished_files = self.finished_files + after.1 - before.1;
-                }
-                Written {
-                    awaited: std::mem::take(&mut output.awaited),
-                    too_fast: output.is_too_fast(lead),
-                }
-            }
-            None => {
-                self.session.append_bounded(stream, data);
-                Written::default()
-            }
+        let before = output.held();
+        output.log.append(stream, data, &mut room);
+        let mut written = Written {
+            awaited: std::mem::take(&mut output.awaited),
+            too_fast: output.is_too_fast(lead),
+        };
+        if output.retired {
+            // What a thread writes that outlives its cell counts too.
+            let after = output.held();
+            self.change_finished(before, after);
         }
+        if !jobs.is_empty() {
+            self.hand(jobs);
+            written.too_fast |= self.is_disk_behind();
+        }
+        written
     }
 }
 
@@ -427,6 +506,28 @@ impl CellOutput {
     fn held(&self) -> (usize, u64) {
         let (window, files) = self.log.held();
         (window + self.text, files)
+    }
+
+    /// Somebody who follows the cell is given this piece: one who has to wait is
+    /// told by [`Written::awaited`], and the cell does not outrun one who reads on.
+    fn followed(&mut self, stream: Option<Stream>, piece: &Piece) {
+        if piece.is_nothing() {
+            self.awaited = true;
+        } else {
+            self.given = Some(Instant::now());
+        }
+        if stream.is_none() {
+            let moved = Instant::now();
+            // The one that is furthest is waited for: one slow reader of many
+            // does not hold the cell.
+            let offset = self
+                .reader
+                .map_or(piece.next, |reader| reader.offset.max(piece.next));
+            let taken = offset.saturating_sub(self.reader.map_or(offset, |it| it.offset));
+            let earned = Duration::from_millis(taken.saturating_mul(1000) / FAST_ENOUGH);
+            self.patience = self.patience.saturating_sub(earned);
+            self.reader = Some(Reader { offset, moved });
+        }
     }
 
     fn is_too_fast(&mut self, lead: u64) -> bool {

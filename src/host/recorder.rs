@@ -4,18 +4,18 @@
 //! may have closed our descriptors, and a user may have moved the files away.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use pythond_private_fs::PrivateDir;
 
 use crate::append;
+use crate::disk::{Disk, SLOW, STALLED};
 use crate::files::session_directory;
 
 /// Most output of one cell that `session.log` shows, in bytes.
 pub(crate) const OUTPUT_SHOWN: usize = 64 << 10;
-/// Bytes that may wait before the main thread writes them itself.
+/// Bytes that may wait before whoever has more waits too.
 const MOST_WAITING: usize = 4 << 20;
 
 /// What the kernel shows to readers at once, in bytes.
@@ -39,58 +39,53 @@ pub(crate) struct Record {
 /// Writes the records of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
-    directory: OnceLock<PathBuf>,
-    waiting: Mutex<Vec<Record>>,
+    waiting: Mutex<Waiting>,
+    /// What waited is being written.
+    taken: Condvar,
     writing: Mutex<Writing>,
     trouble: Mutex<Option<String>>,
-    /// The I/O thread looks at the waiting records by itself.
-    watched: AtomicBool,
+}
+
+/// Records that are not written yet.
+#[derive(Debug, Default)]
+struct Waiting {
+    records: Vec<Record>,
+    bytes: usize,
+    /// Cells that there was no room for, and how many of them can be replayed.
+    left_out: (u64, u64),
 }
 
 impl Recorder {
-    /// Where the session's directory is; it may not be there yet. Once.
-    pub(crate) fn write_to(&self, directory: PathBuf) {
-        self.directory.get_or_init(|| directory);
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Every change under the lock is one step.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a record. Returns true if so much waits that it must be written now.
-    pub(crate) fn push(&self, record: Record) -> bool {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.push(record);
-        waiting
-            .iter()
-            .map(|record| record.source.len() + record.output.len())
-            .sum::<usize>()
-            > MOST_WAITING
+    /// Adds a record. Waits where too much waits already, unless the disk does
+    /// not answer: then it is left out.
+    pub(crate) fn push(&self, record: Record, disk: &Disk) {
+        let size = record.source.len()
+            + record.replay.as_ref().map_or(0, String::len)
+            + record.output.len();
+        let mut waiting = self.waiting();
+        while !waiting.records.is_empty() && waiting.bytes + size > MOST_WAITING {
+            disk.write_records_now();
+            if disk.is_stalled() {
+                waiting.left_out.0 += 1;
+                waiting.left_out.1 += u64::from(record.replay.is_some());
+                return;
+            }
+            // A stall begins without a word.
+            let waited = self.taken.wait_timeout(waiting, STALLED / 10);
+            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        waiting.bytes += size;
+        waiting.records.push(record);
     }
 
     /// True if records wait.
     pub(crate) fn has_waiting(&self) -> bool {
-        !self
-            .waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
-    }
-
-    /// Asks that the I/O thread looks after the records. Returns true if it
-    /// must be woken for that.
-    pub(crate) fn watch(&self) -> bool {
-        !self.watched.swap(true, SeqCst)
-    }
-
-    /// True while the I/O thread looks after the records.
-    pub(crate) fn watched(&self) -> bool {
-        self.watched.load(SeqCst)
-    }
-
-    /// The I/O thread writes what waits, and stops looking if nothing did.
-    pub(crate) fn tick(&self) {
-        if !self.flush() {
-            self.watched.store(false, SeqCst);
-            // A record that came between the two is not forgotten.
-            self.flush();
-        }
+        !self.waiting().records.is_empty()
     }
 
     /// Why the files cannot be written, if so.
@@ -101,17 +96,24 @@ impl Recorder {
             .clone()
     }
 
-    /// Writes all waiting records. Returns false if there were none.
-    pub(crate) fn flush(&self) -> bool {
+    /// Writes all waiting records; without a directory, it is another's. For the
+    /// thread of the disk.
+    pub(crate) fn flush(&self, directory: Option<&Path>) {
         let mut state = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let records =
-            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        if records.is_empty() {
-            return false;
+        let waiting = std::mem::take(&mut *self.waiting());
+        self.taken.notify_all();
+        let (cells, replays) = waiting.left_out;
+        if cells > 0 {
+            state.log.miss(cells, SLOW);
         }
-        let trouble = self.write(&mut state, &records).err();
+        if replays > 0 {
+            state.history.miss(replays, SLOW);
+        }
+        if waiting.records.is_empty() {
+            return;
+        }
+        let trouble = self.write(directory, &mut state, &waiting.records).err();
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
-        true
     }
 
     /// Takes away what a host of this session's name has left that was killed
@@ -122,11 +124,13 @@ impl Recorder {
         let _ = state.repair(directory);
     }
 
-    fn write(&self, state: &mut Writing, records: &[Record]) -> Result<(), String> {
-        let opened = self
-            .directory
-            .get()
-            .ok_or_else(|| "no directory".to_owned());
+    fn write(
+        &self,
+        directory: Option<&Path>,
+        state: &mut Writing,
+        records: &[Record],
+    ) -> Result<(), String> {
+        let opened = directory.ok_or_else(|| "another session has this name".to_owned());
         let opened = opened
             .and_then(|path| session_directory(path).map_err(|error| append::explain(&error)));
         let repaired = opened.and_then(|directory| {

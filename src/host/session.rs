@@ -22,7 +22,6 @@ use self::cell_lane::{CellLane, is_lost};
 use crate::assignment::Assignment;
 use crate::cell;
 use crate::cells::{Acceptance, Found, QueuedCell};
-use crate::files::session_directory;
 use crate::handoff::{self, Handed};
 use crate::namespace::Namespace;
 use crate::parked::{self, Ready};
@@ -69,7 +68,7 @@ pub(crate) fn serve(py: Python<'_>, ready: Ready, assignment: Assignment) -> ! {
         .session
         .bind(py)
         .call_method0("run_exit_handlers");
-    py.detach(|| shared.recorder.flush());
+    py.detach(|| shared.disk.finish());
     sys::exit_now(status)
 }
 
@@ -111,11 +110,9 @@ impl Session {
         let session = helpers::get(py).session.bind(py);
         session.call_method1("become", (&spec.cwd, &spec.env))?;
         let directory = PathBuf::from(&spec.directory);
-        // A directory that cannot be made is told with the first record.
-        let _ = session_directory(&directory);
         shared.outputs.keep_within(spec.kept);
-        shared.outputs.keep_files_in(directory.clone());
-        shared.recorder.write_to(directory);
+        shared.keep_cells_within(spec.cells);
+        shared.disk.work_in(directory);
         let mut hosted = HostedSession {
             spec,
             python,
@@ -211,7 +208,7 @@ impl Session {
         };
         match self.wait_for(first) {
             Ok(0) if first.is_some() => {
-                self.shared.recorder.flush();
+                self.shared.disk.write_records_now();
                 let _ = self.wait_for(None);
             }
             _ => {}
@@ -266,7 +263,7 @@ impl Session {
 
     fn serve_tasks(&mut self, py: Python<'_>) {
         if self.shared.recorder.has_waiting() {
-            py.detach(|| self.shared.recorder.flush());
+            self.shared.disk.write_records_now();
         }
         let indirect = self.shared.io_reads_cells();
         let mut descriptors = Vec::with_capacity(2);
@@ -448,16 +445,13 @@ impl Session {
         let record = cell::record_of(py, self.shared, cell.source, &finished);
         self.shared.outputs.end_main(finished.cell.as_u64());
         ends::settle(self.shared, &finished);
-        if self.shared.recorder.push(record) {
-            py.detach(|| self.shared.recorder.flush());
-        }
+        py.detach(|| self.shared.recorder.push(record, &self.shared.disk));
     }
 
-    /// Records that wait are written by the I/O thread while cells keep the
-    /// main thread busy.
+    /// Records that wait are written while cells keep the main thread busy.
     fn see_to_records(&self) {
-        if self.shared.recorder.has_waiting() && self.shared.recorder.watch() {
-            self.shared.wake_io();
+        if self.shared.recorder.has_waiting() {
+            self.shared.disk.write_records_soon();
         }
     }
 

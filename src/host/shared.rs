@@ -14,6 +14,7 @@ use pythond_protocol::CellId;
 use pythond_protocol::lane::{HostEvent, HostInfo, HostedSession, LINK_VERSION};
 
 use crate::cells::Cells;
+use crate::disk::Disk;
 use crate::journal::Journal;
 use crate::outputs::Outputs;
 use crate::recorder::Recorder;
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) pid: i32,
     pub(crate) outputs: Outputs,
     pub(crate) recorder: Recorder,
+    pub(crate) disk: Arc<Disk>,
     pub(crate) capture: Capture,
     /// Starts the threads that run Python beside the main thread.
     pub(crate) spawner: Spawner,
@@ -94,10 +96,12 @@ impl Shared {
         journal: Option<Arc<Journal>>,
         terminal: Terminal,
     ) -> &'static Self {
+        let disk = Arc::new(Disk::default());
         SHARED.get_or_init(|| Self {
             pid: rustix::process::getpid().as_raw_nonzero().get(),
-            outputs: Outputs::default(),
+            outputs: Outputs::new(Arc::clone(&disk)),
             recorder: Recorder::default(),
+            disk,
             capture,
             terminal,
             journal,
@@ -194,6 +198,11 @@ impl Shared {
     /// The name of this session belongs to another process.
     pub(crate) fn set_name_in_use(&self) {
         self.name_in_use.store(true, SeqCst);
+    }
+
+    /// True if the name of this session belongs to another process.
+    pub(crate) fn is_name_in_use(&self) -> bool {
+        self.name_in_use.load(SeqCst)
     }
 
     /// This process cannot be its session. Before it is assigned.

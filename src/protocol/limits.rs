@@ -105,6 +105,28 @@ impl Default for KeptBudget {
     }
 }
 
+/// How many cells a session takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CellLimits {
+    /// Cells that wait.
+    pub queued: u64,
+    /// `fire` cells that run.
+    pub fires: u64,
+    /// `fork` cells that run.
+    pub forks: u64,
+}
+
+impl Default for CellLimits {
+    fn default() -> Self {
+        Self {
+            queued: 10_000,
+            fires: 1000,
+            forks: 100,
+        }
+    }
+}
+
 /// What a session keeps of finished cells now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{CellFate, HostEnd, HostedSession, Reached, SessionSpec};
-use pythond_protocol::limits::{KeptBudget, SessionLimits};
+use pythond_protocol::limits::{CellLimits, KeptBudget, SessionLimits};
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use pythond_protocol::verbs::status::Tombstone;
@@ -61,6 +61,7 @@ pub(crate) fn bury(exit: &HostEnd, dir: &Arc<PrivateDir>) -> Option<SessionHandl
         python_reason: String::new(),
         limits: SessionLimits::default(),
         kept: KeptBudget::default(),
+        cells: CellLimits::default(),
     };
     let unknown = String::new;
     let hosted = HostedSession {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pythond_protocol::limits::parse_size;
 use pythond_protocol::outcome::CellKind;
 use pythond_protocol::output_log::Stream;
 use pythond_protocol::verbs::cell::CellReply;
@@ -215,7 +216,7 @@ fn seconds(span: Duration) -> f64 {
 fn code_limit() -> usize {
     std::env::var("PYTHOND_MAX_WS_PAYLOAD")
         .ok()
-        .and_then(|value| value.trim().parse().ok())
+        .and_then(|value| usize::try_from(parse_size(&value).ok()?).ok())
         .unwrap_or(MAX_CODE_BYTES)
 }
 

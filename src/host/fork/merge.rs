@@ -353,14 +353,13 @@ fn finish(py: Python<'_>, work: &Work) {
         }
         shared.set_vars(count_public(globals));
     }
+    py.detach(|| shared.outputs.wait_for_disk(ending.id.as_u64()));
     let mut end = ending.finished(shared);
     end.merge = Some(Box::new(report));
     let record = cell::record_of(py, shared, source, &end);
     py.detach(|| {
-        shared.recorder.push(record);
-        if shared.recorder.watch() {
-            shared.wake_io();
-        }
+        shared.recorder.push(record, &shared.disk);
+        shared.disk.write_records_soon();
         announce(shared, end);
         work.state().finished = true;
         work.changed.notify_all();

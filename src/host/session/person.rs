@@ -68,7 +68,9 @@ impl Session {
         };
         let shared = self.shared;
         py.detach(|| {
-            shared.recorder.flush();
+            if shared.recorder.has_waiting() {
+                shared.disk.write_records_now();
+            }
             shared.wait_for_queue(Some(longest));
         });
     }

@@ -7,10 +7,12 @@ use pythond_protocol::CellId;
 use pythond_protocol::lane::{
     CellRecord, CellSpec, FinishedCell, HostEvent, HostStatus, INLINE_OUTPUT, Reached,
 };
+use pythond_protocol::limits::CellLimits;
 use pythond_protocol::outcome::{CellKind, CellStatus};
 
 use super::{Held, Outgoing, Shared};
 use crate::cells::{Acceptance, Found, Moment, QueuedCell};
+use crate::disk::SLOW;
 
 impl Shared {
     /// Takes a cell, or finds the one that has its key. A new one is to be run
@@ -227,8 +229,7 @@ impl Shared {
     /// As much of the beginning of a cell's output as travels with its end.
     /// Nothing if that beginning is not kept.
     pub(crate) fn inline_output(&self, cell: CellId) -> Vec<u8> {
-        let piece = self.outputs.read(cell.as_u64(), None, 0, INLINE_OUTPUT);
-        match piece {
+        match self.outputs.beginning(cell.as_u64(), INLINE_OUTPUT) {
             Some(piece) if piece.missing == 0 => piece.records,
             _ => Vec::new(),
         }
@@ -298,9 +299,15 @@ impl Shared {
         due
     }
 
+    /// How many cells there may be.
+    pub(crate) fn keep_cells_within(&self, limits: CellLimits) {
+        self.state().cells.keep_within(limits);
+    }
+
     /// Why something cannot be written down, if so.
     pub(crate) fn trouble(&self) -> Option<String> {
-        self.recorder.trouble().or_else(|| self.outputs.trouble())
+        let told = self.recorder.trouble().or_else(|| self.outputs.trouble());
+        told.or_else(|| self.disk.is_stalled().then(|| SLOW.to_owned()))
     }
 
     /// What was published last.

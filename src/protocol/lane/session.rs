@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{EnforcedBy, Kept, KeptBudget, SessionLimits};
+use crate::limits::{CellLimits, EnforcedBy, Kept, KeptBudget, SessionLimits};
 use crate::names::{CellId, SessionId, SessionName};
 use crate::verbs::new::{PythonInfo, StartKind};
 
@@ -32,6 +32,9 @@ pub struct SessionSpec {
     /// How much it keeps of finished cells.
     #[serde(default)]
     pub kept: KeptBudget,
+    /// How many cells it takes.
+    #[serde(default)]
+    pub cells: CellLimits,
 }
 
 /// What a host says of itself when a control lane opens.
