@@ -54,10 +54,11 @@ enum Measure {
     Fork,
     FirstByte,
     Print,
+    Restart,
 }
 
 impl Measure {
-    fn run(self, bench: &Bench) -> Result<Vec<Row>> {
+    fn run(self, bench: &mut Bench) -> Result<Vec<Row>> {
         match self {
             Self::Oneshot => bench.oneshot(),
             Self::Warm => bench.warm(),
@@ -71,6 +72,7 @@ impl Measure {
             Self::Fork => bench.fork(),
             Self::FirstByte => bench.first_byte(),
             Self::Print => bench.print(),
+            Self::Restart => bench.restart(),
         }
     }
 }
@@ -98,7 +100,7 @@ fn main() -> Result<()> {
         let daemon = Daemon::start(programs)?;
         let python = python_of(&daemon)?;
         let venv = args.venv.clone();
-        rows.extend(measure.run(&Bench {
+        rows.extend(measure.run(&mut Bench {
             daemon,
             python,
             venv,

@@ -9,5 +9,6 @@ mod idle;
 mod interrupt;
 mod new;
 mod output;
+mod restart;
 mod run;
 mod throughput;
