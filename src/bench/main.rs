@@ -55,6 +55,7 @@ enum Measure {
     FirstByte,
     Print,
     Restart,
+    Crowd,
 }
 
 impl Measure {
@@ -73,6 +74,7 @@ impl Measure {
             Self::FirstByte => bench.first_byte(),
             Self::Print => bench.print(),
             Self::Restart => bench.restart(),
+            Self::Crowd => bench.crowd(),
         }
     }
 }

@@ -294,6 +294,13 @@ pub(crate) fn peak_memory(pid: u32) -> Result<u64> {
     Ok(kibibytes.parse::<u64>()? * 1024)
 }
 
+/// Open descriptors and threads of a process (`fd` and `task` of proc(5)).
+pub(crate) fn descriptors_and_threads(pid: u32) -> Result<(usize, usize)> {
+    let count =
+        |what: &str| Ok::<_, std::io::Error>(fs::read_dir(format!("/proc/{pid}/{what}"))?.count());
+    Ok((count("fd")?, count("task")?))
+}
+
 /// Bytes of memory that only this process has (`smaps_rollup` of proc(5)).
 pub(crate) fn private_memory(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;

@@ -3,6 +3,7 @@
 
 mod attach;
 mod control;
+mod crowd;
 mod fire;
 mod fork;
 mod idle;
