@@ -55,7 +55,9 @@ enum Measure {
     FirstByte,
     Print,
     Restart,
+    Outage,
     Crowd,
+    Journal,
 }
 
 impl Measure {
@@ -74,6 +76,8 @@ impl Measure {
             Self::FirstByte => bench.first_byte(),
             Self::Print => bench.print(),
             Self::Restart => bench.restart(),
+            Self::Outage => bench.outage(),
+            Self::Journal => bench.journal(),
             Self::Crowd => bench.crowd(),
         }
     }

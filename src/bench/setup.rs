@@ -54,12 +54,14 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Kills it and starts the next one at once, which finds its sessions.
-    pub(crate) fn kill_and_start(&mut self) -> Result<()> {
+    /// Kills it and starts the next one at once, which finds its sessions; tells
+    /// when that began.
+    pub(crate) fn kill_and_start(&mut self) -> Result<Instant> {
         self.process.0.kill()?;
         self.process.0.wait()?;
+        let began = Instant::now();
         self.process = launch(&self.programs, self.directory.path())?;
-        Ok(())
+        Ok(began)
     }
 
     /// Waits until somebody takes connections; gives the first.
