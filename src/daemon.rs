@@ -43,8 +43,9 @@ const LOCK: &str = "daemon.lock";
 pub(crate) const DETACHED_LOG: &str = "daemon.log";
 /// Open files that two lanes for each session and all connections need.
 const OPEN_FILES: u64 = 16_384;
-/// How long clients wait at most for hosts that an earlier daemon left.
-const ADOPT_FIRST: Duration = Duration::from_millis(250);
+/// How long clients are not even heard while hosts are taken over that an earlier
+/// daemon left. Later each waits for the session that it wants.
+const ADOPT_FIRST: Duration = Duration::from_millis(50);
 /// How long connections may take to say goodbye when everything has ended.
 const GOODBYE: Duration = Duration::from_millis(300);
 /// The same when all that clients wait for goes on: they ask the next daemon.
@@ -391,15 +392,16 @@ async fn adopt(context: &Arc<Context>) {
         let context = Arc::clone(context);
         context.hosts.tracker.clone().spawn(async move {
             let free = |name: &pythond_protocol::SessionName| context.registry.is_free(name);
-            tokio::select! {
-                () = context.stop.cancelled() => {}
-                found = context.hosts.adopt(&socket, free) => {
-                    if let Some(session) = found {
-                        context.registry.adopt(session);
-                    }
-                }
-            }
-            context.adoption.one_done();
+            let found = tokio::select! {
+                () = context.stop.cancelled() => None,
+                found = context.hosts.adopt(&socket, free) => found,
+            };
+            let name = found.map(|session| {
+                let name = session.name().clone();
+                context.registry.adopt(session);
+                name
+            });
+            context.adoption.one_done(name.as_ref());
         })
     });
     let sessions: Vec<_> = sessions.collect();

@@ -2,6 +2,7 @@
 //!
 //! Owned by a single task. Knows the framing, not what the words mean.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -25,6 +26,12 @@ const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
 
 /// Lanes that the process has open: descriptors that are no connection's.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Where what is read passes through. Nothing stays in it, so one serves all
+    /// lanes: a buffer for each would be most of what the daemon has in memory.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_SIZE].into());
+}
 
 /// How many lanes there are.
 pub(crate) fn open_lanes() -> usize {
@@ -104,7 +111,6 @@ pub(crate) struct LaneIo {
     stream: UnixStream,
     tag: u64,
     decoder: Decoder,
-    scratch: Vec<u8>,
     /// Messages that the other end has not taken yet; the first one from
     /// `written` on.
     outgoing: VecDeque<Vec<u8>>,
@@ -148,7 +154,6 @@ impl LaneIo {
             stream: UnixStream::from_std(stream).map_err(lost)?,
             tag,
             decoder: Decoder::new(tag),
-            scratch: vec![0; READ_SIZE],
             outgoing: VecDeque::new(),
             written: 0,
             _counted: Counted::new(),
@@ -255,19 +260,31 @@ impl LaneIo {
             }
             let flags = rustix::net::RecvFlags::DONTWAIT;
             // What is wrong with the lane shows again when it is waited for.
-            match rustix::net::recv(&self.stream, &mut self.scratch[..], flags) {
-                Ok((count, _)) if count > 0 => self.decoder.extend(&self.scratch[..count]),
-                _ => return None,
+            let came = SCRATCH.with_borrow_mut(|scratch| {
+                match rustix::net::recv(&self.stream, &mut scratch[..], flags) {
+                    Ok((count, _)) => {
+                        self.decoder.extend(&scratch[..count]);
+                        count > 0
+                    }
+                    Err(_) => false,
+                }
+            });
+            if !came {
+                return None;
             }
         }
     }
 
     fn read_some(&mut self) -> Result<bool, LaneLoss> {
-        match self.stream.try_read(&mut self.scratch) {
+        let read = SCRATCH.with_borrow_mut(|scratch| {
+            let count = self.stream.try_read(scratch)?;
+            self.decoder.extend(&scratch[..count]);
+            Ok::<_, io::Error>(count)
+        });
+        match read {
             Ok(0) => Err(LaneLoss::Closed),
             Ok(count) => {
-                self.decoder.extend(&self.scratch[..count]);
-                if count < self.scratch.len() {
+                if count < READ_SIZE {
                     // The socket is empty: saying so spares the read that
                     // would only find that out. What arrives from now on makes
                     // it ready again (epoll(7), edge-triggered).

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support import processes
+from support import faults, processes
 from support.daemon import Session, TestDaemon
 from support.pythons import version_parameters
 from support.waiting import wait_until
@@ -269,3 +269,30 @@ def test_what_is_being_taken_in_at_the_instant_of_death_is_kept(
             assert reply["stdout"] == "y" * 9000 + "that was all"
             assert reply["stderr"] == "x" * 9000 + "the end"
             assert session.status()["death"]["last_stderr"].endswith("the end")
+
+
+WHY_NO_TRACE = faults.why_not()
+
+
+@pytest.mark.skipif(WHY_NO_TRACE is not None, reason=str(WHY_NO_TRACE))
+def test_of_hosts_that_end_together_each_is_looked_at_once(daemon: TestDaemon) -> None:
+    count = 20
+    sessions = [daemon.new() for _ in range(count)]
+    hosts = [entry["pid"] for entry in daemon.json("ls --json")["sessions"]]
+    (zygote,) = (zygote["pid"] for zygote in daemon.info()["zygotes"])
+    with faults.traced([zygote], "-e", "trace=openat") as calls:
+        os.kill(zygote, signal.SIGSTOP)
+        for pid in hosts:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: all(processes.is_zombie(pid) for pid in hosts), what="all have ended")
+        os.kill(zygote, signal.SIGCONT)
+        for session in sessions:
+            session.wait_for_state("dead")
+        wait_until(
+            lambda: not any(os.path.exists(f"/proc/{pid}") for pid in hosts),
+            what="all are reaped",
+        )
+    own = [line for line in calls if line.startswith(f"{zygote} ")]
+    journals = [line for line in own if ".journal" in line]
+    # For what its `fork` cells left, and for its last words.
+    assert count <= len(journals) <= 2 * count, calls

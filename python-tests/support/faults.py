@@ -50,23 +50,19 @@ class Injection:
 
 
 @contextlib.contextmanager
-def injected(
-    pids: Iterable[int], call: str, error: str, when: str, path: Path | None = None
-) -> Iterator[Injection]:
-    """Let calls of running processes, and of those they fork, fail.
+def traced(pids: Iterable[int], *options: str) -> Iterator[list[str]]:
+    """Write down system calls of running processes, and of those they fork.
 
     Args:
         pids: The processes.
-        call: Name of the system call.
-        error: Name of the errno.
-        when: Which calls of each thread, in strace's words: `3`, `2+`, `1..5`.
-        path: The file that they are about; none for any.
+        options: Which calls, in strace's words.
+
+    Yields:
+        A list that has a line for each call afterwards.
     """
-    injection = Injection()
+    calls: list[str] = []
     with tempfile.NamedTemporaryFile("r", prefix="strace-") as log:
-        words = ["strace", "-f", "-qq", "-o", log.name, "-e", f"trace={call}"]
-        words += ["-e", f"inject={call}:error={error}:when={when}", "-e", "signal=none"]
-        words += ["-P", str(path)] if path else []
+        words = ["strace", "-f", "-qq", "-o", log.name, *options, "-e", "signal=none"]
         pids = list(pids)
         for pid in pids:
             words += ["-p", str(pid)]
@@ -80,7 +76,7 @@ def injected(
 
         try:
             wait_until(attached, what="strace is attached")
-            yield injection
+            yield calls
         finally:
             strace.send_signal(signal.SIGINT)
             try:
@@ -88,4 +84,28 @@ def injected(
             finally:
                 strace.kill()
                 strace.wait()
-            injection.calls = [line for line in log.read().splitlines() if "(INJECTED)" in line]
+            calls += log.read().splitlines()
+
+
+@contextlib.contextmanager
+def injected(
+    pids: Iterable[int], call: str, error: str, when: str, path: Path | None = None
+) -> Iterator[Injection]:
+    """Let calls of running processes, and of those they fork, fail.
+
+    Args:
+        pids: The processes.
+        call: Name of the system call.
+        error: Name of the errno.
+        when: Which calls of each thread, in strace's words: `3`, `2+`, `1..5`.
+        path: The file that they are about; none for any.
+    """
+    injection = Injection()
+    calls: list[str] = []
+    options = ["-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={when}"]
+    options += ["-P", str(path)] if path else []
+    try:
+        with traced(pids, *options) as calls:
+            yield injection
+    finally:
+        injection.calls = [line for line in calls if "(INJECTED)" in line]

@@ -22,9 +22,15 @@ pub(crate) struct Bench {
 }
 
 /// The middle of some samples.
-pub(crate) fn median(mut samples: Vec<f64>) -> f64 {
+pub(crate) fn median(samples: Vec<f64>) -> f64 {
+    percentiles(samples)[0]
+}
+
+/// What half of some samples are below, and 99 of 100.
+pub(crate) fn percentiles(mut samples: Vec<f64>) -> [f64; 2] {
     samples.sort_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
+    let at = |place: usize| samples.get(place).copied().unwrap_or(f64::NAN);
+    [at(samples.len() / 2), at(samples.len() * 99 / 100)]
 }
 
 /// Seconds that something takes.

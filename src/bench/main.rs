@@ -54,10 +54,14 @@ enum Measure {
     Fork,
     FirstByte,
     Print,
+    Restart,
+    Outage,
+    Crowd,
+    Journal,
 }
 
 impl Measure {
-    fn run(self, bench: &Bench) -> Result<Vec<Row>> {
+    fn run(self, bench: &mut Bench) -> Result<Vec<Row>> {
         match self {
             Self::Oneshot => bench.oneshot(),
             Self::Warm => bench.warm(),
@@ -71,6 +75,10 @@ impl Measure {
             Self::Fork => bench.fork(),
             Self::FirstByte => bench.first_byte(),
             Self::Print => bench.print(),
+            Self::Restart => bench.restart(),
+            Self::Outage => bench.outage(),
+            Self::Journal => bench.journal(),
+            Self::Crowd => bench.crowd(),
         }
     }
 }
@@ -98,7 +106,7 @@ fn main() -> Result<()> {
         let daemon = Daemon::start(programs)?;
         let python = python_of(&daemon)?;
         let venv = args.venv.clone();
-        rows.extend(measure.run(&Bench {
+        rows.extend(measure.run(&mut Bench {
             daemon,
             python,
             venv,

@@ -44,34 +44,41 @@ impl Daemon {
         let run = directory.path().join("run");
         fs::create_dir(&run)?;
         fs::set_permissions(&run, fs::Permissions::from_mode(0o700))?;
-        let log = fs::File::create(directory.path().join("daemon.log"))?;
-        let mut command = Command::new(programs.join("pythond"));
-        command
-            .arg("daemon")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        let process = Owned(
-            environment(&mut command, directory.path())
-                .spawn()
-                .context("`pythond` does not start; run `make build` first")?,
-        );
         let daemon = Self {
-            process,
+            process: launch(programs, directory.path())?,
             socket: run.join("pythond.sock"),
             directory,
             programs: programs.to_owned(),
         };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while daemon.connect().is_err() {
-            ensure!(
-                Instant::now() < deadline,
-                "the daemon does not answer: {}",
-                fs::read_to_string(daemon.directory.path().join("daemon.log")).unwrap_or_default()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        daemon.wait_for_answer()?;
         Ok(daemon)
+    }
+
+    /// Kills it and starts the next one at once, which finds its sessions; tells
+    /// when that began.
+    pub(crate) fn kill_and_start(&mut self) -> Result<Instant> {
+        self.process.0.kill()?;
+        self.process.0.wait()?;
+        let began = Instant::now();
+        self.process = launch(&self.programs, self.directory.path())?;
+        Ok(began)
+    }
+
+    /// Waits until somebody takes connections; gives the first.
+    pub(crate) fn wait_for_answer(&self) -> Result<Connection> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.connect() {
+                Ok(connection) => return Ok(connection),
+                Err(_) => ensure!(
+                    Instant::now() < deadline,
+                    "the daemon does not answer: {}",
+                    fs::read_to_string(self.directory.path().join("daemon.log"))
+                        .unwrap_or_default()
+                ),
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// A new connection.
@@ -91,6 +98,23 @@ impl Daemon {
         environment(&mut command, self.directory.path());
         command
     }
+}
+
+/// Starts a daemon in a directory, with what it says appended to a file there.
+fn launch(programs: &Path, directory: &Path) -> Result<Owned> {
+    let mut log = fs::File::options();
+    let log = log.create(true).append(true);
+    let log = log.open(directory.join("daemon.log"))?;
+    let mut command = Command::new(programs.join("pythond"));
+    command
+        .arg("daemon")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let process = environment(&mut command, directory).spawn();
+    Ok(Owned(process.context(
+        "`pythond` does not start; run `make build` first",
+    )?))
 }
 
 impl Drop for Daemon {
@@ -115,6 +139,18 @@ impl Drop for Daemon {
             end(pid);
         }
     }
+}
+
+/// Waits until none of these processes is there any more.
+pub(crate) fn wait_for_ends(pids: &[u32]) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    for pid in pids {
+        while Path::new(&format!("/proc/{pid}")).exists() {
+            ensure!(Instant::now() < deadline, "process {pid} did not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    Ok(())
 }
 
 /// The process ids in a list of an answer.
@@ -258,6 +294,13 @@ pub(crate) fn peak_memory(pid: u32) -> Result<u64> {
         .and_then(|rest| rest.trim().strip_suffix(" kB"))
         .context("no VmHWM in status")?;
     Ok(kibibytes.parse::<u64>()? * 1024)
+}
+
+/// Open descriptors and threads of a process (`fd` and `task` of proc(5)).
+pub(crate) fn descriptors_and_threads(pid: u32) -> Result<(usize, usize)> {
+    let count =
+        |what: &str| Ok::<_, std::io::Error>(fs::read_dir(format!("/proc/{pid}/{what}"))?.count());
+    Ok((count("fd")?, count("task")?))
 }
 
 /// Bytes of memory that only this process has (`smaps_rollup` of proc(5)).

@@ -13,6 +13,8 @@ pub(crate) enum Unit {
     Bytes,
     /// Share of one core, shown in per cent.
     Core,
+    /// How many.
+    Count,
 }
 
 impl Unit {
@@ -24,6 +26,7 @@ impl Unit {
             Self::PerSecond => format!("{value:.0}/s"),
             Self::Bytes if value < 1048576.0 => format!("{:.0} KiB", value / 1024.0),
             Self::Bytes => format!("{:.2} MiB", value / 1048576.0),
+            Self::Count => format!("{value:.0}"),
             Self::Core => format!("{:.2} %", value * 100.0),
         }
     }

@@ -34,10 +34,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use pythond_protocol::ErrorReply;
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::stop::StopRequest;
 use pythond_protocol::verbs::{ReplyFormat, Request};
+use pythond_protocol::{ErrorReply, SessionName};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -90,6 +90,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Waits for a session that may be among those that are being taken over.
+    pub(crate) async fn adopted(&self, name: &SessionName) {
+        let lives = || matches!(self.registry.get(name), Ok(session) if !session.is_dead());
+        self.adoption.over_for(name, lives).await;
+    }
+
     /// The daemon ends and its sessions go on.
     pub(crate) fn leaves_sessions(&self) -> bool {
         let leaving = self.leaving.get();
@@ -192,8 +198,10 @@ pub(crate) async fn handle(
     request: Request,
     format: ReplyFormat,
 ) -> Reply {
-    if !matches!(request, Request::Info | Request::Help) {
-        context.adoption.over().await;
+    match (&request, about(&request)) {
+        (Request::Info | Request::Help, _) => {}
+        (_, Some(name)) => context.adopted(name).await,
+        (_, None) => context.adoption.over().await,
     }
     let answered = match request {
         Request::Help => Ok(help(format)),
@@ -221,6 +229,19 @@ pub(crate) async fn handle(
         Request::Attach(_) => Err(ErrorReply::usage("attach <name> [<rows> <cols>]")),
     };
     answered.unwrap_or_else(|error| Reply::refused(format, &error))
+}
+
+/// The session that a request is about, if it is one that is there.
+fn about(request: &Request) -> Option<&SessionName> {
+    match request {
+        Request::Submit(request) => Some(&request.session),
+        Request::Poll(request) => Some(&request.session),
+        Request::Wait(request) => Some(&request.session),
+        Request::Out(request) => Some(&request.session),
+        Request::Cells(request) => Some(&request.session),
+        Request::Status(request) => Some(&request.session),
+        _ => None,
+    }
 }
 
 /// The environment of a session that asks for nothing.

@@ -123,6 +123,18 @@ pub(crate) fn close_in_this_table(descriptor: i32) {
     unsafe { libc::close(descriptor) };
 }
 
+/// A child that has ended and is not reaped yet: `rustix` does not tell which.
+pub(crate) fn dead_child() -> Option<i32> {
+    // SAFETY: all-zero bytes are a valid `siginfo_t`.
+    let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `found` is writable and of the right type.
+    let status = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut found, look) };
+    // SAFETY: filled in for a child, else still zero (waitid(2)).
+    let pid = unsafe { found.si_pid() };
+    (status == 0 && pid > 0).then_some(pid)
+}
+
 /// A thread that can be woken by a signal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ThreadId(libc::pthread_t);

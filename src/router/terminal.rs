@@ -23,8 +23,8 @@ impl Connection<'_> {
             return Err(ErrorReply::new(ErrorCode::Usage, refused)
                 .with_hint("send `detach`, or attach on a connection of its own"));
         }
-        self.context.adoption.over().await;
         let name = request.session.clone();
+        self.context.adopted(&name).await;
         let session = self
             .context
             .registry

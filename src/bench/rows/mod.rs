@@ -3,11 +3,15 @@
 
 mod attach;
 mod control;
+mod crowd;
 mod fire;
 mod fork;
 mod idle;
 mod interrupt;
+mod journal;
 mod new;
+mod outage;
 mod output;
+mod restart;
 mod run;
 mod throughput;

@@ -7,12 +7,12 @@ use pythond_protocol::lane::{CellFate, HostEnd, Reached, TOMBSTONE, ZygoteEvent}
 use pythond_protocol::limits::size_text;
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::output_log::{self, Stream};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::time::ClockId;
 
 use super::{Host, Zygote};
 use crate::journal::Journal;
-use crate::limits;
+use crate::{limits, sys};
 
 /// Ends of hosts that a new daemon is told of.
 const REMEMBERED_ENDS: usize = 256;
@@ -33,25 +33,21 @@ const LAST_STDERR: usize = 4096;
 impl Zygote {
     /// The next child that has ended. What it left in its process group is
     /// ended first: until the child is reaped, the group's number is its own.
+    /// Each is looked at once, as hundreds may end together.
     fn next_dead(&mut self) -> Option<(Pid, WaitStatus)> {
-        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        rustix::process::waitid(WaitId::All, look).ok().flatten()?;
-        let dead: Vec<i32> = self
-            .hosts
-            .keys()
-            .copied()
-            .filter(|pid| has_ended(*pid))
-            .collect();
-        for pid in dead.into_iter().filter_map(Pid::from_raw) {
+        let pid = sys::dead_child()?;
+        let child = Pid::from_raw(pid)?;
+        if self.hosts.contains_key(&pid) {
             // Nobody is left in most groups.
-            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-            let pid = pid.as_raw_nonzero().get();
+            let _ = rustix::process::kill_process_group(child, Signal::KILL);
             self.end_forks(pid);
             if let Some(host) = self.hosts.get_mut(&pid) {
                 host.cpu_ticks = cpu_ticks(pid);
             }
         }
-        rustix::process::wait(WaitOptions::NOHANG).ok().flatten()
+        rustix::process::waitpid(Some(child), WaitOptions::NOHANG)
+            .ok()
+            .flatten()
     }
 
     /// Ends what the `fork` cells of a dead host left: it is ours now, so that
@@ -167,13 +163,6 @@ fn the_only_one(fates: &[CellFate]) -> Option<CellId> {
         (Some(only), None) => Some(only.cell),
         _ => None,
     }
-}
-
-/// True if this child has ended and is not reaped yet.
-fn has_ended(pid: i32) -> bool {
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    Pid::from_raw(pid)
-        .is_some_and(|pid| matches!(rustix::process::waitid(WaitId::Pid(pid), look), Ok(Some(_))))
 }
 
 /// The cause of an end, if it is a limit that was exceeded.
