@@ -22,6 +22,7 @@ mod host_process;
 mod hosts;
 mod lane_io;
 mod listener;
+mod litter;
 mod log;
 mod log_file;
 mod peer;

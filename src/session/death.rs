@@ -49,6 +49,8 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         env: BTreeMap::new(),
         directory: String::new(),
         python_reason: String::new(),
+        cold_reason: None,
+        must_start_cold: false,
         limits: SessionLimits::default(),
         kept: KeptBudget::default(),
     };

@@ -32,12 +32,18 @@ pub struct SessionSpec {
     /// How much it keeps of finished cells.
     #[serde(default)]
     pub kept: KeptBudget,
+    /// Why it does not come from a zygote that was ready, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_reason: Option<String>,
+    /// It must not be forked, but started from nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub must_start_cold: bool,
 }
 
 /// What a host says of itself when a control lane opens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostInfo {
-    /// The host's [`LINK_VERSION`].
+    /// The host's [`LINK_VERSION`](super::LINK_VERSION).
     pub version: u32,
     /// Version of the host library.
     pub build: String,

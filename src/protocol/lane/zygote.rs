@@ -90,7 +90,7 @@ pub enum ZygoteEvent {
 /// What a zygote is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZygoteInfo {
-    /// The zygote's [`LINK_VERSION`].
+    /// The zygote's [`LINK_VERSION`](super::LINK_VERSION).
     pub version: u32,
     /// Version of the host library.
     pub build: String,

@@ -9,7 +9,8 @@ use pythond_protocol::{ErrorCode, ErrorReply};
 use super::link::{Link, recover};
 use super::{Session, answer};
 use crate::exits::HostExit;
-use crate::host_process::Lanes;
+use crate::host_process::{Lanes, is_alive};
+use crate::litter;
 use crate::session::death;
 use crate::session::handle::{LastOutput, RunAnswer, View};
 use crate::session::state::{Cell, Phase, Resume};
@@ -94,6 +95,10 @@ impl Session {
 
     pub(super) fn die(&mut self, exit: Option<HostExit>) {
         self.phase = Phase::Dead;
+        if exit.is_none() && !is_alive(self.shared.hosted.zygote_pid) {
+            // Nobody else removes them.
+            litter::remove_of_host(&self.dir, &self.socket);
+        }
         let tombstone = death::tombstone(exit.as_ref(), self.told, self.board.current());
         let running = tombstone.cell_id;
         let mut output = exit.map(|exit| LastOutput {
