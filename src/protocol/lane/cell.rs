@@ -82,7 +82,7 @@ pub struct FinishedCell {
     /// How long it ran, in nanoseconds.
     pub duration_ns: u64,
     /// Bytes of output when it ended, of both streams; those beyond the body
-    /// are read with [`HostCommand::ReadOutput`].
+    /// are read with [`HostCommand::ReadOutput`](super::HostCommand::ReadOutput).
     pub output_bytes: u64,
     /// Bytes of output that were not kept, all at its beginning.
     pub truncated: u64,
