@@ -123,6 +123,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let background = context.hosts.tracker.clone();
     background.spawn(bury_orphans(Arc::clone(&context), orphans));
     adopt(&context).await;
+    context.hosts.sweep();
     background.spawn(warm_default(Arc::clone(&context)));
     let connections = TaskTracker::new();
     supervisor::tell_ready();

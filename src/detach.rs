@@ -11,6 +11,8 @@ use crate::config::Config;
 use crate::daemon::{DETACHED_LOG, DaemonError};
 use crate::log_file::open_with_room;
 
+/// Lowest descriptor that is no standard stream.
+const FIRST_FREE: i32 = 3;
 /// How long the daemon may take until its socket answers.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Pause between two looks.
@@ -53,6 +55,9 @@ pub fn start(config: &Config) -> Result<u32, DetachError> {
     let dir = PrivateDir::open_or_create(&config.runtime_dir).map_err(DaemonError::from)?;
     let log = open_with_room(&dir, DETACHED_LOG, config.limits.log).map_err(DaemonError::from)?;
     let before = log.metadata().map_err(DetachError::Start)?.len();
+    // The daemon would keep them open for days: a pipe whose reader waits for its
+    // end, a lock.
+    close_fds::set_fds_cloexec(FIRST_FREE, &[]);
     let mut child = Command::new(&config.executable)
         .args(["daemon", "--detached"])
         .stdin(Stdio::null())

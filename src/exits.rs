@@ -68,6 +68,11 @@ impl Exits {
         receiver
     }
 
+    /// A session waits for the end of this host.
+    pub(crate) fn is_watched(&self, socket: &str) -> bool {
+        self.book().watches.contains_key(socket)
+    }
+
     /// A zygote reports.
     pub(crate) fn report(&self, exit: HostExit) {
         let mut book = self.book();

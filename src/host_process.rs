@@ -231,6 +231,11 @@ impl HostProcess {
     }
 }
 
+/// A process of this number runs; one that nobody has reaped yet does not.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    proc_stat(pid).is_some_and(|stat| stat.state != b'Z')
+}
+
 async fn wait_for_end(pidfd: &AsyncFd<std::os::fd::OwnedFd>) {
     // Readable means ended (pidfd_open(2)). An event may have been consumed by
     // an earlier wait, so the descriptor itself is asked too.

@@ -15,6 +15,7 @@ use crate::events::EventLog;
 use crate::exits::Exits;
 use crate::host_process::{self, HostProcess, Lanes};
 use crate::lane_io::ConnectError;
+use crate::litter;
 use crate::log::Log;
 use crate::session::{self, SessionHandle};
 use crate::tombstones;
@@ -41,11 +42,22 @@ impl Hosts {
     pub(crate) async fn create(
         &self,
         environment: &Environment,
-        spec: SessionSpec,
+        mut spec: SessionSpec,
     ) -> Result<SessionHandle, SpawnError> {
         let name = spec.session.clone();
-        let spawned = self.zygotes.spawn(environment, spec).await?;
-        let connected = self.connect(&spawned.socket, |_| true).await;
+        let mut spawned = self.zygotes.spawn(environment, spec.clone()).await?;
+        let mut connected = self.connect(&spawned.socket, |_| true).await;
+        if connected.as_ref().is_err_and(died_at_once) {
+            // It has run nothing. What kills a process that is forked need not
+            // kill one that starts from nothing.
+            let pid = spawned.pid;
+            let why = format!("the process {pid} that was forked for it died at once");
+            self.log.note(&format!("WARN: session {name}: {why}"));
+            spec.must_start_cold = true;
+            spec.cold_reason = Some(why);
+            spawned = self.zygotes.spawn(environment, spec).await?;
+            connected = self.connect(&spawned.socket, |_| true).await;
+        }
         if matches!(connected, Err(_) | Ok(None)) {
             // Nobody knows of it, and nobody would ever end it.
             let process = HostProcess::of(spawned.pid);
@@ -134,7 +146,7 @@ impl Hosts {
                 Err(error) if error.is_gone() => {
                     // Its zygote may yet say how it ended.
                     let end = tombstones::unreported(&self.dir, socket);
-                    self.remove_litter(socket);
+                    litter::remove_of_host(&self.dir, socket);
                     return session::bury(&end?, &self.dir);
                 }
                 Err(error) if !told => {
@@ -167,47 +179,14 @@ impl Hosts {
 
     /// Removes what nobody listens on.
     pub(crate) fn sweep(&self) {
-        let names = self.dir.entries().unwrap_or_default();
-        for name in &names {
-            // What an environment said is told in replies; its log is only of
-            // use while it runs.
-            let zygote = name
-                .strip_suffix(".log")
-                .filter(|name| name.starts_with("z-"));
-            if zygote.is_some_and(|zygote| !names.contains(&format!("{zygote}{SOCKET}"))) {
-                let _ = self.dir.remove(name);
-            }
-        }
-        for name in names {
-            let ours = (name.starts_with("h-") || name.starts_with("z-"))
-                && (name.ends_with(SOCKET) || name.ends_with(PARKED));
-            if ours && self.is_dead(&name) {
-                self.remove_litter(&name);
-            }
-        }
+        litter::sweep(&self.dir);
     }
+}
 
-    fn is_dead(&self, socket: &str) -> bool {
-        let tried = self.dir.connect_socket_nonblocking(socket);
-        tried.is_err_and(|error| error.is_refused())
-    }
-
-    fn remove_litter(&self, socket: &str) {
-        // What stays is looked at again at the next start.
-        let _ = self.dir.remove(socket);
-        let _ = self.dir.remove(&journal_of(socket));
-    }
+/// A host that was just made has gone before it said who it is.
+fn died_at_once(error: &ConnectError) -> bool {
+    error.is_gone() || matches!(error, ConnectError::Lost(_))
 }
 
 /// How names of sockets end.
 const SOCKET: &str = ".sock";
-/// How names of sockets end whose process is no session yet; it answers nobody.
-const PARKED: &str = ".parked";
-
-/// The name of a host's journal, beside its socket.
-fn journal_of(socket: &str) -> String {
-    let name = socket
-        .strip_suffix(SOCKET)
-        .or_else(|| socket.strip_suffix(PARKED));
-    format!("{}.journal", name.unwrap_or(socket))
-}

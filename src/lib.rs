@@ -23,6 +23,7 @@ mod host_process;
 mod hosts;
 mod lane_io;
 mod listener;
+mod litter;
 mod log;
 mod log_file;
 mod peer;

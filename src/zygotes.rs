@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
-use pythond_protocol::lane::{SessionSpec, ZygoteCommand, ZygoteInfo};
+use pythond_protocol::lane::{SessionSpec, ZygoteInfo};
 use rustix::process::{Pid, WaitOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
@@ -17,16 +17,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::environment::{Environment, FileMark};
-use crate::error::SpawnError;
+use crate::error::{SpawnError, chain};
 use crate::exits::Exits;
 use crate::lane_io::LaneIo;
 use crate::log::Log;
-use crate::zygote::{self, Spawned, ZygoteHandle};
+use crate::zygote::{self, AskError, Spawned, Surroundings, ZygoteHandle};
 
 /// How long an environment may take to come up.
 const START_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a zygote that was there already may take to answer.
+/// How long who wants a session waits for a zygote that was there already.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(5);
+/// Pause before a zygote whose lane cannot be opened is tried again.
+const ADOPT_PAUSE: Duration = Duration::from_secs(1);
+/// Zygotes that are tried for one session.
+const ATTEMPTS: u32 = 3;
 /// Most of a zygote's log that is read to say why it ended, in bytes.
 const LOG_TAIL: u64 = 16 << 10;
 /// Connections that may wait at a zygote's socket.
@@ -43,19 +47,28 @@ pub(crate) struct HostProgram {
     pub(crate) open_files: Option<rustix::process::Rlimit>,
 }
 
-/// One environment's place: holding the lock means starting its zygote.
+/// One environment's place: holding the lock means starting its zygote, or
+/// taking over the one that is there.
 #[derive(Default)]
 struct Slot {
     zygote: tokio::sync::Mutex<Option<ZygoteHandle>>,
+    /// Why the zygote that is there is not the one of before; told with the next
+    /// session.
+    why_another: Mutex<Option<String>>,
+}
+
+impl Slot {
+    fn why_another(&self) -> MutexGuard<'_, Option<String>> {
+        self.why_another
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// All zygotes of this daemon.
 pub(crate) struct Zygotes {
-    dir: Arc<PrivateDir>,
+    around: Arc<Surroundings>,
     program: HostProgram,
-    exits: Arc<Exits>,
-    log: Log,
-    tracker: TaskTracker,
     slots: Mutex<HashMap<String, Arc<Slot>>>,
     /// Every zygote whose lane is open, retired ones too.
     all: Mutex<Vec<ZygoteHandle>>,
@@ -71,16 +84,23 @@ impl Zygotes {
         log: Log,
         tracker: TaskTracker,
     ) -> Self {
-        Self {
+        let around = Surroundings {
             dir,
-            program,
             exits,
             log,
             tracker,
+        };
+        Self {
+            around: Arc::new(around),
+            program,
             slots: Mutex::default(),
             all: Mutex::default(),
             stopping: CancellationToken::new(),
         }
+    }
+
+    fn dir(&self) -> &PrivateDir {
+        &self.around.dir
     }
 
     fn slot(&self, key: &str) -> Arc<Slot> {
@@ -100,41 +120,87 @@ impl Zygotes {
     /// # Errors
     /// [`SpawnError::Environment`] says why it cannot be used.
     pub(crate) async fn get(&self, environment: &Environment) -> Result<ZygoteHandle, SpawnError> {
+        self.get_able(environment, None).await
+    }
+
+    /// The same; one that has to be started forks nothing if there is a reason
+    /// why it must not.
+    async fn get_able(
+        &self,
+        environment: &Environment,
+        cold: Option<&str>,
+    ) -> Result<ZygoteHandle, SpawnError> {
         let key = self.key(environment);
         let slot = self.slot(&key);
         let mut current = slot.zygote.lock().await;
-        if let Some(zygote) = current.as_ref().filter(|zygote| zygote.is_alive()) {
-            return Ok(zygote.clone());
+        match current.take() {
+            Some(zygote) if zygote.is_alive() => {
+                *current = Some(zygote.clone());
+                return Ok(zygote);
+            }
+            Some(gone) => *slot.why_another() = Some(gone.why_gone()),
+            None => {}
         }
-        let zygote = self.start(environment, &key).await?;
+        let zygote = self.start(environment, &key, cold).await?;
         *current = Some(zygote.clone());
         Ok(zygote)
     }
 
-    /// Makes a session host in an environment.
+    /// Makes a session host in an environment. A zygote that dies over it, or
+    /// does not answer, is replaced; if that one does so too, the next one forks
+    /// nothing.
     ///
     /// # Errors
     /// [`SpawnError`].
     pub(crate) async fn spawn(
         &self,
         environment: &Environment,
-        spec: SessionSpec,
+        mut spec: SessionSpec,
     ) -> Result<Spawned, SpawnError> {
-        let mut zygote = self.get(environment).await?;
-        if !zygote.is_fresh().await {
-            zygote = self.renew(environment, &zygote).await?;
+        let slot = self.slot(&self.key(environment));
+        let mut why = None;
+        for attempt in 1..=ATTEMPTS {
+            let cold = why.as_deref().filter(|_| attempt == ATTEMPTS);
+            let zygote = self.get_able(environment, cold).await?;
+            let why_another = slot.why_another().take();
+            spec.cold_reason = why_another.or(spec.cold_reason);
+            let useless = match self.spawn_from(environment, &zygote, &spec).await {
+                Ok(spawned) => return Ok(spawned),
+                Err(SpawnFailure::Told(error)) => return Err(error),
+                Err(SpawnFailure::Useless(useless)) => useless,
+            };
+            self.give_up(&slot, &zygote, &useless).await;
+            spec.cold_reason = Some(useless.clone());
+            why = Some(useless);
         }
-        match zygote.spawn(spec.clone()).await {
-            Ok(spawned) => Ok(spawned),
-            Err(Some(error)) => Err(SpawnError::Refused(error)),
-            // It died between the question and this; nothing was made that
-            // anybody knows of, so one more start is no double execution.
-            Err(None) => {
-                let zygote = self.get(environment).await?;
-                zygote.spawn(spec).await.map_err(|error| {
-                    SpawnError::Refused(error.unwrap_or_else(|| "the zygote died".to_owned()))
-                })
-            }
+        Err(SpawnError::Refused(why.unwrap_or_default()))
+    }
+
+    async fn spawn_from(
+        &self,
+        environment: &Environment,
+        zygote: &ZygoteHandle,
+        spec: &SessionSpec,
+    ) -> Result<Spawned, SpawnFailure> {
+        if zygote.is_fresh().await? {
+            return Ok(zygote.spawn(spec.clone()).await?);
+        }
+        let renewed = self.renew(environment, zygote).await;
+        let renewed = renewed.map_err(SpawnFailure::Told)?;
+        Ok(renewed.spawn(spec.clone()).await?)
+    }
+
+    /// Lets the next session have another zygote. This one may answer later, and
+    /// reports its hosts as long as it lives.
+    async fn give_up(&self, slot: &Slot, useless: &ZygoteHandle, why: &str) {
+        self.around.log.note(&format!("WARN: {why}"));
+        useless.retire().await;
+        let mut current = slot.zygote.lock().await;
+        if current
+            .as_ref()
+            .is_some_and(|zygote| zygote.info.pid == useless.info.pid)
+        {
+            *current = None;
         }
     }
 
@@ -155,7 +221,7 @@ impl Zygotes {
         }
         stale.retire().await;
         *current = None;
-        let zygote = self.start(environment, &key).await?;
+        let zygote = self.start(environment, &key, None).await?;
         *current = Some(zygote.clone());
         Ok(zygote)
     }
@@ -170,11 +236,12 @@ impl Zygotes {
         &self,
         environment: &Environment,
         key: &str,
+        cold: Option<&str>,
     ) -> Result<ZygoteHandle, SpawnError> {
         let (name, listener) = self.bind(key)?;
         let socket = format!("z-{name}.sock");
         let log_name = format!("z-{name}.log");
-        let started = self.start_process(environment, &name, &log_name, listener);
+        let started = self.start_process(environment, &name, cold, listener);
         let outcome = match started {
             Ok(child) => {
                 self.wait_for_welcome(environment, child, &socket, &log_name)
@@ -183,10 +250,10 @@ impl Zygotes {
             Err(error) => Err(error),
         };
         match outcome {
-            Ok((lane, info)) => Ok(self.take(lane, info)),
+            Ok((lane, info)) => Ok(self.take(lane, info, socket)),
             Err(error) => {
                 // Nobody listens there any more.
-                let _ = self.dir.remove(&socket);
+                let _ = self.dir().remove(&socket);
                 Err(error)
             }
         }
@@ -201,7 +268,7 @@ impl Zygotes {
             } else {
                 format!("{key}-{number}")
             };
-            match self.dir.bind_socket(&format!("z-{name}.sock"), BACKLOG) {
+            match self.dir().bind_socket(&format!("z-{name}.sock"), BACKLOG) {
                 Ok(listener) => return Ok((name, listener)),
                 Err(error) if error.io_kind() == Some(std::io::ErrorKind::AddrInUse) => {}
                 Err(error) => return Err(SpawnError::Files(error)),
@@ -214,17 +281,21 @@ impl Zygotes {
         &self,
         environment: &Environment,
         name: &str,
-        log_name: &str,
+        cold: Option<&str>,
         listener: std::os::fd::OwnedFd,
     ) -> Result<tokio::process::Child, SpawnError> {
-        let output = self.dir.empty_file(log_name).map_err(SpawnError::Files)?;
+        let log_name = format!("z-{name}.log");
+        let output = self
+            .dir()
+            .empty_file(&log_name)
+            .map_err(SpawnError::Files)?;
         let errors = output.try_clone().map_err(SpawnError::Launch)?;
         let mut command = tokio::process::Command::new(&self.program.launcher);
         command
             .arg("zygote")
             .args(["--python", &environment.python])
             .arg("--runtime-dir")
-            .arg(self.dir.path())
+            .arg(self.dir().path())
             .args(["--key", name])
             .env_clear()
             .envs(&environment.variables)
@@ -236,6 +307,9 @@ impl Zygotes {
             .process_group(0);
         if !environment.preload.is_empty() {
             command.args(["--preload", &environment.preload.join(",")]);
+        }
+        if let Some(reason) = cold {
+            command.args(["--cold", reason]);
         }
         let child = command.spawn().map_err(SpawnError::Launch)?;
         if let (Some(limit), Some(pid)) = (&self.program.open_files, child.id()) {
@@ -260,7 +334,7 @@ impl Zygotes {
         let deadline = Instant::now() + START_DEADLINE;
         let outcome = tokio::select! {
             biased;
-            opened = zygote::open(&self.dir, socket, deadline) => opened.ok(),
+            opened = zygote::open(self.dir(), socket, deadline) => opened.ok(),
             _ = child.wait() => None,
             // Dropping the newborn ends it.
             () = self.stopping.cancelled() => return Err(stops()),
@@ -307,13 +381,15 @@ impl Zygotes {
     /// Reaps a zygote by its own handle whenever it ends.
     fn reap(&self, mut newborn: Newborn) {
         if let Some(mut child) = newborn.0.take() {
-            self.tracker.spawn(async move { drop(child.wait().await) });
+            self.around
+                .tracker
+                .spawn(async move { drop(child.wait().await) });
         }
     }
 
     /// The last line that a zygote wrote before it ended.
     fn last_line(&self, log_name: &str) -> Option<String> {
-        let mut file = self.dir.open_file(log_name).ok()?;
+        let mut file = self.dir().open_file(log_name).ok()?;
         let length = file.metadata().ok()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))
             .ok()?;
@@ -338,49 +414,82 @@ impl Zygotes {
         Some(line.chars().filter(|c| !c.is_control()).take(500).collect())
     }
 
-    fn take(&self, lane: LaneIo, info: ZygoteInfo) -> ZygoteHandle {
-        let exits = Arc::clone(&self.exits);
-        let handle = zygote::start(lane, info, exits, self.log.clone(), &self.tracker);
+    fn take(&self, lane: LaneIo, info: ZygoteInfo, socket: String) -> ZygoteHandle {
+        let handle = zygote::start(lane, info, socket, Arc::clone(&self.around));
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(ZygoteHandle::is_alive);
         all.push(handle.clone());
         handle
     }
 
-    /// Takes over a zygote that an earlier daemon started. Removes its socket
-    /// if it is dead.
+    /// Takes over a zygote that an earlier daemon started, however long it takes
+    /// to answer. Removes its socket if it is dead.
+    ///
+    /// Who wants a session in its environment waits for it, but not for long.
     pub(crate) async fn adopt(&self, socket: &str) {
-        let deadline = Instant::now() + ADOPT_DEADLINE;
-        let opened =
-            tokio::time::timeout(ADOPT_DEADLINE, zygote::open(&self.dir, socket, deadline));
-        match opened.await {
-            Ok(Ok(Ok((mut lane, _)))) if self.stopping.is_cancelled() => {
-                // A lane that breaks now belongs to one that ends anyway.
-                let _ = lane.send(&ZygoteCommand::Shutdown, b"");
+        let key = socket.trim_start_matches("z-").split(['-', '.']).next();
+        let slot = self.slot(key.unwrap_or_default());
+        let mut opening = std::pin::pin!(self.open_left_behind(socket));
+        let current = slot.zygote.lock().await;
+        match tokio::time::timeout(ADOPT_DEADLINE, &mut opening).await {
+            Ok(opened) => self.adopted(opened, current, socket).await,
+            Err(_) => {
+                drop(current);
+                let why = format!("the zygote of {socket} does not answer");
+                self.around.log.note(&format!("WARN: {why}"));
+                *slot.why_another() = Some(why);
+                let opened = opening.await;
+                self.adopted(opened, slot.zygote.lock().await, socket).await;
             }
-            Ok(Ok(Ok((lane, info)))) => {
-                let key = info.key.split('-').next().unwrap_or(&info.key).to_owned();
-                self.tracker.spawn(reap(info.pid));
-                let handle = self.take(lane, info);
-                let slot = self.slot(&key);
-                let mut current = slot.zygote.lock().await;
-                match current.as_ref() {
-                    // Of two, one was retired; which does not matter, for both
-                    // are asked whether they are fresh.
-                    Some(other) if other.is_alive() => handle.retire().await,
-                    _ => *current = Some(handle),
+        }
+    }
+
+    async fn adopted(
+        &self,
+        opened: Option<(LaneIo, ZygoteInfo)>,
+        mut current: tokio::sync::MutexGuard<'_, Option<ZygoteHandle>>,
+        socket: &str,
+    ) {
+        let Some((lane, info)) = opened else { return };
+        self.around.tracker.spawn(reap(info.pid));
+        let handle = self.take(lane, info, socket.to_owned());
+        match current.as_ref() {
+            _ if self.stopping.is_cancelled() => handle.shut_down().await,
+            // Of two, one was retired; which does not matter, for both
+            // are asked whether they are fresh.
+            Some(other) if other.is_alive() => handle.retire().await,
+            _ => *current = Some(handle),
+        }
+    }
+
+    /// Waits for the first words of a zygote that was there before this daemon;
+    /// none if it is gone, or of no use.
+    async fn open_left_behind(&self, socket: &str) -> Option<(LaneIo, ZygoteInfo)> {
+        let mut told = false;
+        loop {
+            // One that is stopped, or still imports, answers in its time: the
+            // connection stays.
+            let deadline = Instant::now() + ADOPT_DEADLINE;
+            let words = match zygote::open(self.dir(), socket, deadline).await {
+                Ok(Ok(opened)) => return Some(opened),
+                Ok(Err(error)) => {
+                    let failed = format!("zygote {socket} failed: {error}");
+                    self.around.log.note(&failed);
+                    return None;
                 }
+                Err(error) if error.is_gone() => {
+                    // What nobody listens on is only litter.
+                    let _ = self.dir().remove(socket);
+                    let _ = self.dir().remove(&socket.replace(".sock", ".log"));
+                    return None;
+                }
+                Err(error) => format!("cannot adopt zygote {socket} yet: {}", chain(&error)),
+            };
+            if !told {
+                told = true;
+                self.around.log.note(&words);
             }
-            Ok(Ok(Err(error))) => self.log.note(&format!("zygote {socket} failed: {error}")),
-            Ok(Err(error)) if error.is_gone() => {
-                // What nobody listens on is only litter.
-                let _ = self.dir.remove(socket);
-                let _ = self.dir.remove(&socket.replace(".sock", ".log"));
-            }
-            Ok(Err(error)) => self
-                .log
-                .note(&format!("cannot adopt zygote {socket}: {error}")),
-            Err(_) => self.log.note(&format!("zygote {socket} does not answer")),
+            tokio::time::sleep(ADOPT_PAUSE).await;
         }
     }
 
@@ -396,8 +505,11 @@ impl Zygotes {
             .alive()
             .into_iter()
             .map(|zygote| async move { zygote.shut_down().await });
-        // One that does not end has no hosts any more and ends by itself.
         let _ = tokio::time::timeout(patience, futures_util::future::join_all(ends)).await;
+        // One that is stopped would be there for ever. It has no hosts any more.
+        let left = self.alive();
+        let ends = left.iter().map(ZygoteHandle::kill);
+        futures_util::future::join_all(ends).await;
     }
 }
 
@@ -410,6 +522,23 @@ async fn reap(pid: i32) {
     // Another's child is an error at once.
     while let Ok(None) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
         ended.recv().await;
+    }
+}
+
+/// Why there is no host.
+enum SpawnFailure {
+    /// For a reason that another zygote would not change.
+    Told(SpawnError),
+    /// The zygote is of no use; why.
+    Useless(String),
+}
+
+impl From<AskError> for SpawnFailure {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Refused(why) => Self::Told(SpawnError::Refused(why)),
+            AskError::Useless(why) => Self::Useless(why),
+        }
     }
 }
 

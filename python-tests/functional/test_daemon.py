@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -97,6 +98,26 @@ def test_detached_start_returns_when_the_socket_answers(
         assert daemon.new("a").out("1 + 1") == "2\n"
         assert daemon.pyctl("stop").returncode == 0
         wait_until(lambda pid=pid: not processes.is_alive(pid), what="the daemon is gone")
+
+
+@pytest.mark.parametrize(("program", "words"), [("pyctl", "start -d"), ("pythond", "daemon -d")])
+def test_a_detached_daemon_does_not_keep_what_its_caller_has_open(
+    make_daemon: Callable[..., TestDaemon], program: str, words: str
+) -> None:
+    daemon = make_daemon()
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(writer, fcntl.F_DUPFD, 700)
+    done = daemon.client(program, *words.split(), timeout=30, pass_fds=(writer, high))
+    assert done.returncode == 0, done
+    os.close(writer)
+    os.close(high)
+    # Whoever waits for the end of the pipe gets it.
+    os.set_blocking(reader, False)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    held = processes.open_files(daemon.info()["pid"])
+    assert not any(target.startswith("pipe:") for target in held), held
+    assert daemon.pyctl("stop").returncode == 0
 
 
 def test_a_detached_start_that_fails_says_why(make_daemon: Callable[..., TestDaemon]) -> None:

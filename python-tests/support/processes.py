@@ -57,6 +57,15 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def open_files(pid: int) -> list[str]:
+    """Return what the descriptors of a process are of."""
+    found = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry.path))
+    return found
+
+
 def threads(pid: int) -> int:
     """Count the threads of a process."""
     return len(os.listdir(f"/proc/{pid}/task"))

@@ -85,6 +85,8 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
             .display()
             .to_string(),
         python_reason: environment.reason.clone(),
+        cold_reason: None,
+        must_start_cold: false,
         limits: session_limits,
         kept: context.limits.kept,
         cells: context.limits.cells,

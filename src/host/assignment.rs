@@ -38,6 +38,21 @@ pub(crate) fn send(socket: impl AsFd, assignment: &Assignment) -> std::io::Resul
     Ok(())
 }
 
+/// Tells the zygote that a parked process has come up.
+pub(crate) fn tell_ready(socket: impl AsFd) {
+    // A zygote that is gone shows when the assignment is waited for.
+    let _ = rustix::net::send(socket, b"r", SendFlags::NOSIGNAL);
+}
+
+/// Whether a parked process had come up before it died.
+pub(crate) fn was_ready(socket: impl AsFd) -> bool {
+    let mut byte = [0; 1];
+    matches!(
+        rustix::net::recv(socket, &mut byte[..], RecvFlags::DONTWAIT),
+        Ok((1, _))
+    )
+}
+
 /// Waits for an assignment. None if the zygote is gone.
 pub(crate) fn receive(socket: impl AsFd) -> Option<Assignment> {
     let mut decoder = Decoder::new(HELLO_TAG);

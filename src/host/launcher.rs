@@ -45,6 +45,7 @@ struct Arguments {
     runtime_dir: String,
     key: String,
     preload: Vec<String>,
+    cold: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -71,6 +72,7 @@ fn run() -> Result<u8, String> {
         "runtime_dir": arguments.runtime_dir,
         "key": arguments.key,
         "preload": arguments.preload,
+        "cold": arguments.cold,
     });
     let words = [
         interpreter.executable.clone(),
@@ -120,6 +122,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--python" => arguments.python = value,
             "--runtime-dir" => arguments.runtime_dir = value,
             "--key" => arguments.key = value,
+            "--cold" => arguments.cold = Some(value),
             "--preload" => arguments.preload = value.split(',').map(str::to_owned).collect(),
             _ => return Err(format!("unknown option `{word}`")),
         }

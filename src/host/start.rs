@@ -26,6 +26,9 @@ pub(crate) struct Launch {
     /// Tells environments apart.
     #[serde(default)]
     pub(crate) key: String,
+    /// Why hosts start cold and nothing is forked.
+    #[serde(default)]
+    pub(crate) cold: Option<String>,
     /// Modules to import before the first session.
     #[serde(default)]
     pub(crate) preload: Vec<String>,

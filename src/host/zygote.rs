@@ -59,7 +59,7 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
     sys::handle_by_default(Signal::INT.as_raw());
     let mut zygote = Zygote {
         open_files: raise_open_files(),
-        cannot_fork: birth::other_threads(),
+        cannot_fork: birth::other_threads().or_else(|| launch.cold.clone()),
         launch,
         python,
         path_times,
@@ -74,6 +74,7 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
         retired: false,
         finished: false,
         next_name: 0,
+        stillborn: 0,
         last_request: Instant::now(),
         last_company: Instant::now(),
     };
@@ -130,6 +131,8 @@ struct Zygote {
     retired: bool,
     finished: bool,
     next_name: u32,
+    /// Spares in a row that died before they came up.
+    stillborn: u32,
     last_request: Instant,
     last_company: Instant,
 }

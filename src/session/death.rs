@@ -59,6 +59,8 @@ pub(crate) fn bury(exit: &HostEnd, dir: &Arc<PrivateDir>) -> Option<SessionHandl
         env: BTreeMap::new(),
         directory: String::new(),
         python_reason: String::new(),
+        cold_reason: None,
+        must_start_cold: false,
         limits: SessionLimits::default(),
         kept: KeptBudget::default(),
         cells: CellLimits::default(),

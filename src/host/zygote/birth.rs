@@ -42,7 +42,14 @@ impl Zygote {
         spec: SessionSpec,
     ) -> std::io::Result<(i32, String)> {
         self.last_request = Instant::now();
-        let (spare, start) = if let Some(spare) = self.spares.pop_front() {
+        if !spec.must_start_cold
+            && let Some(made) = self.made_already(&spec)
+        {
+            return Ok(made);
+        }
+        let (spare, start) = if spec.must_start_cold {
+            (self.start_cold()?, StartKind::Cold)
+        } else if let Some(spare) = self.spares.pop_front() {
             (spare, StartKind::Spare)
         } else {
             // A library may have started a thread since.
@@ -65,14 +72,20 @@ impl Zygote {
         host.limits = spec.limits;
         let mut python = self.python.clone();
         python.reason.clone_from(&spec.python_reason);
+        let mut cold_reason = spec.cold_reason.clone();
+        if start == StartKind::Cold {
+            cold_reason = cold_reason.or_else(|| self.cannot_fork.clone());
+        }
         let assignment = Assignment {
             spec,
             python,
-            start,
-            cold_reason: self
-                .cannot_fork
-                .clone()
-                .filter(|_| start == StartKind::Cold),
+            // For whoever waits it is one: its environment had to come up first.
+            start: if cold_reason.is_some() {
+                StartKind::Cold
+            } else {
+                start
+            },
+            cold_reason,
             zygote_pid: rustix::process::getpid().as_raw_nonzero().get(),
             runtime_dir: self.launch.runtime_dir.clone(),
             name: host.name.clone(),
@@ -86,6 +99,16 @@ impl Zygote {
             .and_then(|()| assignment::send(&socket, &assignment));
         self.hosts.insert(pid, host);
         sent.map(|()| (pid, name))
+    }
+
+    /// The host of a session that is asked for again because the answer was lost.
+    fn made_already(&self, spec: &SessionSpec) -> Option<(i32, String)> {
+        let (pid, host) = self.hosts.iter().find(|(_, host)| {
+            host.session.as_ref().is_some_and(|(_, id, generation)| {
+                *id == spec.session_id && *generation == spec.generation
+            })
+        })?;
+        Some((*pid, host.name.clone()))
     }
 
     pub(super) fn make_spare(&mut self, py: Python<'_>) {
@@ -193,11 +216,16 @@ impl Zygote {
                 sys::exit_now(1)
             }
         };
+        assignment::tell_ready(&theirs);
         let assignment = assignment::receive(&theirs);
         drop(theirs);
         match assignment {
             Some(assignment) => session::serve(py, ready, assignment),
-            None => sys::exit_now(0),
+            None => {
+                // A zygote that was killed removes nothing.
+                self.remove_files(&name);
+                sys::exit_now(0)
+            }
         }
     }
 

@@ -10,7 +10,8 @@ use pythond_protocol::output_log::{self, Stream};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::time::ClockId;
 
-use super::{Host, Zygote};
+use super::{Host, Spare, Zygote};
+use crate::assignment;
 use crate::journal::Journal;
 use crate::{limits, sys};
 
@@ -27,6 +28,8 @@ const OUT_OF_MEMORY: [&str; 5] = [
     "Cannot allocate memory",
     "out of memory",
 ];
+/// Spares in a row that die before they come up, after which none is forked.
+const MOST_STILLBORN: u32 = 3;
 /// Most bytes of a dead host's standard error that are told.
 const LAST_STDERR: usize = 4096;
 
@@ -72,21 +75,39 @@ impl Zygote {
             if let Some(at) = self.spares.iter().position(|spare| spare.pid == pid) {
                 if let Some(spare) = self.spares.remove(at) {
                     self.remove_files(&spare.host.name);
+                    self.spare_died(&spare, status);
                 }
                 continue;
             }
             let Some(host) = self.hosts.remove(&pid) else {
                 continue;
             };
-            let end = match (status.exit_status(), status.terminating_signal()) {
-                (Some(status), _) => ProcessEnd::Exited { status },
-                (None, Some(signal)) => ProcessEnd::Signaled {
-                    signal,
-                    out_of_memory: signal == Signal::KILL.as_raw() && oom_kills() > host.oom_kills,
-                },
-                (None, None) => ProcessEnd::Unknown,
-            };
+            let mut end = process_end(status);
+            if let ProcessEnd::Signaled {
+                signal,
+                out_of_memory,
+            } = &mut end
+            {
+                *out_of_memory = *signal == Signal::KILL.as_raw() && oom_kills() > host.oom_kills;
+            }
             self.report(pid, host, end);
+        }
+    }
+
+    /// Where every process that is forked dies before it comes up, for example
+    /// by what a preloaded module runs after a fork, hosts start cold.
+    fn spare_died(&mut self, spare: &Spare, status: WaitStatus) {
+        if assignment::was_ready(&spare.socket) {
+            self.stillborn = 0;
+            return;
+        }
+        self.stillborn += 1;
+        if self.stillborn >= MOST_STILLBORN {
+            let end = process_end(status);
+            self.cannot_fork.get_or_insert(format!(
+                "processes that are forked from it end at once: {}",
+                end.describe()
+            ));
         }
     }
 
@@ -162,6 +183,18 @@ fn the_only_one(fates: &[CellFate]) -> Option<CellId> {
     match (running.next(), running.next()) {
         (Some(only), None) => Some(only.cell),
         _ => None,
+    }
+}
+
+/// How a child ended that was reaped.
+fn process_end(status: WaitStatus) -> ProcessEnd {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(status), _) => ProcessEnd::Exited { status },
+        (None, Some(signal)) => ProcessEnd::Signaled {
+            signal,
+            out_of_memory: false,
+        },
+        (None, None) => ProcessEnd::Unknown,
     }
 }
 

@@ -35,6 +35,12 @@ pub struct SessionSpec {
     /// How many cells it takes.
     #[serde(default)]
     pub cells: CellLimits,
+    /// Why it does not come from a zygote that was ready, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_reason: Option<String>,
+    /// It must not be forked, but started from nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub must_start_cold: bool,
 }
 
 /// What a host says of itself when a control lane opens.

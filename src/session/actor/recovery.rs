@@ -8,7 +8,8 @@ use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use super::link::{Link, recover};
 use super::{Session, answer};
 use crate::exits::HostExit;
-use crate::host_process::Lanes;
+use crate::host_process::{Lanes, is_alive};
+use crate::litter;
 use crate::session::death;
 use crate::session::handle::{EndReason, Last, LastOutput, RunAnswer, View};
 use crate::session::state::{Cell, Phase, Resume};
@@ -102,6 +103,10 @@ impl Session {
         let lost = end.as_ref().map_or(0, |end| end.log_lost);
         let mut output = Some(LastOutput { log, lost });
         self.leave_word(end.as_deref());
+        if end.is_none() && !is_alive(self.shared.hosted.zygote_pid) {
+            // Nobody else removes them.
+            litter::remove_of_host(&self.dir, &self.socket);
+        }
         let died_ns = end.as_ref().map_or(0, |end| end.died_ns);
         let fates: Arc<[CellFate]> = end.map(|end| end.fates.into()).unwrap_or_default();
         let mut cells = self.board.drain();
