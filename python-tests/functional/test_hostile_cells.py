@@ -371,6 +371,53 @@ def test_connections_of_its_own_cells_do_not_put_a_session_out_of_reach(
     assert daemon.json(f"run {victim.name} --json\nx + 1")["result"] == "42"
 
 
+QUEUE_FULL = """
+import ctypes, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMAX])
+send = ctypes.CDLL(None).sigqueue
+count = 0
+while send(os.getpid(), int(signal.SIGRTMAX), None) == 0: count += 1
+print("full", flush=True)
+threading.Event().wait()
+"""
+
+
+def everything_answers(session: Session) -> None:
+    """Use what the main thread and the I/O thread have to tell each other for."""
+    follower = session.daemon.popen("pysh", "run", session.name, "print(1); os.system('echo 2')")
+    assert follower.communicate(timeout=60)[0] == b"1\n2\n"
+    cell = session.fire("os.system('echo beside')")
+    assert session.ended(cell)["status"] == "done"
+    cells = [session.detach(f"time.sleep(0.05); {number}") for number in range(3)]
+    assert [session.ended(cell)["result"] for cell in cells] == ["0", "1", "2"]
+    loop = session.detach("while True: pass")
+    session.wait_for_state("running")
+    session.interrupt(loop)
+    assert session.ended(loop)["status"] == "interrupted"
+    assert session.ask("stack")["ok"]
+
+
+def test_signals_that_somebody_else_queues_hold_up_nobody(module_daemon: TestDaemon) -> None:
+    """How many may be queued is counted per user, not per process."""
+    with module_daemon.session() as hog, module_daemon.session() as other:
+        cell = hog.detach(f"import threading{QUEUE_FULL}")
+        hog.wait_for_output(cell, "full", 60)
+        everything_answers(other)
+
+
+def test_a_session_that_may_queue_no_signal_is_of_use(victim: Session) -> None:
+    victim.out("import resource; resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))")
+    everything_answers(victim)
+
+
+def test_descriptors_that_a_cell_made_blocking_hold_up_nobody(victim: Session) -> None:
+    victim.out(
+        "for fd in map(int, os.listdir('/proc/self/fd')):\n"
+        "    try: os.set_blocking(fd, True)\n    except OSError: pass"
+    )
+    everything_answers(victim)
+
+
 def test_a_daemon_is_untouched_by_all_this(module_daemon: TestDaemon) -> None:
     pid = module_daemon.info()["pid"]
     assert pid == module_daemon.pid

@@ -153,9 +153,9 @@ def strays(daemon: TestDaemon) -> list[str]:
     """
     info = daemon.info()
     zygotes = {zygote["pid"] for zygote in info["zygotes"]}
-    sessions = {
-        entry["pid"]: name for name, entry in daemon.list().items() if entry["state"] != "dead"
-    }
+    listed = daemon.list().items()
+    sessions = {entry["pid"]: name for name, entry in listed if entry["state"] != "dead"}
+    dead = len(listed) - len(sessions)
     parked = spares(daemon)
     known = {daemon.pid, *zygotes, *sessions, *parked}
     found = [f"process {pid}: {c}" for pid, c in daemon.processes().items() if pid not in known]
@@ -172,6 +172,7 @@ def strays(daemon: TestDaemon) -> list[str]:
     files = os.listdir(info["runtime_dir"])
     ends = Counter(file.rpartition(".")[2] for file in files if file.startswith("h-"))
     expected = {"sock": len(sessions), "parked": len(parked), "journal": len({*sessions, *parked})}
+    expected |= {"session": len(sessions), "tombstone": dead}
     for end, count in ends.items():
         # A spare's files are there a moment before its process has its name.
         if count != expected.get(end):

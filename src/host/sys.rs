@@ -160,9 +160,16 @@ impl ThreadId {
     }
 }
 
-/// The signal that wakes the I/O thread: real-time, used by nobody else.
+/// The signal that wakes the I/O thread. Nobody else uses it. No real-time one:
+/// those are refused when any process of the user has too many of them queued.
 pub(crate) fn wake_signal() -> i32 {
-    libc::SIGRTMIN() + 7
+    libc::SIGSTKFLT
+}
+
+/// The signal that our handlers in other threads and in copies of the process
+/// answer, chosen like [`wake_signal`].
+fn call_signal() -> i32 {
+    libc::SIGPWR
 }
 
 extern "C" fn nothing(_signal: i32) {}

@@ -126,8 +126,14 @@ impl Shared {
                 Stream::Stdout => out.as_fd(),
                 Stream::Stderr => err.as_fd(),
             };
+            // A cell may have made reading block: no more is asked for than is there.
+            let there = rustix::io::ioctl_fionread(descriptor).unwrap_or(0);
+            let there = usize::try_from(there).map_or(buffer.len(), |it| it.min(buffer.len()));
             // Empty, closed by a cell, or broken: nothing to take in.
-            let count = rustix::io::read(descriptor, &mut *buffer).unwrap_or(0);
+            let count = match there {
+                0 => 0,
+                there => rustix::io::read(descriptor, &mut buffer[..there]).unwrap_or(0),
+            };
             if shown {
                 copy.extend_from_slice(&buffer[..count]);
             }

@@ -8,7 +8,7 @@ use super::{empty_set, exit_now};
 /// The signal that `faulthandler` answers with a dump of all threads; only ever
 /// sent to a copy of the process.
 pub(crate) fn dump_signal() -> i32 {
-    libc::SIGRTMIN() + 9
+    super::call_signal()
 }
 
 /// What `faulthandler` set up for [`dump_signal`]: a cell may have changed it

@@ -17,7 +17,7 @@ static CUTTING: Mutex<()> = Mutex::new(());
 const CUT_PATIENCE: Duration = Duration::from_millis(5);
 
 fn cut_signal() -> i32 {
-    libc::SIGRTMIN() + 8
+    super::call_signal()
 }
 
 /// Changes what an interrupted system call returns, if it is the one meant.

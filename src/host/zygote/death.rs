@@ -151,12 +151,13 @@ impl Zygote {
         let written = self.write_tombstone(&host.name, &end);
         self.remove_files(&host.name);
         let event = ZygoteEvent::Exited(Box::new(end));
-        let mut told = false;
         for connection in &mut self.connections {
-            told |= connection.greeted && connection.lane.send(&event, &log).is_ok();
+            if connection.greeted {
+                // A daemon that is gone leaves it to the next one.
+                let _ = connection.lane.send(&event, &log);
+            }
         }
-        // A daemon may have heard it and forgotten it on purpose.
-        if !told && !written {
+        if !written {
             self.ended.push_back((event, log));
         }
         if self.ended.len() > REMEMBERED_ENDS {
