@@ -91,6 +91,7 @@ impl Zygote {
             };
             self.report(pid, host, end);
         }
+        self.empty_groups.retain(|group| !group.remove());
     }
 
     fn report(&mut self, pid: i32, host: Host, end: ProcessEnd) {
@@ -116,6 +117,10 @@ impl Zygote {
         let last = &last[last.len().saturating_sub(LAST_STDERR)..];
         let last_stderr = String::from_utf8_lossy(last).into_owned();
         let exceeded = exceeded(&host, &end, &last_stderr);
+        if let Some(group) = host.group {
+            // What it left running keeps the group alive.
+            self.empty_groups.push(group);
+        }
         let event = ZygoteEvent::Exited {
             pid,
             socket: format!("{}.sock", host.name),
@@ -155,6 +160,11 @@ fn exceeded(host: &Host, end: &ProcessEnd, last_stderr: &str) -> Option<String> 
         ProcessEnd::Signaled { signal, .. } => Some(*signal),
         _ => None,
     };
+    if let Some(group) = &host.group
+        && let Some(why) = limits::exceeded_by_group(&host.limits, group, end)
+    {
+        return Some(why);
+    }
     let by_time = [Signal::XCPU, Signal::KILL].map(|it| Some(it.as_raw()));
     if let Some(most) = host.limits.cpu_s
         && by_time.contains(&signal)
