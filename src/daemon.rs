@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use pythond_private_fs::cgroup::Delegated;
 use pythond_private_fs::{
     LockGuard, LockOutcome, PrivateDir, PrivateFsError, bind_at, connect_at, peer_credentials,
     remove_socket_at,
@@ -124,6 +125,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     background.spawn(bury_orphans(Arc::clone(&context), orphans));
     adopt(&context).await;
     context.hosts.sweep();
+    if let Ok(groups) = &context.groups {
+        groups.sweep();
+    }
     background.spawn(warm_default(Arc::clone(&context)));
     let connections = TaskTracker::new();
     supervisor::tell_ready();
@@ -334,6 +338,8 @@ fn context(
         search_path: config.search_path.clone(),
         cwd: config.cwd.clone(),
         new_replaces: config.new_replaces,
+        // Before there are zygotes, which inherit the group.
+        groups: Delegated::take(),
         limits: config.limits,
         session_limits: config.session_limits,
         sessions_dir: config.sessions_dir.clone(),

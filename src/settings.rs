@@ -72,6 +72,8 @@ pub struct Session {
     pub nofile: Option<u64>,
     /// Processor time of each of its processes, in seconds.
     pub cpu: Option<u64>,
+    /// Share of the processors against other sessions.
+    pub cpu_weight: Option<u64>,
 }
 
 impl Session {
@@ -83,6 +85,7 @@ impl Session {
             procs: self.procs,
             nofile: self.nofile,
             cpu_s: self.cpu,
+            cpu_weight: self.cpu_weight,
         }
     }
 }

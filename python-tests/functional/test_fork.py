@@ -540,6 +540,6 @@ def test_nothing_of_ours_is_left_in_the_session(session: Session) -> None:
     assert session.value("[n for n in sys.modules if 'cloudpickle' in n]") == "[]"
     assert session.value("len(os.listdir('/proc/self/fd')) - fds") == "0"
     threads = "len(os.listdir('/proc/self/task'))"
-    wait_until(lambda: session.value(threads) == "3", what="no thread is left")
+    wait_until(lambda: session.value(threads) == "4", what="no thread is left")
     zombies = "[p for p in open(f'/proc/self/task/{os.getpid()}/children').read().split()]"
     assert session.value(zombies) == "[]"

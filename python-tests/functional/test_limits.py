@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -258,13 +261,17 @@ def test_defaults_come_from_the_configuration_and_can_be_overridden(
         (["--nofile", "10"], "`nofile` is 10, and a session needs at least 64"),
         (["--nofile", "99999999999"], "`nofile` cannot be 99999999999: the daemon itself may"),
         (["--cpu", "-1"], "unexpected argument '-1'"),
-        (["--procs", "5"], "`procs` cannot be limited here"),
+        (["--procs", "5"], "`procs` cannot be limited without a control group: "),
+        (["--cpu-weight", "5"], "`cpu_weight` cannot be limited without a control group: "),
+        (["--cpu-weight", "10001"], "`cpu_weight` is 10001, which is too much"),
         (["--procs", "x"], "invalid value 'x' for '--procs <N>'"),
     ],
 )
 def test_limits_that_cannot_be_are_refused(
     shared_daemon: TestDaemon, words: list[str], told: str
 ) -> None:
+    if words[0] == "--procs" and os.geteuid() != 0 and "control group" in told:
+        pytest.skip("for others than root the kernel counts a user's processes")
     name = shared_daemon.unused_name()
     done = shared_daemon.pysh("new", name, *words)
     assert done.returncode in (2, 4), done
@@ -298,3 +305,58 @@ def test_memory_that_the_environment_takes_already_is_refused_and_costs_no_sessi
     assert reply["error"]["code"] == "limit", reply
     assert "too little: this Python with its modules takes" in reply["error"]["message"]
     assert old.value("1") == "1"
+
+
+STRANGER = 54_321
+"""A user who has no processes."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may start a daemon as another user")
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed")
+def test_without_a_control_group_all_processes_of_the_user_count(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon()
+    daemon.wrapper = ["setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups"]
+    tried = subprocess.run(
+        [*daemon.wrapper, str(daemon.binaries / "pythond"), "version"], capture_output=True
+    )
+    if tried.returncode != 0:
+        pytest.skip("another user may not run our programs")
+    for path in (daemon.root, *daemon.root.rglob("*")):
+        os.chown(path, STRANGER, STRANGER)
+    daemon.environment["PATH"] = "/usr/local/bin:/usr/bin:/bin"
+    daemon.process = daemon.spawn()
+
+    def pysh(*words: str) -> subprocess.CompletedProcess[str]:
+        program = [*daemon.wrapper, str(daemon.binaries / "pysh"), *words]
+        return subprocess.run(
+            program,
+            env=daemon.environment,
+            cwd=daemon.work,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    wait_until(lambda: pysh("ls").returncode == 0, what="the daemon answers its user")
+    made = pysh("new", "work", "--python", "/usr/bin/python3", "--procs", "80")
+    if "libpython" in made.stderr or "No such file" in made.stderr:
+        pytest.skip(made.stderr)
+    assert made.returncode == 0, made
+    assert '"enforced_by":"rlimit"' in pysh("status", "work", "--json").stdout.replace(" ", "")
+    done = pysh(
+        "run",
+        "work",
+        "import threading; gate = threading.Event(); started = []\n"
+        "while True:\n    t = threading.Thread(target=gate.wait)\n    t.start(); started.append(t)",
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: can't start new thread\n" in done.stderr
+    assert "note: this session may have 80 processes and threads (--procs)\n" in done.stderr
+    started = pysh("run", "work", "len(started)").stdout
+    assert 20 < int(started) < 80
+    pysh("run", "work", "gate.set(); [t.join() for t in started]; None")
+    again = pysh("run", "work", "subprocess.check_output(['echo', 'again'])")
+    assert again.stdout == "b'again\\n'\n", again

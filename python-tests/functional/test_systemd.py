@@ -86,8 +86,12 @@ def test_the_units_are_sound(binaries: Path, tmp_path: Path) -> None:
         text=True,
         check=False,
     )
+    # An older systemd goes on without it.
+    newer = "Unknown key 'DelegateSubgroup' in section [Service], ignoring."
     ours = [
-        line for line in done.stderr.splitlines() if re.search(r"pythond\.(service|socket)", line)
+        line
+        for line in done.stderr.splitlines()
+        if re.search(r"pythond\.(service|socket)", line) and not line.endswith(newer)
     ]
     assert (done.returncode, ours) == (0, []), done.stderr
 

@@ -1,5 +1,6 @@
 //! Limits that cannot be kept are refused before anything is made or ended.
 
+use pythond_private_fs::cgroup::Delegated;
 use pythond_protocol::limits::{SessionLimits, size_text};
 use pythond_protocol::{ErrorCode, ErrorReply};
 use rustix::process::Resource;
@@ -8,12 +9,28 @@ use rustix::process::Resource;
 const ROOM: u64 = 16 << 20;
 
 /// Refuses limits that this machine, or this daemon, cannot keep.
-pub(super) fn check(limits: SessionLimits) -> Result<(), ErrorReply> {
-    if limits.procs.is_some() {
-        let why = "`procs` cannot be limited here: the kernel counts the processes of a user, \
-                   and only a control group counts those of a session";
-        return Err(ErrorReply::new(ErrorCode::Limit, why)
-            .with_hint("leave it out, or limit memory, files or processor time"));
+pub(super) fn check(
+    limits: SessionLimits,
+    groups: &Result<Delegated, String>,
+) -> Result<(), ErrorReply> {
+    let root = rustix::process::geteuid().is_root();
+    let grouped = [
+        // For others than root the kernel counts all processes of the user.
+        ("procs", limits.procs.filter(|_| root), "pids"),
+        ("cpu_weight", limits.cpu_weight, "cpu"),
+    ];
+    for (name, asked, controller) in grouped {
+        let why = match groups {
+            _ if asked.is_none() => continue,
+            Ok(groups) if groups.has(controller) => continue,
+            Ok(_) => format!("the daemon's group has no controller `{controller}`"),
+            Err(why) => why.clone(),
+        };
+        let message = format!("`{name}` cannot be limited without a control group: {why}");
+        return Err(ErrorReply::new(ErrorCode::Limit, message).with_hint(
+            "leave it out, or start the daemon where a control group is delegated to it, as its \
+             systemd unit does",
+        ));
     }
     let hard = [
         ("nofile", limits.nofile, Resource::Nofile),

@@ -34,6 +34,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use pythond_private_fs::cgroup::Delegated;
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::stop::StopRequest;
 use pythond_protocol::verbs::{ReplyFormat, Request};
@@ -65,6 +66,8 @@ pub(crate) struct Context {
     pub(crate) cwd: PathBuf,
     /// `new` on a live name replaces it, as 0.4 did.
     pub(crate) new_replaces: bool,
+    /// The control group that sessions' groups are made in, or why there is none.
+    pub(crate) groups: Result<Delegated, String>,
     /// Limits of the daemon.
     pub(crate) limits: DaemonLimits,
     /// What a session may use that does not say so itself.

@@ -41,7 +41,7 @@ async fn create(context: &Context, request: NewRequest) -> Result<NewReply, Erro
     let environment = environment(context, &options).map_err(SpawnError::from)?;
     let cwd = working_directory(context, &options)?;
     let session_limits = options.limits.over(context.session_limits);
-    limits::check(session_limits)?;
+    limits::check(session_limits, &context.groups)?;
     if session_limits.memory_bytes.is_some() {
         let zygote = context.hosts.zygotes.get(&environment).await?;
         limits::check_memory(session_limits, zygote.info.pid)?;

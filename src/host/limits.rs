@@ -10,11 +10,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use pyo3::prelude::*;
+use pythond_private_fs::cgroup::Group;
 use pythond_protocol::limits::{EnforcedBy, SessionLimits, size_text};
 use pythond_protocol::outcome::ProcessEnd;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::time::ClockId;
 
+/// Threads of ours, with those that serve for a moment.
+const OUR_THREADS: u64 = 8;
 /// Memory beyond the limit that only our own work takes, in bytes.
 const RESERVE: u64 = 32 << 20;
 /// How long a process that ignores SIGXCPU goes on, in seconds of its time.
@@ -33,6 +36,19 @@ static OPEN: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn apply(limits: SessionLimits) -> Result<Option<EnforcedBy>, String> {
     if limits.is_none() {
         return Ok(None);
+    }
+    let group = Group::own();
+    let counts = |file: &str| group.as_ref().is_some_and(|group| group.has(file));
+    if let Some(most) = limits.procs
+        && !counts("pids.max")
+    {
+        if rustix::process::geteuid().is_root() {
+            return Err("cannot limit `procs`: there is no control group".to_owned());
+        }
+        set("procs", Resource::Nproc, most, most)?;
+    }
+    if limits.cpu_weight.is_some() && !counts("cpu.weight") {
+        return Err("cannot limit `cpu_weight`: there is no control group".to_owned());
     }
     if let Some(most) = limits.nofile {
         set("nofile", Resource::Nofile, most, most)?;
@@ -58,7 +74,47 @@ pub(crate) fn apply(limits: SessionLimits) -> Result<Option<EnforcedBy>, String>
         MEMORY.store(most, SeqCst);
     }
     LIMITS.get_or_init(|| limits);
-    Ok(Some(EnforcedBy::Rlimit))
+    Ok(Some(match group {
+        Some(_) => EnforcedBy::Cgroup,
+        None => EnforcedBy::Rlimit,
+    }))
+}
+
+/// What the control group of a session is to have, if it needs one: controller,
+/// file, value.
+pub(crate) fn of_group(limits: &SessionLimits) -> Vec<(&'static str, &'static str, u64)> {
+    let procs = limits.procs.map(|most| most.saturating_add(OUR_THREADS));
+    // More than a process of it may have: what exceeds that gets an exception.
+    let memory = limits.memory_bytes.map(|most| most.saturating_add(RESERVE));
+    let all = [
+        ("pids", "pids.max", procs),
+        ("memory", "memory.max", memory),
+        ("cpu", "cpu.weight", limits.cpu_weight),
+    ];
+    all.into_iter()
+        .filter_map(|(controller, file, value)| Some((controller, file, value?)))
+        .collect()
+}
+
+/// How a process ended, in words, if its control group says that a limit was
+/// exceeded.
+pub(crate) fn exceeded_by_group(
+    limits: &SessionLimits,
+    group: &Group,
+    end: &ProcessEnd,
+) -> Option<String> {
+    let killed =
+        matches!(end, ProcessEnd::Signaled { signal, .. } if *signal == Signal::KILL.as_raw());
+    if let Some(most) = limits.memory_bytes
+        && killed
+        && group.count("memory.events", "oom_kill ") > 0
+    {
+        return Some(format!("killed: exceeded --memory {}", size_text(most)));
+    }
+    let well = matches!(end, ProcessEnd::Exited { status: 0 });
+    let most = limits.procs.filter(|_| !well && !killed)?;
+    (group.count("pids.events", "max ") > 0)
+        .then(|| format!("{}, exceeded --procs {most}", end.describe()))
 }
 
 fn set(name: &str, resource: Resource, soft: u64, hard: u64) -> Result<(), String> {
@@ -150,6 +206,15 @@ pub(crate) fn note_on(py: Python<'_>, error: &PyErr) -> Option<String> {
             .is_instance_of::<pyo3::exceptions::PyOSError>(py)
             .then(|| error.value(py).getattr("errno").ok()?.extract().ok())?
     };
+    let refused = errno() == Some(rustix::io::Errno::AGAIN.raw_os_error())
+        || (error.is_instance_of::<pyo3::exceptions::PyRuntimeError>(py)
+            && error.to_string().contains("can't start new thread"));
+    if let Some(most) = limits.procs
+        && refused
+    {
+        let note = format!("this session may have {most} processes and threads (--procs)");
+        return Some(note);
+    }
     let most = limits.nofile?;
     (errno() == Some(rustix::io::Errno::MFILE.raw_os_error()))
         .then(|| format!("this session may have {most} files open (--nofile)"))

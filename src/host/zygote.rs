@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pythond_private_fs::PrivateDir;
+use pythond_private_fs::cgroup::Group;
 use pythond_protocol::lane::{
     Hello, LINK_VERSION, LIVING, Message, ZygoteCommand, ZygoteEvent, ZygoteInfo,
 };
@@ -68,6 +69,7 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
         connections: Vec::new(),
         spares: VecDeque::new(),
         hosts: HashMap::new(),
+        empty_groups: Vec::new(),
         ended: VecDeque::new(),
         failure,
         namespace,
@@ -122,6 +124,8 @@ struct Zygote {
     connections: Vec<Connection>,
     spares: VecDeque<Spare>,
     hosts: HashMap<i32, Host>,
+    /// Groups of sessions that are gone, until nothing is left in them.
+    empty_groups: Vec<Group>,
     ended: VecDeque<(ZygoteEvent, Vec<u8>)>,
     cannot_fork: Option<String>,
     /// What every session begins with.
@@ -159,6 +163,8 @@ struct Host {
     stderr_read: OwnedFd,
     session: Option<(SessionName, SessionId, u64)>,
     limits: SessionLimits,
+    /// Its control group, if it needs one.
+    group: Option<Group>,
     /// Processor time that it had used when it was dead, in hundredths of a
     /// second.
     cpu_ticks: u64,

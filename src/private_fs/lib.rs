@@ -5,6 +5,7 @@
 //! is kept in the files.
 #![forbid(unsafe_code)]
 
+pub mod cgroup;
 mod dir;
 mod error;
 mod lock;

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 pub const LEAST_MEMORY: u64 = 64 << 20;
 /// Fewest open files that a session can be limited to.
 pub const LEAST_NOFILE: u64 = 64;
+/// Greatest share of the processors.
+const MOST_WEIGHT: u64 = 10_000;
 /// Greatest limit: the kernel takes greater ones for none.
 const MOST: u64 = 1 << 62;
 
@@ -27,10 +29,14 @@ pub struct SessionLimits {
     /// Processor time that each process of the session may use, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_s: Option<u64>,
+    /// Share of the processors against other sessions, 1 to 10000; 100 is that of
+    /// one without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u64>,
 }
 
 /// The names of [`SessionLimits`]' fields.
-pub const FIELDS: [&str; 4] = ["memory_bytes", "procs", "nofile", "cpu_s"];
+pub const FIELDS: [&str; 5] = ["memory_bytes", "procs", "nofile", "cpu_s", "cpu_weight"];
 
 impl SessionLimits {
     /// Nothing is limited.
@@ -48,6 +54,7 @@ impl SessionLimits {
             procs: pick(self.procs, defaults.procs),
             nofile: pick(self.nofile, defaults.nofile),
             cpu_s: pick(self.cpu_s, defaults.cpu_s),
+            cpu_weight: pick(self.cpu_weight, defaults.cpu_weight),
         }
     }
 
@@ -61,6 +68,7 @@ impl SessionLimits {
             ("procs", self.procs, 1),
             ("nofile", self.nofile, LEAST_NOFILE),
             ("cpu_s", self.cpu_s, 1),
+            ("cpu_weight", self.cpu_weight, 1),
         ];
         for (name, value, least) in least {
             match value.filter(|value| *value > 0) {
@@ -69,7 +77,7 @@ impl SessionLimits {
                         "the limit `{name}` is {value}, and a session needs at least {least}"
                     ));
                 }
-                Some(value) if value > MOST => {
+                Some(value) if value > MOST || (name == "cpu_weight" && value > MOST_WEIGHT) => {
                     return Err(format!("the limit `{name}` is {value}, which is too much"));
                 }
                 _ => {}
@@ -150,6 +158,8 @@ pub struct Kept {
 pub enum EnforcedBy {
     /// Limits of each process (setrlimit(2)).
     Rlimit,
+    /// A control group of the session (cgroups(7)), beside limits of each process.
+    Cgroup,
 }
 
 /// The limits that a session has.

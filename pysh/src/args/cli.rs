@@ -152,8 +152,8 @@ pub(crate) struct LimitArgs {
     /// Memory of its own of each process of the session, such as 2G or 512M.
     #[arg(long, value_name = "SIZE", value_parser = limits::parse_size)]
     pub(crate) memory: Option<u64>,
-    /// Processes and threads of the session; refused, as the kernel counts only
-    /// those of a user.
+    /// Processes and threads of the session. Without a control group the kernel
+    /// counts all of the user's; for root it is refused then.
     #[arg(long, value_name = "N")]
     pub(crate) procs: Option<u64>,
     /// Open files of each process of the session, 64 or more.
@@ -163,6 +163,10 @@ pub(crate) struct LimitArgs {
     /// killed.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) cpu: Option<u64>,
+    /// Share of the processors against other sessions, 1 to 10000; 100 is that of
+    /// one without. Needs a control group.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_weight: Option<u64>,
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

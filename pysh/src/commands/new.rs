@@ -36,6 +36,7 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
             procs: args.limits.procs,
             nofile: args.limits.nofile,
             cpu_s: args.limits.cpu,
+            cpu_weight: args.limits.cpu_weight,
         },
         replace: args.replace,
     };

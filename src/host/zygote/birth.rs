@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
+use pythond_private_fs::cgroup::Delegated;
 use pythond_protocol::lane::SessionSpec;
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::new::StartKind;
@@ -18,7 +19,7 @@ use super::{Host, PARKED, Spare, Zygote};
 use crate::assignment::{self, Assignment};
 use crate::parked::{Parked, Ready};
 use crate::sys::{self, Fork};
-use crate::{session, streams};
+use crate::{limits, session, streams};
 
 /// Backlog of a host's socket: both lanes of a daemon and of its successor.
 const BACKLOG: i32 = 8;
@@ -70,6 +71,11 @@ impl Zygote {
             spec.generation,
         ));
         host.limits = spec.limits;
+        let limits = limits::of_group(&spec.limits);
+        if !limits.is_empty() {
+            // What cannot be limited without, the host refuses.
+            host.group = Delegated::of_leaf().and_then(|it| it.enclose(pid, &limits).ok());
+        }
         let mut python = self.python.clone();
         python.reason.clone_from(&spec.python_reason);
         let mut cold_reason = spec.cold_reason.clone();
@@ -167,6 +173,7 @@ impl Zygote {
                     stderr_read: cradle.parked.stderr_read,
                     session: None,
                     limits: SessionLimits::default(),
+                    group: None,
                     cpu_ticks: 0,
                     oom_kills: oom_kills(),
                 };
@@ -259,6 +266,7 @@ impl Zygote {
             stderr_read: cradle.parked.stderr_read,
             session: None,
             limits: SessionLimits::default(),
+            group: None,
             cpu_ticks: 0,
             oom_kills: oom_kills(),
         };

@@ -92,6 +92,7 @@ impl Zygote {
             }
             self.report(pid, host, end);
         }
+        self.empty_groups.retain(|group| !group.remove());
     }
 
     /// Where every process that is forked dies before it comes up, for example
@@ -148,6 +149,10 @@ impl Zygote {
             died_ns: since_boot(),
             fates,
         };
+        if let Some(group) = host.group {
+            // What it left running keeps the group alive.
+            self.empty_groups.push(group);
+        }
         let written = self.write_tombstone(&host.name, &end);
         self.remove_files(&host.name);
         let event = ZygoteEvent::Exited(Box::new(end));
@@ -205,6 +210,11 @@ fn exceeded(host: &Host, end: &ProcessEnd, last_stderr: &str) -> Option<String> 
         ProcessEnd::Signaled { signal, .. } => Some(*signal),
         _ => None,
     };
+    if let Some(group) = &host.group
+        && let Some(why) = limits::exceeded_by_group(&host.limits, group, end)
+    {
+        return Some(why);
+    }
     let by_time = [Signal::XCPU, Signal::KILL].map(|it| Some(it.as_raw()));
     if let Some(most) = host.limits.cpu_s
         && by_time.contains(&signal)

@@ -60,6 +60,7 @@ fn known_limits<'de, D: serde::Deserializer<'de>>(source: D) -> Result<SessionLi
             "procs" => &mut known.procs,
             "nofile" => &mut known.nofile,
             "cpu_s" => &mut known.cpu_s,
+            "cpu_weight" => &mut known.cpu_weight,
             _ => return Err(serde::de::Error::unknown_field(&name, &FIELDS)),
         } = value;
     }
