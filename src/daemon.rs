@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -386,15 +387,25 @@ async fn adopt(context: &Arc<Context>) {
         let context = Arc::clone(context);
         context.hosts.tracker.clone().spawn(async move {
             let free = |name: &pythond_protocol::SessionName| context.registry.is_free(name);
+            let is_listed = AtomicBool::new(false);
+            let unreached = |stand_in: &crate::session::SessionHandle| {
+                context.registry.adopt(stand_in.clone());
+                is_listed.store(true, SeqCst);
+                context.adoption.one_done();
+            };
             tokio::select! {
                 () = context.stop.cancelled() => {}
-                found = context.hosts.adopt(&socket, free) => {
+                found = context.hosts.adopt(&socket, free, unreached) => {
                     if let Some(session) = found {
+                        // What stood in for it.
+                        context.registry.forget(&session);
                         context.registry.adopt(session);
                     }
                 }
             }
-            context.adoption.one_done();
+            if !is_listed.load(SeqCst) {
+                context.adoption.one_done();
+            }
         })
     });
     let sessions: Vec<_> = sessions.collect();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
-    Hello, LINK_VERSION, Message, ZygoteCommand, ZygoteEvent, ZygoteInfo,
+    Hello, LINK_VERSION, Message, ZygoteCommand, ZygoteEvent, ZygoteHost, ZygoteInfo,
 };
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::names::{SessionId, SessionName};
@@ -158,6 +158,8 @@ struct Host {
     stdout_read: OwnedFd,
     stderr_read: OwnedFd,
     session: Option<(SessionName, SessionId, u64)>,
+    /// When it became that session, or was made.
+    since: Instant,
     limits: SessionLimits,
     /// Processor time that it had used when it was dead, in hundredths of a
     /// second.
@@ -311,6 +313,18 @@ impl Zygote {
         Ok(true)
     }
 
+    fn living_sessions(&self) -> Vec<ZygoteHost> {
+        let sessions = self.hosts.iter().filter_map(|(pid, host)| {
+            Some(ZygoteHost {
+                pid: *pid,
+                socket: format!("{}.sock", host.name),
+                session: host.session.clone()?,
+                age_ms: u64::try_from(host.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            })
+        });
+        sessions.collect()
+    }
+
     fn info(&self) -> ZygoteInfo {
         ZygoteInfo {
             version: LINK_VERSION,
@@ -321,6 +335,7 @@ impl Zygote {
             python_version: self.python.version.clone(),
             preload: self.launch.preload.clone(),
             cannot_fork: self.cannot_fork.clone(),
+            hosts: self.living_sessions(),
         }
     }
 

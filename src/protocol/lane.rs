@@ -23,7 +23,7 @@ pub use self::framing::{Decoder, LaneError, Message, Prefix, decode, encode};
 pub use self::host::{HostCommand, HostEvent};
 pub use self::session::{HostInfo, HostStatus, HostedSession, SessionSpec};
 pub use self::terminal::{Attach, TerminalCommand, TerminalEvent};
-pub use self::zygote::{ZygoteCommand, ZygoteEvent, ZygoteInfo};
+pub use self::zygote::{ZygoteCommand, ZygoteEvent, ZygoteHost, ZygoteInfo};
 
 /// Version of these words.
 pub const LINK_VERSION: u32 = 3;

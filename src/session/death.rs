@@ -7,7 +7,7 @@ use pythond_protocol::limits::{KeptBudget, SessionLimits};
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use pythond_protocol::verbs::status::Tombstone;
-use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionName};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionId, SessionName};
 
 use super::handle::{EndReason, SessionHandle};
 use crate::exits::HostExit;
@@ -40,7 +40,20 @@ pub(super) fn tombstone(
 
 /// A session that died while no daemon looked, from what its zygote tells.
 pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
-    let (session, session_id, generation) = exit.session.clone()?;
+    let hosted = hardly_known(exit.session.clone()?, 0);
+    let process = HostProcess::gone(exit.pid);
+    Some(SessionHandle::of_dead(
+        hosted,
+        process,
+        tombstone(Some(&exit), None, None),
+    ))
+}
+
+/// A session of which only its zygote has told.
+pub(super) fn hardly_known(
+    (session, session_id, generation): (SessionName, SessionId, u64),
+    zygote_pid: i32,
+) -> HostedSession {
     let spec = SessionSpec {
         session,
         session_id,
@@ -55,7 +68,7 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         kept: KeptBudget::default(),
     };
     let unknown = String::new;
-    let hosted = HostedSession {
+    HostedSession {
         spec,
         python: PythonInfo {
             executable: unknown(),
@@ -75,14 +88,8 @@ pub(crate) fn bury(exit: HostExit) -> Option<SessionHandle> {
         not_recorded: None,
         held_by: None,
         limited_by: None,
-        zygote_pid: 0,
-    };
-    let process = HostProcess::gone(exit.pid);
-    Some(SessionHandle::of_dead(
-        hosted,
-        process,
-        tombstone(Some(&exit), None, None),
-    ))
+        zygote_pid,
+    }
 }
 
 /// The answer to whoever asks something of a dead session, or waited for it.

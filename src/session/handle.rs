@@ -295,7 +295,7 @@ impl SessionHandle {
         self.shared.process
     }
 
-    fn view(&self) -> View {
+    pub(super) fn view(&self) -> View {
         self.shared
             .view
             .lock()

@@ -69,6 +69,7 @@ impl Zygote {
             spec.session_id.clone(),
             spec.generation,
         ));
+        host.since = Instant::now();
         host.limits = spec.limits;
         let mut python = self.python.clone();
         python.reason.clone_from(&spec.python_reason);
@@ -166,6 +167,7 @@ impl Zygote {
                     stdout_read: cradle.parked.stdout_read,
                     stderr_read: cradle.parked.stderr_read,
                     session: None,
+                    since: Instant::now(),
                     limits: SessionLimits::default(),
                     cpu_ticks: 0,
                     oom_kills: oom_kills(),
@@ -258,6 +260,7 @@ impl Zygote {
             stdout_read: cradle.parked.stdout_read,
             stderr_read: cradle.parked.stderr_read,
             session: None,
+            since: Instant::now(),
             limits: SessionLimits::default(),
             cpu_ticks: 0,
             oom_kills: oom_kills(),

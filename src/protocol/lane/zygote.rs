@@ -106,4 +106,20 @@ pub struct ZygoteInfo {
     pub preload: Vec<String>,
     /// Why it cannot fork, if it cannot: hosts start cold.
     pub cannot_fork: Option<String>,
+    /// The sessions that it made and that have not ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<ZygoteHost>,
+}
+
+/// A session as its zygote knows it: also one that is stopped and says nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZygoteHost {
+    /// Its process id.
+    pub pid: i32,
+    /// Its socket's file name.
+    pub socket: String,
+    /// Name, id and generation.
+    pub session: (SessionName, SessionId, u64),
+    /// For how long it has been that session.
+    pub age_ms: u64,
 }
