@@ -67,6 +67,7 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
         listener: Some(listener),
         connections: Vec::new(),
         spares: VecDeque::new(),
+        dying: Vec::new(),
         hosts: HashMap::new(),
         ended: VecDeque::new(),
         failure,
@@ -121,6 +122,8 @@ struct Zygote {
     listener: Option<OwnedFd>,
     connections: Vec<Connection>,
     spares: VecDeque<Spare>,
+    /// Spares that have died and are not reaped yet.
+    dying: Vec<Spare>,
     hosts: HashMap<i32, Host>,
     ended: VecDeque<(ZygoteEvent, Vec<u8>)>,
     cannot_fork: Option<String>,

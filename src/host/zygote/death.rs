@@ -82,6 +82,11 @@ impl Zygote {
                 }
                 continue;
             }
+            if let Some(at) = self.dying.iter().position(|spare| spare.pid == pid) {
+                let spare = self.dying.swap_remove(at);
+                self.spare_died(&spare, status);
+                continue;
+            }
             let Some(host) = self.hosts.remove(&pid) else {
                 continue;
             };
