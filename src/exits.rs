@@ -28,8 +28,9 @@ pub(crate) struct HostExit {
     pub(crate) log: Vec<u8>,
     /// Bytes of output that are missing before it.
     pub(crate) log_lost: u64,
-    /// The cause in words, if it is a limit that it exceeded.
-    pub(crate) exceeded: Option<String>,
+    /// The cause in words, where more is known than how it ended: for example a
+    /// limit that it exceeded.
+    pub(crate) cause: Option<String>,
 }
 
 #[derive(Debug)]
@@ -124,7 +125,7 @@ mod tests {
             session: session.map(|name| (name.parse().unwrap(), SessionId::from_random([0; 8]), 1)),
             log: Vec::new(),
             log_lost: 0,
-            exceeded: None,
+            cause: None,
         }
     }
 

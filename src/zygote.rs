@@ -482,7 +482,7 @@ impl Zygote {
                         session,
                         log,
                         log_lost,
-                        exceeded,
+                        cause: exceeded,
                     },
                 );
             }

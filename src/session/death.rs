@@ -24,10 +24,10 @@ pub(super) fn tombstone(
         Some(exit) => (exit.end.clone(), exit.last_stderr.clone(), exit.cell),
         None => (ProcessEnd::Unknown, String::new(), None),
     };
-    let exceeded = exit.and_then(|exit| exit.exceeded.clone());
+    let known = exit.and_then(|exit| exit.cause.clone());
     let cause = told
         .map(|reason| reason.cause().to_owned())
-        .or(exceeded)
+        .or(known)
         .unwrap_or_else(|| end.describe());
     Tombstone {
         end,
@@ -126,7 +126,7 @@ mod tests {
             session: None,
             log: Vec::new(),
             log_lost: 0,
-            exceeded: None,
+            cause: None,
         };
         let stone = tombstone(Some(&exit), None, Some(cell));
         let reply = died(&"work".parse().unwrap(), &stone);
