@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -399,16 +400,24 @@ async fn adopt(context: &Arc<Context>) {
         let context = Arc::clone(context);
         context.hosts.tracker.clone().spawn(async move {
             let free = |name: &pythond_protocol::SessionName| context.registry.is_free(name);
+            let is_listed = AtomicBool::new(false);
+            let unreached = |stand_in: &crate::session::SessionHandle| {
+                context.registry.adopt(stand_in.clone());
+                is_listed.store(true, SeqCst);
+                context.adoption.one_done(Some(stand_in.name()));
+            };
             let found = tokio::select! {
                 () = context.stop.cancelled() => None,
-                found = context.hosts.adopt(&socket, free) => found,
+                found = context.hosts.adopt(&socket, free, unreached) => found,
             };
             let name = found.map(|session| {
                 let name = session.name().clone();
                 context.registry.adopt(session);
                 name
             });
-            context.adoption.one_done(name.as_ref());
+            if !is_listed.load(SeqCst) {
+                context.adoption.one_done(name.as_ref());
+            }
         })
     });
     let sessions: Vec<_> = sessions.collect();

@@ -116,7 +116,7 @@ mod tests {
                 cell: None,
                 session: Some(("work".parse().unwrap(), SessionId::from_random([0; 8]), 1)),
                 log_lost: 0,
-                exceeded: None,
+                cause: None,
                 died_at: String::new(),
                 died_ns: 0,
                 fates: Vec::new(),

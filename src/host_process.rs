@@ -138,6 +138,16 @@ impl HostProcess {
         })
     }
 
+    /// The name of the program that it has become, if it is alive.
+    pub(crate) fn other_program(self) -> Option<String> {
+        let alive = |stat: ProcStat| Some(stat.start_time) == self.start_time && stat.state != b'Z';
+        proc_stat(self.pid).filter(|stat| alive(*stat))?;
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?;
+        // A host is named after its session.
+        let name = name.trim_end();
+        (!name.starts_with("py:")).then(|| name.escape_default().to_string())
+    }
+
     /// Nothing of it is left but its number.
     fn is_gone(self) -> bool {
         let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.start_time.is_some()) else {

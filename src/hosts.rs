@@ -1,6 +1,7 @@
 //! Sessions made and taken over: both connect to a host that listens.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
@@ -17,12 +18,14 @@ use crate::host_process::{self, HostProcess, Lanes};
 use crate::lane_io::ConnectError;
 use crate::litter;
 use crate::log::Log;
-use crate::session::{self, SessionHandle};
+use crate::session::{self, SessionHandle, Unreached};
 use crate::tombstones;
 use crate::zygotes::Zygotes;
 
 /// Pause before a host that did not answer is asked again.
-const ADOPT_PAUSE: Duration = Duration::from_secs(2);
+const ADOPT_PAUSE: Duration = Duration::from_millis(500);
+/// How long a host may take to answer before it is listed without an answer.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// What is needed to reach hosts.
 pub(crate) struct Hosts {
@@ -133,16 +136,40 @@ impl Hosts {
 
     /// Takes over the session that listens on a socket, however long its host
     /// takes to answer; it may be stopped. `wanted` says whether its name is
-    /// still free.
+    /// still free; `unreached` is told what stands in for it meanwhile.
     pub(crate) async fn adopt(
         &self,
         socket: &str,
         wanted: impl Fn(&SessionName) -> bool,
+        unreached: impl Fn(&SessionHandle),
     ) -> Option<SessionHandle> {
         let mut told = false;
+        let mut stand_in: Option<Unreached> = None;
+        let stands_in = AtomicBool::new(false);
         loop {
-            match self.connect(socket, &wanted).await {
-                Ok(found) => return found,
+            // The name is not free when its own stand-in has it.
+            let connecting = self.connect(socket, |name| stands_in.load(SeqCst) || wanted(name));
+            let mut connecting = std::pin::pin!(connecting);
+            let connected = match tokio::time::timeout(ANSWER, &mut connecting).await {
+                Ok(connected) => connected,
+                Err(_) => {
+                    if stand_in.is_none() {
+                        stand_in = self.stand_in(socket, &wanted);
+                        if let Some(found) = &stand_in {
+                            stands_in.store(true, SeqCst);
+                            unreached(&found.handle);
+                        }
+                    }
+                    connecting.await
+                }
+            };
+            match connected {
+                Ok(found) => {
+                    if let (Some(stand_in), Some(found)) = (stand_in, &found) {
+                        stand_in.become_known(found);
+                    }
+                    return found;
+                }
                 Err(error) if error.is_gone() => {
                     // Its zygote may yet say how it ended.
                     let end = tombstones::unreported(&self.dir, socket);
@@ -158,7 +185,31 @@ impl Hosts {
                 Err(_) => {}
             }
             tokio::time::sleep(ADOPT_PAUSE).await;
+            while let Some(stopped) = &stand_in
+                && stopped.handle.process().is_stopped()
+            {
+                // Each attempt would take a place in the queue of its socket.
+                tokio::time::sleep(ADOPT_PAUSE).await;
+            }
         }
+    }
+
+    /// What stands in for a host that does not answer, if its zygote tells of it.
+    fn stand_in(&self, socket: &str, wanted: impl Fn(&SessionName) -> bool) -> Option<Unreached> {
+        let zygotes = self.zygotes.alive();
+        let (zygote, host) = zygotes.iter().find_map(|zygote| {
+            let host = zygote
+                .info
+                .hosts
+                .iter()
+                .find(|host| host.socket == socket)?;
+            Some((zygote, host))
+        })?;
+        wanted(&host.session.0).then(|| {
+            let exit = self.exits.watch(zygote.info.pid, socket);
+            let dir = Arc::clone(&self.dir);
+            Unreached::new(host, zygote.info.pid, dir, exit, &self.tracker)
+        })
     }
 
     /// What an earlier daemon left: sockets of zygotes, sockets of sessions.

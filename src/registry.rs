@@ -139,7 +139,8 @@ impl Registry {
         if let Some(Entry::Present(before)) = before
             && before.is_same(&handle)
         {
-            if before.is_dead() && handle.knows_more_than(before) {
+            // What stands in for a session makes room for it.
+            if !before.is_dead() || handle.knows_more_than(before) {
                 table
                     .entries
                     .insert(handle.name().clone(), Entry::Present(handle));
@@ -315,7 +316,7 @@ mod tests {
             cell: None,
             session: Some((name, SessionId::from_random([0; 8]), 1)),
             log_lost: 0,
-            exceeded: None,
+            cause: None,
             died_at: String::new(),
             died_ns: number,
             fates: Vec::new(),

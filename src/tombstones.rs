@@ -64,7 +64,7 @@ pub(crate) fn expect(dir: &PrivateDir, hosted: &HostedSession, pid: i32, socket:
             spec.generation,
         )),
         log_lost: 0,
-        exceeded: None,
+        cause: None,
         died_at: String::new(),
         died_ns: 0,
         fates: Vec::new(),
@@ -94,7 +94,7 @@ pub(crate) fn forget(dir: &PrivateDir, socket: &str) {
 /// Says why a host ended, in place of what its zygote could see.
 pub(crate) fn correct(dir: &PrivateDir, end: &HostEnd, cause: &str) {
     let end = HostEnd {
-        exceeded: Some(cause.to_owned()),
+        cause: Some(cause.to_owned()),
         ..end.clone()
     };
     let content = serde_json::to_vec(&end).unwrap_or_default();

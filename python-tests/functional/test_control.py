@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -242,6 +243,46 @@ def test_a_stopped_session_is_named_within_five_seconds_and_goes_on(
         assert ended["status"] in ("done", "interrupted")
         assert session.value("kept") == "precious"
         assert session.wait_for_state("idle")
+
+
+def test_a_session_that_is_stopped_when_a_daemon_starts_is_named_and_goes_on(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon().start()
+    session, killed, other = daemon.new(), daemon.new(), daemon.new()
+    session.out("kept = 'precious'")
+    cell = session.detach("print('in'); time.sleep(0.2); 'went on'")
+    session.wait_for_output(cell, "in")
+    for stopped in (session, killed):
+        stopped.wire.close()
+        os.kill(stopped.pid, signal.SIGSTOP)
+    try:
+        daemon.crash()
+        daemon.start()
+        for stopped in (session, killed):
+            wait_until(lambda s=stopped: s.name in daemon.list(), 5, what="it is listed")
+            entry = daemon.list()[stopped.name]
+            assert (entry["state"], entry["pid"]) == ("stopped", stopped.pid)
+            assert entry["session_id"] == stopped.created["session_id"]
+            status = at_once(stopped.status, 5)
+            assert (status["state"], status["gen"]) == ("stopped", 1)
+            assert "stopped" in at_once(lambda s=stopped: s.ask("vars"), 5)["error"]["message"]
+            assert "already exists" in daemon.ask(f"new {stopped.name}")
+        assert daemon.json(f"run {other.name} --json\n6 * 7")["result"] == "42"
+        assert at_once(lambda: daemon.ask(f"kill {killed.name}"), 10).startswith("OK")
+        assert killed.name not in daemon.list()
+        assert daemon.new(killed.name).out("1 + 1") == "2\n"
+        with daemon.connect() as wire:
+            # What is sent to it meanwhile is carried out when it goes on.
+            wire.send(f"run {session.name} --json\nkept")
+            os.kill(session.pid, signal.SIGCONT)
+            reply = json.loads(wire.receive(20))
+            assert reply["ok"], reply
+            assert reply["result"] == "precious"
+    finally:
+        os.kill(session.pid, signal.SIGCONT)
+    assert session.ended(cell)["result"] == "went on"
+    assert session.wait_for_state("idle")["python"]["version"]
 
 
 def test_a_run_in_a_stopped_session_is_told_why_it_does_not_start(session: Session) -> None:

@@ -131,6 +131,21 @@ SURVIVED = {
         "ts = [threading.Thread(target=stop.wait, daemon=True) for _ in range(200)]\n"
         "for t in ts: t.start()"
     ),
+    "fifteen_hundred_threads": (
+        "import threading\nstop = threading.Event()\ntry:\n"
+        "    for _ in range(1500): threading.Thread(target=stop.wait, daemon=True).start()\n"
+        "except RuntimeError: pass"
+    ),
+    "no_signal_can_be_queued": (
+        "import resource; resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))"
+    ),
+    "file_size_limit_small": (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
+    ),
+    "double_fork_and_setsid": (
+        "p = os.fork()\nif p == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(0.5)\n"
+        "    os._exit(0)\nos.waitpid(p, 0)"
+    ),
     "daemon_threads_that_spin": (
         "import threading\nstop = threading.Event()\ndef spin():\n    while not stop.is_set(): pass\n"
         "for _ in range(3): threading.Thread(target=spin, daemon=True).start()"
@@ -273,6 +288,50 @@ def test_forged_answers_of_a_cell_are_never_believed(victim: Session, prepare: s
     goes_on_or_died_with_a_cause(victim, reply)
     with victim.daemon.session() as other:
         assert other.out("1 + 1") == "2\n"
+
+
+def test_a_cell_can_be_interrupted_although_an_earlier_one_blocked_all_signals(
+    victim: Session,
+) -> None:
+    victim.run("import signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))")
+    cell = victim.detach("while True: pass")
+    victim.wait_for_state("running")
+    assert victim.interrupt(cell)["cells"][0]["outcome"] == "ended"
+    assert victim.ended(cell)["status"] == "interrupted"
+    assert victim.value("1 + 1") == "2"
+
+
+@pytest.mark.parametrize("thread", [False, True], ids=["main_thread", "other_thread"])
+def test_a_session_whose_process_becomes_another_program_is_dead_and_leaves_no_process(
+    victim: Session, thread: bool
+) -> None:
+    code = "os.execv('/bin/sleep', ['sleep', '1000'])"
+    if thread:
+        code = f"import threading; threading.Thread(target=lambda: {code}).start(); time.sleep(60)"
+    reply = victim.run(code, timeout=40)
+    assert reply["error"]["code"] == "session_died", reply
+    cause = victim.status()["death"]["cause"]
+    assert cause == "its process became another program (`sleep`), and was ended"
+    wait_until(lambda: not processes.is_alive(victim.pid), what="no process is left")
+    assert victim.daemon.new(victim.name).out("1 + 1") == "2\n"
+
+
+def test_a_session_that_makes_a_daemon_of_itself_is_dead_and_its_name_is_of_use(
+    victim: Session,
+) -> None:
+    reply = victim.run(
+        "if os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\n"
+        "open('daemon.pid', 'w').write(str(os.getpid()))\ntime.sleep(1000)",
+        timeout=40,
+    )
+    assert reply["error"]["code"] == "session_died", reply
+    assert victim.status()["death"]["cause"] == "exited with status 0"
+    again = victim.daemon.new(victim.name)
+    assert again.pid != victim.pid
+    assert again.out("1 + 1") == "2\n"
+    # It left the session's group before that was ended, or it went with it.
+    pid = again.value("open('daemon.pid').read() if os.path.exists('daemon.pid') else '0'")
+    processes.end({int(pid or 0)} - {0})
 
 
 def test_an_answer_forged_by_a_thread_between_cells_is_never_believed(victim: Session) -> None:

@@ -180,8 +180,9 @@ def strays(daemon: TestDaemon) -> list[str]:
     of_zygotes = [file for file in files if file.startswith("z-") and file.endswith(".sock")]
     if len(of_zygotes) != len(zygotes):
         found.append(f"{of_zygotes} for {len(zygotes)} zygotes")
-    # A number follows the key of an environment that has more than one.
-    found += [f"another zygote {file}" for file in of_zygotes if file.count("-") > 1]
+    # A number follows the key of an environment that has, or had, more than one.
+    keys = Counter(re.split("[-.]", file)[1] for file in of_zygotes)
+    found += [f"{count} zygotes of {key}" for key, count in keys.items() if count > 1]
     usual = ("h-", "z-", "access.log", "daemon.log", "daemon.lock")
     found += [f"file {file}" for file in files if not file.startswith(usual)]
     return found

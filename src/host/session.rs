@@ -422,6 +422,9 @@ impl Session {
     }
 
     fn run_cell(&mut self, py: Python<'_>, kind: CellKind, cell: QueuedCell) {
+        // What an earlier cell has blocked must not keep this one from being
+        // interrupted.
+        sys::unblock_signal(rustix::process::Signal::INT.as_raw());
         self.restore_descriptors();
         self.see_to_records();
         let mut finished = self.namespace.run(py, self.shared, kind, &cell);

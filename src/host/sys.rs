@@ -217,6 +217,14 @@ pub(crate) fn block_signal(signal: i32) {
     });
 }
 
+/// Unblocks a signal in the calling thread.
+pub(crate) fn unblock_signal(signal: i32) {
+    change_mask(libc::SIG_UNBLOCK, |set| {
+        // SAFETY: `set` is a valid, exclusive signal set.
+        unsafe { libc::sigaddset(set, signal) };
+    });
+}
+
 /// Unblocks every signal in the calling thread.
 pub(crate) fn unblock_all_signals() {
     change_mask(libc::SIG_UNBLOCK, |set| {

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pythond_private_fs::PrivateDir;
 use pythond_private_fs::cgroup::Group;
 use pythond_protocol::lane::{
-    Hello, LINK_VERSION, LIVING, Message, ZygoteCommand, ZygoteEvent, ZygoteInfo,
+    Hello, LINK_VERSION, LIVING, Message, ZygoteCommand, ZygoteEvent, ZygoteHost, ZygoteInfo,
 };
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::names::{SessionId, SessionName};
@@ -68,6 +68,7 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
         listener: Some(listener),
         connections: Vec::new(),
         spares: VecDeque::new(),
+        dying: Vec::new(),
         hosts: HashMap::new(),
         empty_groups: Vec::new(),
         ended: VecDeque::new(),
@@ -123,6 +124,8 @@ struct Zygote {
     listener: Option<OwnedFd>,
     connections: Vec<Connection>,
     spares: VecDeque<Spare>,
+    /// Spares that have died and are not reaped yet.
+    dying: Vec<Spare>,
     hosts: HashMap<i32, Host>,
     /// Groups of sessions that are gone, until nothing is left in them.
     empty_groups: Vec<Group>,
@@ -162,6 +165,8 @@ struct Host {
     stdout_read: OwnedFd,
     stderr_read: OwnedFd,
     session: Option<(SessionName, SessionId, u64)>,
+    /// When it became that session, or was made.
+    since: Instant,
     limits: SessionLimits,
     /// Its control group, if it needs one.
     group: Option<Group>,
@@ -317,6 +322,18 @@ impl Zygote {
         Ok(true)
     }
 
+    fn living_sessions(&self) -> Vec<ZygoteHost> {
+        let sessions = self.hosts.iter().filter_map(|(pid, host)| {
+            Some(ZygoteHost {
+                pid: *pid,
+                socket: format!("{}.sock", host.name),
+                session: host.session.clone()?,
+                age_ms: u64::try_from(host.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            })
+        });
+        sessions.collect()
+    }
+
     fn info(&self) -> ZygoteInfo {
         ZygoteInfo {
             version: LINK_VERSION,
@@ -327,6 +344,7 @@ impl Zygote {
             python_version: self.python.version.clone(),
             preload: self.launch.preload.clone(),
             cannot_fork: self.cannot_fork.clone(),
+            hosts: self.living_sessions(),
         }
     }
 

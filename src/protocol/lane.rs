@@ -24,7 +24,8 @@ pub use self::host::{HostCommand, HostEvent};
 pub use self::session::{HostInfo, HostStatus, HostedSession, SessionSpec};
 pub use self::terminal::{Attach, TerminalCommand, TerminalEvent};
 pub use self::zygote::{
-    CellFate, HostEnd, LIVING, Reached, TOMBSTONE, ZygoteCommand, ZygoteEvent, ZygoteInfo,
+    CellFate, HostEnd, LIVING, Reached, TOMBSTONE, ZygoteCommand, ZygoteEvent, ZygoteHost,
+    ZygoteInfo,
 };
 
 /// Version of these words.

@@ -170,7 +170,10 @@ impl Session {
                     LinkEvent::Message(lane, message) => self.arrived(lane, message),
                     LinkEvent::Broken(why) => self.broken(&why),
                     LinkEvent::Recovered(lanes, hosted) => self.recovered(lanes, &hosted),
-                    LinkEvent::Gone => break wait_for_report(exit.take()).await,
+                    LinkEvent::Gone => {
+                        let process = self.shared.process;
+                        break wait_for_report(exit.take(), process, self.told.is_some()).await;
+                    }
                 },
                 message = inbox.recv(), if inbox_open => match message {
                     Some(message) => self.message(message),
@@ -553,6 +556,31 @@ async fn wait(
     }
 }
 
-async fn wait_for_report(exit: Option<oneshot::Receiver<HostExit>>) -> Option<HostExit> {
-    tokio::time::timeout(EXIT_PATIENCE, exit?).await.ok()?.ok()
+/// How a host ended that does not listen any more. A process that goes on as
+/// another program is ended: it holds nothing of the session.
+async fn wait_for_report(
+    exit: Option<oneshot::Receiver<HostExit>>,
+    process: HostProcess,
+    told: bool,
+) -> Option<HostExit> {
+    let Some(mut exit) = exit else {
+        if process.other_program().is_some() {
+            process.end(Duration::ZERO, &CancellationToken::new()).await;
+        }
+        return None;
+    };
+    if let Ok(end) = tokio::time::timeout(EXIT_PATIENCE, &mut exit).await {
+        return end.ok();
+    }
+    let became = process.other_program();
+    if !told && became.is_some() {
+        process.end(Duration::ZERO, &CancellationToken::new()).await;
+    }
+    let mut end = tokio::time::timeout(EXIT_PATIENCE, exit).await.ok()?.ok()?;
+    if let Some(program) = became {
+        end.end.cause = Some(format!(
+            "its process became another program (`{program}`), and was ended"
+        ));
+    }
+    Some(end)
 }

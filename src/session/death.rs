@@ -9,7 +9,7 @@ use pythond_protocol::limits::{CellLimits, KeptBudget, SessionLimits};
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use pythond_protocol::verbs::status::Tombstone;
-use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionName};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionId, SessionName};
 
 use super::handle::{EndReason, Last, SessionHandle};
 use crate::host_process::HostProcess;
@@ -34,10 +34,10 @@ pub(super) fn tombstone(
     } else {
         died_at
     };
-    let exceeded = exit.and_then(|exit| exit.exceeded.clone());
+    let known = exit.and_then(|exit| exit.cause.clone());
     let cause = told
         .map(|reason| reason.cause().to_owned())
-        .or(exceeded)
+        .or(known)
         .unwrap_or_else(|| end.describe());
     Tombstone {
         end,
@@ -50,7 +50,22 @@ pub(super) fn tombstone(
 
 /// A session that died while no daemon looked, from what its zygote tells.
 pub(crate) fn bury(exit: &HostEnd, dir: &Arc<PrivateDir>) -> Option<SessionHandle> {
-    let (session, session_id, generation) = exit.session.clone()?;
+    let hosted = hardly_known(exit.session.clone()?, 0);
+    let process = HostProcess::gone(exit.pid);
+    Some(SessionHandle::of_dead(
+        hosted,
+        process,
+        tombstone(Some(exit), None, None),
+        Last::of(exit),
+        (Arc::clone(dir), exit.socket.clone()),
+    ))
+}
+
+/// A session of which only its zygote has told.
+pub(super) fn hardly_known(
+    (session, session_id, generation): (SessionName, SessionId, u64),
+    zygote_pid: i32,
+) -> HostedSession {
     let spec = SessionSpec {
         session,
         session_id,
@@ -66,7 +81,7 @@ pub(crate) fn bury(exit: &HostEnd, dir: &Arc<PrivateDir>) -> Option<SessionHandl
         cells: CellLimits::default(),
     };
     let unknown = String::new;
-    let hosted = HostedSession {
+    HostedSession {
         spec,
         python: PythonInfo {
             executable: unknown(),
@@ -86,19 +101,8 @@ pub(crate) fn bury(exit: &HostEnd, dir: &Arc<PrivateDir>) -> Option<SessionHandl
         not_recorded: None,
         held_by: None,
         limited_by: None,
-        zygote_pid: 0,
-    };
-    let process = HostProcess::gone(exit.pid);
-    Some(SessionHandle::of_dead(
-        hosted,
-        process,
-        tombstone(Some(exit), None, None),
-        Last {
-            fates: exit.fates.clone().into(),
-            died_ns: exit.died_ns,
-        },
-        (Arc::clone(dir), exit.socket.clone()),
-    ))
+        zygote_pid,
+    }
 }
 
 /// The answer to whoever asks something of a dead session, or waited for it.
@@ -180,7 +184,7 @@ mod tests {
             cell: None,
             session: None,
             log_lost: 0,
-            exceeded: None,
+            cause: None,
             died_at: "2020-01-01T00:00:00Z".to_owned(),
             died_ns: 0,
             fates: vec![fate(cell, Reached::Started), fate(waits, Reached::Accepted)],

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
-    Attach, CellFate, CellSpec, FinishedCell, HostCommand, HostEvent, HostedSession, Message,
-    TerminalEvent,
+    Attach, CellFate, CellSpec, FinishedCell, HostCommand, HostEnd, HostEvent, HostedSession,
+    Message, TerminalEvent,
 };
 use pythond_protocol::outcome::{CellKind, CellStatus, ProcessEnd};
 use pythond_protocol::output_log::Stream;
@@ -255,6 +255,16 @@ pub(super) struct Last {
     pub(super) died_ns: u64,
 }
 
+impl Last {
+    /// From what its zygote tells.
+    pub(super) fn of(end: &HostEnd) -> Self {
+        Self {
+            fates: end.fates.clone().into(),
+            died_ns: end.died_ns,
+        }
+    }
+}
+
 /// What the task publishes.
 #[derive(Clone, Debug)]
 pub(super) struct View {
@@ -346,7 +356,7 @@ impl SessionHandle {
         self.shared.process
     }
 
-    fn view(&self) -> View {
+    pub(super) fn view(&self) -> View {
         self.shared
             .view
             .lock()

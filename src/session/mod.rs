@@ -4,6 +4,7 @@ mod actor;
 mod death;
 mod handle;
 pub(crate) mod state;
+mod unreached;
 mod watch;
 
 pub(crate) use actor::{Connected, start};
@@ -12,3 +13,4 @@ pub(crate) use handle::{
     Accepted, EndReason, LastOutput, OutputRange, Question, RunAnswer, SessionHandle, Submission,
     Submit,
 };
+pub(crate) use unreached::Unreached;

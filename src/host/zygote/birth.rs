@@ -21,6 +21,8 @@ use crate::parked::{Parked, Ready};
 use crate::sys::{self, Fork};
 use crate::{limits, session, streams};
 
+/// Processes that are forked for one session if those before die at once.
+const MOST_TRIES: u32 = 6;
 /// Backlog of a host's socket: both lanes of a daemon and of its successor.
 const BACKLOG: i32 = 8;
 
@@ -48,18 +50,44 @@ impl Zygote {
         {
             return Ok(made);
         }
-        let (spare, start) = if spec.must_start_cold {
-            (self.start_cold()?, StartKind::Cold)
-        } else if let Some(spare) = self.spares.pop_front() {
-            (spare, StartKind::Spare)
-        } else {
-            // A library may have started a thread since.
-            self.cannot_fork = self.cannot_fork.take().or_else(other_threads);
-            match self.cannot_fork.clone() {
-                None => (self.fork_spare(py)?, StartKind::Fork),
-                Some(_) => (self.start_cold()?, StartKind::Cold),
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let (spare, start) = self.next_spare(py, spec.must_start_cold || tries > MOST_TRIES)?;
+            match self.assign(spare, start, spec.clone()) {
+                // It has died a moment ago, and was nothing yet.
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::BrokenPipe && tries <= MOST_TRIES => {}
+                done => return done,
             }
-        };
+        }
+    }
+
+    fn next_spare(
+        &mut self,
+        py: Python<'_>,
+        must_start_cold: bool,
+    ) -> std::io::Result<(Spare, StartKind)> {
+        if must_start_cold {
+            return Ok((self.start_cold()?, StartKind::Cold));
+        }
+        if let Some(spare) = self.spares.pop_front() {
+            return Ok((spare, StartKind::Spare));
+        }
+        // A library may have started a thread since.
+        self.cannot_fork = self.cannot_fork.take().or_else(other_threads);
+        Ok(match self.cannot_fork.clone() {
+            None => (self.fork_spare(py)?, StartKind::Fork),
+            Some(_) => (self.start_cold()?, StartKind::Cold),
+        })
+    }
+
+    fn assign(
+        &mut self,
+        spare: Spare,
+        start: StartKind,
+        spec: SessionSpec,
+    ) -> std::io::Result<(i32, String)> {
         let Spare {
             socket,
             pid,
@@ -70,6 +98,7 @@ impl Zygote {
             spec.session_id.clone(),
             spec.generation,
         ));
+        host.since = Instant::now();
         host.limits = spec.limits;
         let limits = limits::of_group(&spec.limits);
         if !limits.is_empty() {
@@ -80,7 +109,9 @@ impl Zygote {
         python.reason.clone_from(&spec.python_reason);
         let mut cold_reason = spec.cold_reason.clone();
         if start == StartKind::Cold {
-            cold_reason = cold_reason.or_else(|| self.cannot_fork.clone());
+            cold_reason = cold_reason
+                .or_else(|| self.cannot_fork.clone())
+                .or_else(|| Some("processes that are forked for it end at once".to_owned()));
         }
         let assignment = Assignment {
             spec,
@@ -103,7 +134,17 @@ impl Zygote {
             .rename(&format!("{name}.{PARKED}"), &format!("{name}.sock"))
             .map_err(std::io::Error::other)
             .and_then(|()| assignment::send(&socket, &assignment));
-        self.hosts.insert(pid, host);
+        if sent
+            .as_ref()
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+        {
+            // When it is reaped it counts as the spare that it still is.
+            let spare = Spare { socket, pid, host };
+            self.remove_files(&name);
+            self.dying.push(spare);
+        } else {
+            self.hosts.insert(pid, host);
+        }
         sent.map(|()| (pid, name))
     }
 
@@ -172,6 +213,7 @@ impl Zygote {
                     stdout_read: cradle.parked.stdout_read,
                     stderr_read: cradle.parked.stderr_read,
                     session: None,
+                    since: Instant::now(),
                     limits: SessionLimits::default(),
                     group: None,
                     cpu_ticks: 0,
@@ -192,6 +234,7 @@ impl Zygote {
         self.listener = None;
         self.connections.clear();
         self.spares.clear();
+        self.dying.clear();
         self.hosts.clear();
         let Cradle {
             name,
@@ -265,6 +308,7 @@ impl Zygote {
             stdout_read: cradle.parked.stdout_read,
             stderr_read: cradle.parked.stderr_read,
             session: None,
+            since: Instant::now(),
             limits: SessionLimits::default(),
             group: None,
             cpu_ticks: 0,

@@ -79,6 +79,11 @@ impl Zygote {
                 }
                 continue;
             }
+            if let Some(at) = self.dying.iter().position(|spare| spare.pid == pid) {
+                let spare = self.dying.swap_remove(at);
+                self.spare_died(&spare, status);
+                continue;
+            }
             let Some(host) = self.hosts.remove(&pid) else {
                 continue;
             };
@@ -138,7 +143,7 @@ impl Zygote {
         let end = HostEnd {
             pid,
             socket: format!("{}.sock", host.name),
-            exceeded: exceeded(&host, &end, &last_stderr),
+            cause: exceeded(&host, &end, &last_stderr),
             end,
             last_stderr,
             // Nothing on the main thread: it may be clear all the same.

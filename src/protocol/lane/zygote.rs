@@ -86,9 +86,10 @@ pub struct HostEnd {
     /// Bytes of that cell's output that are lost before what the body has.
     #[serde(default)]
     pub log_lost: u64,
-    /// The limit that it exceeded, in words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exceeded: Option<String>,
+    /// The cause in words, where more is known than how it ended: for example a
+    /// limit that it exceeded.
+    #[serde(default, alias = "exceeded", skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
     /// When it was seen: RFC 3339, UTC.
     #[serde(default)]
     pub died_at: String,
@@ -149,4 +150,20 @@ pub struct ZygoteInfo {
     pub preload: Vec<String>,
     /// Why it cannot fork, if it cannot: hosts start cold.
     pub cannot_fork: Option<String>,
+    /// The sessions that it made and that have not ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<ZygoteHost>,
+}
+
+/// A session as its zygote knows it: also one that is stopped and says nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZygoteHost {
+    /// Its process id.
+    pub pid: i32,
+    /// Its socket's file name.
+    pub socket: String,
+    /// Name, id and generation.
+    pub session: (SessionName, SessionId, u64),
+    /// For how long it has been that session.
+    pub age_ms: u64,
 }

@@ -162,8 +162,12 @@ impl Session {
             (Some(end), Some(told @ (EndReason::Interrupted | EndReason::Exited))) => {
                 tombstones::correct(&self.dir, end, told.cause());
             }
-            // Its zygote wrote it down.
-            (Some(_), None) => {}
+            (Some(end), None) => {
+                // Its zygote wrote down what it saw; here more may be known.
+                if let Some(cause) = &end.cause {
+                    tombstones::correct(&self.dir, end, cause);
+                }
+            }
             (None, _) => {
                 tombstones::unreported(&self.dir, &self.socket);
             }
