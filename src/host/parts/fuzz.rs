@@ -4,12 +4,17 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 
 use pythond_private_fs::PrivateDir;
+use pythond_protocol::lane::{
+    CellSpec, Decoder, HELLO_TAG, HostInfo, Lane, Message, Prefix, decode, encode,
+};
+use pythond_protocol::outcome::CellKind;
 use pythond_protocol::output_log::{self, RECORD_HEADER, Stream};
 use tempfile::TempDir;
 
 use crate::append;
 use crate::cell_log::{CellLog, Place};
 use crate::journal::Journal;
+use crate::state::{CellBoard, Resume};
 
 /// A directory of the host's files that are damaged again and again.
 #[derive(Debug)]
@@ -146,6 +151,53 @@ impl Damaged {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// What a host says of itself to a daemon that takes it over: it is refused, or
+/// taken as it was said, and its cells have ends that are told once.
+pub fn adoption(bytes: &[u8]) {
+    let prefix = Prefix {
+        header: bytes.len(),
+        body: 0,
+    };
+    let Ok(Message { header: info, .. }) = decode::<HostInfo>(prefix, bytes.to_vec()) else {
+        return;
+    };
+    let mut decoder = Decoder::new(HELLO_TAG);
+    if let Ok(again) = encode(HELLO_TAG, &info, b"") {
+        decoder.extend(&again);
+        let again = decoder.next_message::<HostInfo>();
+        assert_eq!(
+            again.map(|it| it.map(|it| it.header)),
+            Ok(Some(info.clone()))
+        );
+    }
+    let Some(hosted) = info.session else {
+        return;
+    };
+    let mut board = CellBoard::new(hosted.next_cell);
+    for cell in &hosted.unfinished {
+        board.inherit(*cell);
+    }
+    assert_eq!(board.is_idle(), hosted.unfinished.is_empty());
+    let steps = board.resume(hosted.next_cell);
+    assert_eq!(steps.len(), hosted.unfinished.len());
+    for (step, cell) in steps.iter().zip(&hosted.unfinished) {
+        let Resume::Await {
+            cell: asked,
+            request,
+        } = step
+        else {
+            panic!("{step:?} for a cell that another daemon sent");
+        };
+        assert_eq!(asked, cell);
+        assert!(board.remove(*request).is_none(), "nobody waits here");
+    }
+    let added = board.add("1".into(), CellKind::Run, CellSpec::default(), ());
+    assert!(
+        matches!(added, Ok((_, Lane::Cell))),
+        "the main thread is free"
+    );
 }
 
 /// Writes a file anew.
