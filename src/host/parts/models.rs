@@ -1,5 +1,6 @@
 //! What threads and processes do at the same time, in any order.
 
+mod cells;
 mod journal;
 
 /// How often a model is tried: more often where time does not matter.
