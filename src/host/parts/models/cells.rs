@@ -374,6 +374,6 @@ fn each_cell_runs_once_and_each_waiter_is_told_once_whatever_breaks() {
     let mut config = Config::new();
     // More than any run needs that forgets nobody.
     config.max_steps = shuttle::MaxSteps::FailAfter(100_000);
-    let scheduler = shuttle::scheduler::RandomScheduler::new(rounds(3000));
+    let scheduler = shuttle::scheduler::RandomScheduler::new(rounds(800));
     shuttle::Runner::new(scheduler, config).run(model);
 }
