@@ -5,7 +5,8 @@
 //! no system call, and what was written outlives a host that was killed.
 //!
 //! Layout, all numbers little endian: bytes 0–4095 header (words: magic,
-//! running cell + 1 or 0, stderr bytes so far, records so far; from 64 on:
+//! running cell + 1 or 0, stderr bytes so far, records so far, stderr bytes once
+//! what is being written is there; from 64 on:
 //! active half, log bytes of both halves, output bytes of both halves, output
 //! bytes lost, what is being taken in; from 1024 on: process ids of `fork`
 //! cells' children); 4096–8191 ring of stderr; from 8192 a ring of 64-byte
@@ -16,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::fence;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::CellId;
@@ -36,6 +38,8 @@ const INTAKE_AT: usize = HALVES_AT + 2 * HALF;
 /// Most bytes that are taken in at once.
 pub(crate) const INTAKE: usize = 16 << 10;
 const LENGTH: usize = INTAKE_AT + INTAKE;
+/// The ring of stderr has lost what is too old for this count already.
+const STDERR_AFTER: usize = 32;
 const ACTIVE: usize = 64;
 const LOG_BYTES: [usize; 2] = [72, 80];
 const OUTPUT_BYTES: [usize; 2] = [88, 96];
@@ -296,17 +300,22 @@ impl Journal {
         let total = self.map.word(16).load(Relaxed);
         let ring = self.map.bytes(TAIL_AT, TAIL);
         let begin = usize::try_from(total % TAIL as u64).unwrap_or(0);
+        let after = total + data.len() as u64;
+        // Whoever is killed below leaves new bytes in the place of old ones.
+        self.map.word(STDERR_AFTER).store(after, Relaxed);
+        fence(Release);
         for (offset, byte) in data.iter().enumerate() {
             ring[(begin + offset) % TAIL].store(*byte, Relaxed);
         }
-        self.map.word(16).store(total + data.len() as u64, Release);
+        self.map.word(16).store(after, Release);
     }
 
     /// The end of standard error, at most 4 KiB and what was being taken in.
     pub(crate) fn last_stderr(&self) -> Vec<u8> {
         let total = self.map.word(16).load(Acquire);
         let ring = self.map.bytes(TAIL_AT, TAIL);
-        let first = total.saturating_sub(TAIL as u64);
+        let after = self.map.word(STDERR_AFTER).load(Acquire).max(total);
+        let first = after.saturating_sub(TAIL as u64);
         let mut last: Vec<u8> = (first..total)
             .map(|at| ring[usize::try_from(at % TAIL as u64).unwrap_or(0)].load(Relaxed))
             .collect();

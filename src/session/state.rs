@@ -250,6 +250,11 @@ impl<W> CellBoard<W> {
     /// What to do about each cell once new lanes are open.
     pub(crate) fn resume(&mut self, next_cell: CellId) -> Vec<Resume> {
         self.next_cell = next_cell;
+        // The cell lane that broke has taken along what was on it: a host that was
+        // told to expect such a cell would wait for it with all others.
+        for cell in self.cells.values_mut() {
+            cell.lane = Lane::Control;
+        }
         let own = self
             .cells
             .iter()
@@ -406,6 +411,18 @@ mod tests {
         board.finished(&finished(None, id(4), id(6)));
         assert!(board.is_idle());
         assert_eq!(add(&mut board, "a", ()), Ok((3, Lane::Cell)));
+    }
+
+    #[test]
+    fn nothing_is_on_the_cell_lane_that_was_opened_anew() {
+        let mut board = CellBoard::new(id(0));
+        add(&mut board, "a", ()).unwrap();
+        board.mark_sent(1);
+        assert_eq!(board.on_cell_lane(), Some(id(0)));
+        board.resume(id(0));
+        assert_eq!(board.on_cell_lane(), None);
+        assert_eq!(board.send_again(1), Some(Lane::Cell));
+        assert_eq!(board.on_cell_lane(), Some(id(0)));
     }
 
     #[test]

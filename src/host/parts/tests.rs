@@ -1,0 +1,6 @@
+//! What is written, damaged and read back.
+
+mod adoption;
+mod append;
+mod cell_log;
+mod journal;
