@@ -443,7 +443,9 @@ threading.Event().wait()
 
 def everything_answers(session: Session) -> None:
     """Use what the main thread and the I/O thread have to tell each other for."""
-    follower = session.daemon.popen("pysh", "run", session.name, "print(1); os.system('echo 2')")
+    follower = session.daemon.popen(
+        "pysh", "run", session.name, "print(1); _ = os.system('echo 2')"
+    )
     assert follower.communicate(timeout=60)[0] == b"1\n2\n"
     cell = session.fire("os.system('echo beside')")
     assert session.ended(cell)["status"] == "done"

@@ -1,8 +1,9 @@
 //! What a host leaves behind: which cells were accepted, started, finished, and
 //! the end of its standard error.
 //!
-//! A preallocated file in the runtime directory, mapped shared: writing costs
-//! no system call, and what was written outlives a host that was killed.
+//! A file in the runtime directory, mapped shared: writing costs no system call
+//! once a page is there, and what was written outlives a host that was killed.
+//! What the file system has no room for is left out.
 //!
 //! Layout, all numbers little endian: bytes 0–4095 header (words: magic,
 //! running cell + 1 or 0, stderr bytes so far, records so far, stderr bytes once
@@ -67,6 +68,7 @@ impl Journal {
         let journal = Self {
             map: SharedMap::new(&file, LENGTH)?,
         };
+        journal.begin()?;
         journal.map.word(0).store(MAGIC, Release);
         Ok(journal)
     }
@@ -80,10 +82,21 @@ impl Journal {
         let journal = Self {
             map: SharedMap::new(&file, LENGTH)?,
         };
+        journal.begin()?;
         if journal.map.word(0).load(Acquire) != MAGIC {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         }
         Ok(journal)
+    }
+
+    /// The header and the ring of stderr have their place from the start; the rest
+    /// gets it when it is used, so that an idle session costs little.
+    fn begin(&self) -> io::Result<()> {
+        if self.map.reserve(0, RECORDS_AT) {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        }
     }
 
     /// Writes one record: how far a cell has come, and the number of who asked for
@@ -92,6 +105,9 @@ impl Journal {
         let number = self.map.word(24).load(Relaxed);
         let slot = usize::try_from(number % RECORDS as u64).unwrap_or(0);
         let at = RECORDS_AT + RECORD * slot;
+        if !self.map.reserve(at, RECORD) {
+            return;
+        }
         let event = match reached {
             Reached::Accepted => 1,
             Reached::Started => 2,
@@ -136,6 +152,9 @@ impl Journal {
     fn read(&self, number: u64) -> Option<(Reached, CellId, u64)> {
         let slot = usize::try_from(number % RECORDS as u64).ok()?;
         let at = RECORDS_AT + RECORD * slot;
+        if !self.map.reserve(at, RECORD) {
+            return None;
+        }
         let sum = self.map.word(at + 32).load(Acquire);
         let words = [0, 8, 16, 24].map(|word| self.map.word(at + word).load(Relaxed));
         if words[0] != number || sum != checksum(&words) {
@@ -193,15 +212,22 @@ impl Journal {
         for piece in kept.chunks(HALF - RECORD_HEADER) {
             let mut half = usize::from(self.map.word(ACTIVE).load(Relaxed) == 1);
             let mut at = usize::try_from(self.map.word(LOG_BYTES[half]).load(Relaxed)).unwrap_or(0);
-            if at + RECORD_HEADER + piece.len() > HALF {
+            let turns = at + RECORD_HEADER + piece.len() > HALF;
+            if turns {
                 half = 1 - half;
                 at = 0;
+            }
+            let place = HALVES_AT + half * HALF + at;
+            if !self.map.reserve(place, RECORD_HEADER + piece.len()) {
+                self.add(LOST, piece.len());
+                continue;
+            }
+            if turns {
                 let forgotten = self.map.word(OUTPUT_BYTES[half]).swap(0, Relaxed);
                 self.map.word(LOST).fetch_add(forgotten, Relaxed);
                 self.map.word(LOG_BYTES[half]).store(0, Release);
                 self.map.word(ACTIVE).store(half as u64, Release);
             }
-            let place = HALVES_AT + half * HALF + at;
             self.map.write(place, &output_log::header(stream, piece));
             self.map.write(place + RECORD_HEADER, piece);
             self.add(OUTPUT_BYTES[half], piece.len());
@@ -220,6 +246,11 @@ impl Journal {
         read: impl FnOnce(&mut [u8]) -> usize,
         keep: impl FnOnce(&[u8]) -> T,
     ) -> Option<T> {
+        if !self.map.reserve(INTAKE_AT, INTAKE) {
+            let mut buffer = vec![0; INTAKE];
+            let count = read(&mut buffer).min(INTAKE);
+            return (count > 0).then(|| keep(&buffer[..count]));
+        }
         let active = self.active();
         let before = [
             active as u64,
@@ -256,6 +287,9 @@ impl Journal {
         ) {
             return None;
         }
+        if !self.map.reserve(INTAKE_AT, INTAKE) {
+            return None;
+        }
         let bytes = self.map.bytes(INTAKE_AT, INTAKE);
         let mut bytes: Vec<u8> = bytes.iter().map(|byte| byte.load(Relaxed)).collect();
         let end = bytes.iter().rposition(|byte| *byte != 0)?;
@@ -279,6 +313,9 @@ impl Journal {
         for half in [1 - active, active] {
             let length = self.map.word(LOG_BYTES[half]).load(Acquire);
             let length = usize::try_from(length).unwrap_or(0).min(HALF);
+            if !self.map.reserve(HALVES_AT + half * HALF, length) {
+                continue;
+            }
             let bytes = self.map.bytes(HALVES_AT + half * HALF, length);
             log.extend(bytes.iter().map(|byte| byte.load(Relaxed)));
         }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 /// A file mapped shared, seen as atomics, so that any process may read what
 /// another left there.
@@ -10,7 +10,12 @@ use std::sync::atomic::{AtomicU8, AtomicU64};
 pub(crate) struct SharedMap {
     start: *mut u8,
     length: usize,
+    /// The pages that are known to be there, a bit each.
+    there: AtomicU64,
 }
+
+/// Bytes of a page; more where pages are greater.
+const PAGE: usize = 4096;
 
 // SAFETY: the memory is only reached through atomics.
 unsafe impl Send for SharedMap {}
@@ -38,7 +43,33 @@ impl SharedMap {
         Ok(Self {
             start: start.cast(),
             length,
+            there: AtomicU64::new(0),
         })
+    }
+
+    /// Sees to it that these bytes can be reached. False if the file system has
+    /// no room for them: a mere look would end the process then (SIGBUS).
+    pub(crate) fn reserve(&self, at: usize, length: usize) -> bool {
+        assert!(at + length <= self.length, "inside the map");
+        let pages = at / PAGE..(at + length).div_ceil(PAGE);
+        // Later pages than there are bits are looked at each time.
+        let bits = pages.clone().filter(|page| *page < 64);
+        let bits = bits.fold(0, |bits, page| bits | 1 << page);
+        if pages.end <= 64 && self.there.load(Relaxed) & bits == bits {
+            return true;
+        }
+        // SAFETY: inside the mapping, as just checked; it begins at a page.
+        let place = unsafe { self.start.add(pages.start * PAGE) };
+        let length = pages.len() * PAGE;
+        // SAFETY: changes no byte; a range that is not mapped is an error.
+        let status = unsafe { libc::madvise(place.cast(), length, libc::MADV_POPULATE_WRITE) };
+        // Linux before 5.14 cannot tell.
+        let old = || io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL);
+        let there = status == 0 || old();
+        if there {
+            self.there.fetch_or(bits, Relaxed);
+        }
+        there
     }
 
     /// The 8-byte word that begins at byte `at`, a multiple of 8.
