@@ -4,6 +4,7 @@
 //! fields, in the form that readers of 0.4 know. At most 4 KiB a line, so that
 //! lines of several writers never mix (write(2) to a file opened for appending).
 
+use pythond_protocol::shown::is_bidi_control;
 use std::fmt::Write as _;
 
 use pythond_protocol::SessionName;
@@ -119,10 +120,7 @@ fn push_value(line: &mut String, value: &str) {
 /// Separators and direction marks that are no control characters for Unicode
 /// and still change how a line is shown.
 fn is_steering(character: char) -> bool {
-    matches!(
-        character,
-        '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    )
+    matches!(character, '\u{2028}' | '\u{2029}') || is_bidi_control(character)
 }
 
 #[cfg(test)]

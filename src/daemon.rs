@@ -115,8 +115,13 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         Arc::new(Exits::new(orphans_in)),
         open_files,
     );
-    let listener =
-        Listener::new(socket, config.limits, log.clone()).map_err(DaemonError::system("listen"))?;
+    let listener = Listener::new(
+        socket,
+        (!activated).then(|| config.socket.path.clone()),
+        config.limits,
+        log.clone(),
+    )
+    .map_err(DaemonError::system("listen"))?;
     log.note(&format!(
         "pythond pid={} ws://{}",
         std::process::id(),

@@ -3,14 +3,16 @@
 use std::io::{Error, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pythond_private_fs::{PrivateDir, PrivateFsError, bind_at};
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -20,6 +22,7 @@ use crate::access_log::{self, AccessLog, Fields};
 use crate::admission::{Admission, Place};
 use crate::complaints::Complaints;
 use crate::daemon_limits::DaemonLimits;
+use crate::error::chain;
 use crate::handlers::Context;
 use crate::lane_io;
 use crate::log::Log;
@@ -28,6 +31,8 @@ use crate::router;
 
 /// Connections that may wait to be accepted.
 pub(crate) const BACKLOG: i32 = 1024;
+/// How often it is looked whether the socket is still there.
+const LOOK_FOR_SOCKET: Duration = Duration::from_secs(1);
 /// How long a client may take for its handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Room for the first line of a message beside the greatest body.
@@ -50,7 +55,11 @@ const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\
 
 /// The daemon's socket.
 pub(crate) struct Listener {
-    socket: UnixListener,
+    socket: Mutex<Arc<UnixListener>>,
+    /// It was made again.
+    replaced: Notify,
+    /// Where it is; none if it is somebody else's to make.
+    place: Option<PathBuf>,
     admission: Arc<Admission>,
     lingering: Arc<Semaphore>,
     complaints: Arc<Complaints>,
@@ -64,11 +73,16 @@ impl Listener {
     ///
     /// # Errors
     /// If the runtime cannot take it.
-    pub(crate) fn new(socket: OwnedFd, limits: DaemonLimits, log: Log) -> std::io::Result<Self> {
-        let socket = StdUnixListener::from(socket);
-        socket.set_nonblocking(true)?;
+    pub(crate) fn new(
+        socket: OwnedFd,
+        place: Option<PathBuf>,
+        limits: DaemonLimits,
+        log: Log,
+    ) -> std::io::Result<Self> {
         Ok(Self {
-            socket: UnixListener::from_std(socket)?,
+            socket: Mutex::new(Arc::new(listening(socket)?)),
+            replaced: Notify::new(),
+            place,
             admission: Admission::new(limits.connections),
             lingering: Arc::new(Semaphore::new(LINGERING)),
             complaints: Arc::default(),
@@ -83,7 +97,44 @@ impl Listener {
     /// # Errors
     /// If the runtime cannot let go of it.
     pub(crate) fn into_socket(self) -> std::io::Result<OwnedFd> {
-        self.socket.into_std().map(OwnedFd::from)
+        let socket = self.socket.into_inner();
+        let socket = Arc::into_inner(socket.unwrap_or_else(PoisonError::into_inner));
+        let socket = socket.ok_or_else(|| Error::other("somebody still accepts"))?;
+        socket.into_std().map(OwnedFd::from)
+    }
+
+    fn socket(&self) -> Arc<UnixListener> {
+        Arc::clone(&self.socket.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sees to it that clients find the socket: what cleans up temporary files may
+    /// remove it. Sessions would live on and nobody reach them.
+    async fn guard(&self) {
+        let Some(place) = &self.place else { return };
+        let mut told = false;
+        loop {
+            tokio::time::sleep(LOOK_FOR_SOCKET).await;
+            let found = std::fs::symlink_metadata(place);
+            if !found.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                told = false;
+                continue;
+            }
+            match listen_again(place) {
+                Ok(socket) => {
+                    *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(socket);
+                    self.replaced.notify_one();
+                    let place = place.display();
+                    self.log
+                        .note(&format!("WARN: {place} was removed, and is there again"));
+                }
+                Err(why) if !told => {
+                    told = true;
+                    self.log
+                        .note(&format!("WARN: {} was removed: {why}", place.display()));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Accepts until the daemon stops. No failure ends it.
@@ -92,7 +143,12 @@ impl Listener {
             let mut pause = BACKOFF.0;
             loop {
                 self.admission.settled().await;
-                match self.socket.accept().await {
+                let socket = self.socket();
+                let accepted = tokio::select! {
+                    accepted = socket.accept() => accepted,
+                    () = self.replaced.notified() => continue,
+                };
+                match accepted {
                     Ok((stream, _)) => {
                         pause = BACKOFF.0;
                         self.admit(stream, context, tracker);
@@ -100,6 +156,10 @@ impl Listener {
                     Err(error) => pause = self.failed(&error, pause).await,
                 }
             }
+        };
+        let guarding = async {
+            self.guard().await;
+            std::future::pending().await
         };
         let telling = async {
             loop {
@@ -113,6 +173,7 @@ impl Listener {
             () = context.stop.cancelled() => {}
             () = telling => {}
             () = accepting => {}
+            () = guarding => {}
         }
     }
 
@@ -179,6 +240,21 @@ impl Listener {
             drop(place);
         });
     }
+}
+
+fn listening(socket: OwnedFd) -> std::io::Result<UnixListener> {
+    let socket = StdUnixListener::from(socket);
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(socket)
+}
+
+fn listen_again(place: &Path) -> Result<UnixListener, String> {
+    let told = |error: PrivateFsError| chain(&error);
+    if let Some(parent) = place.parent().filter(|parent| !parent.exists()) {
+        PrivateDir::open_or_create(parent).map_err(told)?;
+    }
+    let socket = bind_at(place, BACKLOG).map_err(told)?;
+    listening(socket).map_err(|error| error.to_string())
 }
 
 fn rejected(detail: &str) -> Fields<'_> {

@@ -76,6 +76,8 @@ struct Signs {
 pub(crate) struct ZygoteHandle {
     /// What it said of itself.
     pub(crate) info: Arc<ZygoteInfo>,
+    /// When.
+    pub(crate) said: std::time::Instant,
     process: HostProcess,
     signs: Arc<Mutex<Signs>>,
     inbox: mpsc::Sender<Ask>,
@@ -211,6 +213,7 @@ pub(crate) fn start(
     }));
     let handle = ZygoteHandle {
         info: Arc::clone(&info),
+        said: std::time::Instant::now(),
         process: HostProcess::of(info.pid),
         signs: Arc::clone(&signs),
         inbox: sender,

@@ -342,9 +342,9 @@ impl Zygotes {
                 // Its own handle is held, so the number cannot be another's.
                 let _ = child.start_kill();
                 let _ = child.wait().await;
-                return Err(SpawnError::Environment(format!(
-                    "python did not come up within {} s", START_DEADLINE.as_secs()
-                )));
+                let limit = START_DEADLINE.as_secs();
+                let words = format!("python did not come up within {limit} s");
+                return Err(SpawnError::Environment(blame(environment, words)));
             }
         };
         match outcome {
@@ -373,7 +373,7 @@ impl Zygotes {
                     Ok(status) => format!("python ended at once ({status})"),
                     Err(_) => "python ended at once".to_owned(),
                 });
-                Err(SpawnError::Environment(words))
+                Err(SpawnError::Environment(blame(environment, words)))
             }
         }
     }
@@ -557,4 +557,13 @@ impl Drop for Newborn {
             let _ = child.start_kill();
         }
     }
+}
+
+/// What a Python that does not come up was to import is the first suspect.
+fn blame(environment: &Environment, words: String) -> String {
+    if environment.preload.is_empty() || words.starts_with("cannot ") {
+        return words;
+    }
+    let modules = environment.preload.join("`, `");
+    format!("cannot preload `{modules}`: {words}")
 }

@@ -1,6 +1,6 @@
 //! The echo of submitted code to an operator's terminal. Text only.
 
-use pythond_transport::escape_controls;
+use pythond_protocol::shown::escape_controls;
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";

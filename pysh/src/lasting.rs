@@ -22,6 +22,10 @@ const MOST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 /// A connection that breaks sooner was none.
 const LASTED: Duration = Duration::from_secs(1);
+/// Code of a session that does not answer.
+const UNREACHABLE: &str = "session_unreachable";
+/// Pause before such a session is asked again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// After so long somebody who watches is told what is waited for.
 const TELL_AFTER: Duration = Duration::from_millis(500);
 
@@ -64,6 +68,7 @@ impl<'a> Lasting<'a> {
     ) -> Result<T, Failure> {
         let mut connected = Client::connect(&self.address).map_err(Failure::from);
         let mut outage = Outage::default();
+        let (mut resumed, mut told) = (false, false);
         loop {
             let began = Instant::now();
             let done = match connected {
@@ -72,7 +77,21 @@ impl<'a> Lasting<'a> {
             };
             outage.was_over_for(began.elapsed());
             connected = match done {
-                Err(Failure::Broken(report)) => Ok(self.again(report, watch, &mut outage)?),
+                Err(Failure::Broken(report)) => {
+                    resumed = true;
+                    Ok(self.again(report, watch, &mut outage)?)
+                }
+                // The session was there, and is: whoever waited for it goes on to.
+                Err(Failure::Reported(report)) if resumed && report.code == UNREACHABLE => {
+                    if !std::mem::replace(&mut told, true) {
+                        self.render
+                            .note(&format!("{}; still waiting", report.message));
+                    }
+                    if pause_or_wake(LOOK_AGAIN, &watch.wakes()) {
+                        watch.woken()?;
+                    }
+                    Client::connect(&self.address).map_err(Failure::from)
+                }
                 done => return done,
             };
         }

@@ -1,5 +1,6 @@
 //! The only place that prints. stdout is data, stderr is talk.
 
+use pythond_protocol::shown::escape_controls;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::IsTerminal as _;
@@ -103,7 +104,7 @@ impl Render {
 
     /// A line of talk that is no error.
     pub(crate) fn note(&self, text: &str) {
-        talk(format!("note: {text}\n").as_bytes());
+        talk(format!("note: {}\n", escape_controls(text)).as_bytes());
     }
 
     /// What a cell wrote, each stream where it belongs and in order; with

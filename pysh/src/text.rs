@@ -1,11 +1,11 @@
 //! Numbers, tables and foreign texts as people read them. Prints nothing.
 
 use pythond_protocol::outcome::MergeReport;
+use pythond_protocol::shown::escape_controls;
 use pythond_protocol::verbs::cell::CellSummary;
 use pythond_protocol::verbs::interrupt::InterruptedCell;
 use pythond_protocol::verbs::stack::{Frame, ThreadStack};
 use pythond_protocol::verbs::word;
-use pythond_transport::escape_controls;
 
 /// A text that a session or a client gave, on one line and unable to drive a
 /// terminal.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -187,3 +188,99 @@ def test_terminals_are_told_nothing_of_an_end(daemon: TestDaemon, session: Sessi
         assert not [event for event in person.events if event["event"] == "terminal_closed"]
     with attach(session) as person:
         person.wait_for("'typed'\n'typed'\n>>>")
+
+
+def test_who_follows_events_follows_those_of_the_next_daemon(
+    daemon: TestDaemon, session: Session
+) -> None:
+    events = daemon.popen("pysh", "events", session.name, "--json", bufsize=0)
+    assert events.stdout is not None
+    read = events.stdout.readline
+    assert json.loads(read())["event"] == "ready"
+    assert daemon.pyctl("restart").returncode == 0
+    # The log of events is another daemon's.
+    assert {json.loads(read())["event"] for _ in range(2)} == {"reset", "ready"}
+    session.out("1")
+    seen = [json.loads(read())["event"] for _ in range(2)]
+    assert seen == ["cell_started", "cell_done"]
+    events.send_signal(signal.SIGINT)
+    assert events.wait(30) in (0, 130)
+
+
+@pytest.mark.parametrize("how", ["restart", "crash"])
+def test_a_run_in_a_session_that_is_stopped_meanwhile_gives_its_result(
+    daemon: TestDaemon, session: Session, how: str
+) -> None:
+    client = daemon.popen(
+        "pysh", "run", session.name, "print('in')\ntime.sleep(0.2)\n6 * 7", bufsize=0
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"in\n"
+    os.kill(session.pid, signal.SIGSTOP)
+    try:
+        if how == "restart":
+            assert daemon.pyctl("restart").returncode == 0
+        else:
+            daemon.crash()
+            daemon.start()
+        wait_until(
+            lambda: daemon.list().get(session.name, {}).get("state") == "stopped",
+            what="it is listed",
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            client.wait(4)
+    finally:
+        os.kill(session.pid, signal.SIGCONT)
+    out, err = client.communicate(timeout=60)
+    assert (client.returncode, out) == (0, b"42\n"), err
+    assert session.value("1") == "1"
+
+
+@pytest.mark.parametrize("how", ["restart", "crash"])
+def test_a_long_queue_does_not_keep_the_next_daemon_waiting(
+    daemon: TestDaemon, session: Session, tmp_path: Path, how: str
+) -> None:
+    go = tmp_path / "go"
+    session.out("seen = []")
+    running = session.detach(f"while not os.path.exists({str(go)!r}): time.sleep(0.01)")
+    with daemon.connect() as wire:
+        for number in range(600):
+            wire.ask(f"run {session.name} --json --detach\nseen.append({number})")
+    if how == "restart":
+        assert daemon.pyctl("restart").returncode == 0
+    else:
+        daemon.crash()
+        daemon.start()
+    status = session.status()
+    assert (status["state"], status["running"]) == ("running", [running])
+    assert len(status["queued"]) == 600
+    go.touch()
+    assert session.value("seen == list(range(600))") == "True"
+
+
+def test_a_socket_that_is_removed_is_there_again(daemon: TestDaemon, session: Session) -> None:
+    session.out("kept = 1")
+    for path in [daemon.socket, *Path(daemon.info()["runtime_dir"]).glob("*.sock")]:
+        path.unlink()
+    wait_until(daemon.socket.exists, what="the socket is there again")
+    assert session.value("kept") == "1"
+    words = "was removed, and is there again"
+    wait_until(lambda: words in daemon.log_tail(), what="the log tells of it")
+    daemon.crash()
+    daemon.start()
+    assert session.value("kept") == "1"
+    with daemon.session() as another:
+        assert another.value("6 * 7") == "42"
+    os.kill(session.pid, signal.SIGKILL)
+    assert "SIGKILL" in session.wait_for_state("dead")["death"]["cause"]
+
+
+def test_new_goes_on_when_the_sockets_of_spares_are_removed(daemon: TestDaemon) -> None:
+    daemon.new("first")
+    runtime = Path(daemon.info()["runtime_dir"])
+    wait_until(lambda: len(list(runtime.glob("*.parked"))) >= 3, what="there are spares")
+    for path in runtime.glob("*.parked"):
+        path.unlink()
+    for number in range(4):
+        with daemon.session(f"next{number}") as session:
+            assert session.value("6 * 7") == "42"

@@ -80,7 +80,7 @@ pub(crate) fn send_descriptors(
     stderr_read: &OwnedFd,
 ) -> Result<(), Errno> {
     let descriptors = [listener.as_fd(), stdout_read.as_fd(), stderr_read.as_fd()];
-    handoff::send_with_descriptors(socket, b"d", &descriptors)
+    handoff::send_with_descriptors(socket, b"d", &descriptors, SendFlags::empty())
 }
 
 /// Receives what [`send_descriptors`] sent.

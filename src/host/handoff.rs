@@ -38,9 +38,10 @@ pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     Ok((mine, theirs))
 }
 
-/// Hands over a cell lane.
+/// Hands over a cell lane. [`Errno::AGAIN`]: the main thread has not looked for so
+/// long that nudges fill the queue.
 pub(crate) fn give_lane(end: impl AsFd, lane: BorrowedFd<'_>, tag: u64) -> Result<(), Errno> {
-    send_with_descriptors(end, &tag.to_le_bytes(), &[lane])
+    send_with_descriptors(end, &tag.to_le_bytes(), &[lane], SendFlags::DONTWAIT)
 }
 
 /// Sends bytes together with descriptors.
@@ -48,6 +49,7 @@ pub(crate) fn send_with_descriptors(
     end: impl AsFd,
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
+    flags: SendFlags,
 ) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -56,7 +58,7 @@ pub(crate) fn send_with_descriptors(
         end,
         &[IoSlice::new(bytes)],
         &mut ancillary,
-        SendFlags::NOSIGNAL,
+        flags | SendFlags::NOSIGNAL,
     )?;
     Ok(())
 }

@@ -5,6 +5,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use pythond_private_fs::PrivateDir;
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{Hello, HostCommand, HostEvent, Lane, Message};
 use pythond_protocol::outcome::CellKind;
@@ -18,6 +19,7 @@ use crate::handoff;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::shared::Shared;
 use crate::terminal::{Arrived, Leader, Terminals};
+use crate::zygote::birth::BACKLOG;
 use crate::{fire, fork, interrupt, records, sys};
 
 /// How often an interrupt is repeated until the main thread has seen it.
@@ -40,6 +42,8 @@ const LOOK_WHO_IS_BEHIND: Duration = Duration::from_millis(100);
 const SHOW_WHAT_WAITS: Duration = Duration::from_millis(40);
 /// How often it is looked whether readers came near enough.
 const HOLD_BACK: Duration = Duration::from_millis(5);
+/// How long until the main thread is offered a lane again that it had no room for.
+const GIVE_AGAIN: Duration = Duration::from_millis(20);
 
 /// Everything the thread owns.
 #[derive(Debug)]
@@ -59,6 +63,8 @@ struct IoThread {
     /// The main thread reads this one as a rule; it is kept for the time when
     /// the main thread has lost its own.
     cells: Option<LaneSocket>,
+    /// The tag of that one while the main thread still has to get it.
+    lane_to_give: Option<u64>,
     /// Connections before their first message.
     strangers: Vec<Option<LaneSocket>>,
     requests: Control,
@@ -107,6 +113,7 @@ pub(crate) fn start(
                     handoff,
                     control: None,
                     cells: None,
+                    lane_to_give: None,
                     strangers: Vec::new(),
                     requests: Control::new(shared),
                     terminals: Terminals::new(shared, leader),
@@ -158,6 +165,7 @@ impl IoThread {
         if self.requests.repeating {
             self.requests.repeating = interrupt::repeat();
         }
+        self.give_lane();
         self.send_outbox();
         if self.terminals.holds_back() {
             self.terminals.look_who_is_behind();
@@ -217,6 +225,7 @@ impl IoThread {
         let regular = [
             (self.requests.repeating, REPEAT_INTERRUPT),
             (self.held_back.is_some(), HOLD_BACK),
+            (self.lane_to_give.is_some(), GIVE_AGAIN),
             (self.terminals.holds_back(), LOOK_WHO_IS_BEHIND),
         ];
         let due = [self.requests.next_deadline(), self.show_at, self.accept_at];
@@ -293,6 +302,7 @@ impl IoThread {
                         let _ = self.serve_cells();
                     }
                     self.cells = None;
+                    self.listen_again();
                 }
             }
             Watched::Cells => {
@@ -344,6 +354,18 @@ impl IoThread {
         }
     }
 
+    /// The next daemon is to find the socket, also if somebody has removed it.
+    fn listen_again(&mut self) {
+        let Some((directory, name)) = self.shared.place() else {
+            return;
+        };
+        let again = PrivateDir::open(directory).and_then(|it| it.bind_socket_again(name, BACKLOG));
+        // Where that cannot be, nobody could have reached it before.
+        if let Ok(Some(listener)) = again {
+            self.listener = listener;
+        }
+    }
+
     /// What those who are attached have made necessary.
     fn act(&mut self, arrived: Vec<Arrived>) {
         for arrived in arrived {
@@ -392,6 +414,22 @@ impl IoThread {
         handoff::nudge(&self.handoff);
     }
 
+    /// Gives the main thread the cell lane. It may not look for long: then what it
+    /// has not read fills the way, and this thread must not wait for it.
+    fn give_lane(&mut self) {
+        let (Some(tag), Some(lane)) = (self.lane_to_give.take(), &self.cells) else {
+            return;
+        };
+        if self.shared.io_reads_cells() {
+            return;
+        }
+        match handoff::give_lane(&self.handoff, lane.as_fd(), tag) {
+            Ok(()) => {}
+            Err(Errno::AGAIN | Errno::INTR) => self.lane_to_give = Some(tag),
+            Err(_) => self.shared.let_io_read_cells(),
+        }
+    }
+
     /// Learns which lane a new connection is and answers.
     fn greet(&mut self, index: usize) -> Result<(), LaneLost> {
         let Some(mut lane) = self.strangers.get_mut(index).and_then(Option::take) else {
@@ -416,12 +454,9 @@ impl IoThread {
             Lane::Cell => {
                 self.failing = None;
                 lane.send(&HostEvent::CellLaneReady, b"")?;
-                if !self.shared.io_reads_cells()
-                    && handoff::give_lane(&self.handoff, lane.as_fd(), hello.tag).is_err()
-                {
-                    self.shared.let_io_read_cells();
-                }
                 self.cells = Some(lane);
+                self.lane_to_give = Some(hello.tag);
+                self.give_lane();
             }
             Lane::Terminal => {
                 let id = self.terminals.adopt(lane);

@@ -3,6 +3,7 @@
 //! Files are opened anew for each batch, through a checked directory: a cell
 //! may have closed our descriptors, and a user may have moved the files away.
 
+use pythond_protocol::shown::is_bidi_control;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -274,10 +275,9 @@ fn in_whole_pages(records: &[String], length: u64) -> String {
 fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
-        let bidirectional = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         if matches!(character, '\n' | '\t') {
             shown.push(character);
-        } else if character.is_control() || bidirectional {
+        } else if character.is_control() || is_bidi_control(character) {
             let _ = write!(shown, "{}", character.escape_default());
         } else {
             shown.push(character);

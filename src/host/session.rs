@@ -100,7 +100,8 @@ impl Session {
             start,
             cold_reason,
             zygote_pid,
-            ..
+            runtime_dir,
+            name,
         } = assignment;
         let Ready {
             shared,
@@ -137,6 +138,7 @@ impl Session {
             Err(why) => shared.refuse(why),
         }
         sys::name_process(&format!("py:{}", hosted.spec.session));
+        shared.set_place(runtime_dir, format!("{name}.sock"));
         shared.assign(hosted);
         let _ = GLOBALS.set(py, namespace.globals().clone_ref(py));
         Ok(Self {

@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) terminal: Terminal,
     journal: Option<Arc<Journal>>,
     hosted: OnceLock<HostedSession>,
+    /// The runtime directory, and the name of its socket there.
+    place: OnceLock<(String, String)>,
     /// When it became this session.
     assigned: OnceLock<Instant>,
     state: Mutex<State>,
@@ -106,6 +108,7 @@ impl Shared {
             terminal,
             journal,
             hosted: OnceLock::new(),
+            place: OnceLock::new(),
             assigned: OnceLock::new(),
             state: Mutex::new(State {
                 cells: Cells::new(salt),
@@ -186,6 +189,16 @@ impl Shared {
     pub(crate) fn session_name(&self) -> String {
         let hosted = self.hosted.get();
         hosted.map_or_else(String::new, |hosted| hosted.spec.session.to_string())
+    }
+
+    /// Says where its socket is: the runtime directory, and the name there.
+    pub(crate) fn set_place(&self, directory: String, socket: String) {
+        self.place.get_or_init(|| (directory, socket));
+    }
+
+    /// Where its socket is, once it is a session.
+    pub(crate) fn place(&self) -> Option<&(String, String)> {
+        self.place.get()
     }
 
     /// Says which session this is. Once.

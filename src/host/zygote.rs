@@ -1,7 +1,7 @@
 //! One zygote per environment: imports once, forks sessions, reaps them and
 //! says how each ended. Single-threaded, outlives the daemon.
 
-mod birth;
+pub(crate) mod birth;
 mod death;
 
 use std::collections::{HashMap, VecDeque};
@@ -18,9 +18,10 @@ use pythond_protocol::lane::{
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::names::{SessionId, SessionName};
 use pythond_protocol::verbs::new::PythonInfo;
-use rustix::net::SocketFlags;
+use rustix::net::{SocketAddrUnix, SocketFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 
+use self::birth::BACKLOG;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::namespace::Namespace;
 use crate::start::{self, Launch};
@@ -271,6 +272,20 @@ impl Zygote {
         }
     }
 
+    /// The next daemon is to find the socket, also if somebody has removed it.
+    fn listen_again(&mut self) {
+        let name = self.listener.as_ref().and_then(|listener| {
+            let address = SocketAddrUnix::try_from(rustix::net::getsockname(listener).ok()?);
+            let path = address.ok()?.path()?.to_string_lossy().into_owned();
+            path.rsplit('/').next().map(str::to_owned)
+        });
+        let Some(name) = name else { return };
+        // Where that cannot be, nobody could have reached it before.
+        if let Ok(Some(listener)) = self.directory.bind_socket_again(&name, BACKLOG) {
+            self.listener = Some(listener);
+        }
+    }
+
     fn serve_connections(&mut self, py: Python<'_>, ready: &[bool]) {
         // By index, from the last: whoever is forked meanwhile finds all
         // connections in one place and lets go of them.
@@ -278,6 +293,7 @@ impl Zygote {
             let is_ready = ready.get(index).copied().unwrap_or(false);
             if is_ready && self.serve_connection(py, index).is_err() {
                 self.connections.remove(index);
+                self.listen_again();
             }
         }
     }

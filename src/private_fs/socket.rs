@@ -36,6 +36,22 @@ pub fn peer_credentials(socket: impl AsFd) -> std::io::Result<PeerCredentials> {
 }
 
 impl PrivateDir {
+    /// Listens again on a socket that somebody removed; none if it is there.
+    ///
+    /// # Errors
+    /// As [`Self::bind_socket`].
+    pub fn bind_socket_again(
+        &self,
+        name: &str,
+        backlog: i32,
+    ) -> Result<Option<OwnedFd>, PrivateFsError> {
+        match rustix::fs::statat(self, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => self.bind_socket(name, backlog).map(Some),
+            // What is there may be another's; it is left alone.
+            _ => Ok(None),
+        }
+    }
+
     /// Listens on a new socket of mode 0600 in this directory.
     ///
     /// # Errors

@@ -1,8 +1,11 @@
 //! What is said when a request cannot be carried out.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ExitCode;
+use crate::shown::escape_controls;
 
 /// Why a request was not carried out: for programs. Words never change their
 /// meaning; new ones may come.
@@ -74,13 +77,22 @@ pub struct ErrorReply {
     pub plain: Option<String>,
 }
 
+/// What a client or a session has said may be part of it.
+fn shown(text: impl Into<String>) -> String {
+    let text = text.into();
+    match escape_controls(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(escaped) => escaped,
+    }
+}
+
 impl ErrorReply {
     /// A refusal without a hint.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
-            message: message.into(),
+            message: shown(message),
             hint: None,
             plain: None,
         }
@@ -89,14 +101,14 @@ impl ErrorReply {
     /// Adds what to do.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(shown(hint));
         self
     }
 
     /// Sets the text that clients of 0.3 and 0.4 know.
     #[must_use]
     pub fn with_plain(mut self, text: impl Into<String>) -> Self {
-        self.plain = Some(text.into());
+        self.plain = Some(shown(text));
         self
     }
 

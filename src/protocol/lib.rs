@@ -15,6 +15,7 @@ pub mod outcome;
 pub mod output_log;
 #[cfg(feature = "schema")]
 pub mod schema;
+pub mod shown;
 pub mod verbs;
 
 pub use error::{ErrorCode, ErrorReply};

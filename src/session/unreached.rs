@@ -29,9 +29,10 @@ pub(crate) struct Unreached {
 }
 
 impl Unreached {
-    /// Stands in for what a zygote tells of; `exit` is how it ends.
+    /// Stands in for what a zygote told of, at that time; `exit` is how it ends.
     pub(crate) fn new(
         host: &ZygoteHost,
+        told: Instant,
         zygote_pid: i32,
         dir: Arc<PrivateDir>,
         exit: oneshot::Receiver<HostExit>,
@@ -39,10 +40,9 @@ impl Unreached {
     ) -> Self {
         let (sender, inbox) = mpsc::channel(INBOX);
         let (found, answer) = oneshot::channel();
-        let now = Instant::now();
-        let began = now
+        let began = told
             .checked_sub(Duration::from_millis(host.age_ms))
-            .unwrap_or(now);
+            .unwrap_or(told);
         let shared = Arc::new(SessionShared {
             hosted: hardly_known(host.session.clone(), zygote_pid),
             process: HostProcess::of(host.pid),

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::connect::connect;
 use crate::connection::Connection;
 use crate::header::Header;
-use crate::{Address, ClientError, Never, Pending, Reply, Streaming};
+use crate::{Address, ClientError, DaemonGoes, Pending, Reply, Streaming};
 
 /// A connection to a daemon, and what can be asked of it. Each call sends one
 /// frame and waits for its answer.
@@ -151,7 +151,7 @@ impl Client {
         &mut self,
         session: Option<&SessionName>,
         since: Option<&str>,
-    ) -> Result<Streaming<'_, EventMessage, Never>, ClientError> {
+    ) -> Result<Streaming<'_, EventMessage, DaemonGoes>, ClientError> {
         let header = match session {
             Some(session) => Header::of("events", session)?,
             None => Header::new("events"),

@@ -22,5 +22,5 @@ pub use cells::{Idle, MAX_CODE_BYTES, PollReply};
 pub use client::Client;
 pub use error::{ClientError, TransportError};
 pub use pending::{Pending, Reply, Waited};
-pub use report::{EXIT_CODES, Report, escape_controls};
-pub use streaming::{Event, Never, Streamed, Streaming};
+pub use report::{EXIT_CODES, Report};
+pub use streaming::{DaemonGoes, Event, Streamed, Streaming};

@@ -1,5 +1,6 @@
 //! Failures as people and programs read them. Text only: prints nothing.
 
+use pythond_protocol::shown::escape_controls;
 use std::error::Error as _;
 
 use pythond_protocol::{ErrorCode, ErrorReply, ExitCode};
@@ -76,27 +77,6 @@ impl Report {
         }
         serde_json::json!({ "ok": false, "error": error }).to_string()
     }
-}
-
-/// Text with control characters, newline and tab excepted, as `\x1b` and the
-/// like, so that it cannot drive a terminal, and with those that would show it
-/// in another order as `\u202e` and the like.
-#[must_use]
-pub fn escape_controls(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '\n' | '\t' => escaped.push(character),
-            control if control.is_control() => {
-                escaped.push_str(&format!("\\x{:02x}", u32::from(control)));
-            }
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                escaped.push_str(&format!("\\u{:04x}", u32::from(character)));
-            }
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }
 
 impl From<ErrorReply> for Report {

@@ -38,9 +38,9 @@ pub enum Streamed<E, T> {
     Woken,
 }
 
-/// The reply of a request that is never replied to, only followed.
+/// The reply of a request that is followed until the daemon goes.
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub enum Never {}
+pub struct DaemonGoes {}
 
 /// A request whose answer comes in pieces. Dropping it drops nothing of its
 /// cell, unless `--cancel-on-disconnect` was asked for.
@@ -143,13 +143,13 @@ mod tests {
     #[test]
     fn a_refusal_ends_what_is_only_followed() {
         let text = r#"{"ok":false,"error":{"code":"no_session","message":"m"}}"#;
-        let found = classify::<EventMessage, Never>(Utf8Bytes::from_static(text));
+        let found = classify::<EventMessage, DaemonGoes>(Utf8Bytes::from_static(text));
         let Err(ClientError::Refused(error)) = found else {
             panic!("{found:?}")
         };
         assert_eq!(error.code, ErrorCode::NoSession);
         let text = r#"{"cursor":"a.1","time":"t","event":"reset"}"#;
-        let found = classify::<EventMessage, Never>(Utf8Bytes::from_static(text));
+        let found = classify::<EventMessage, DaemonGoes>(Utf8Bytes::from_static(text));
         let Ok(Streamed::Event(event)) = found else {
             panic!("{found:?}")
         };

@@ -1,7 +1,10 @@
 //! `pysh events [NAME]`.
 
+use std::convert::Infallible;
+
 use pythond_protocol::verbs::events::{CellEvent, Event, EventMessage};
 use pythond_protocol::verbs::word;
+use pythond_transport::{ClientError, TransportError};
 
 use super::dispatch::lasting;
 use crate::args::EventsArgs;
@@ -16,7 +19,7 @@ use crate::watch::{follow, print_line};
 pub(super) fn events(args: &EventsArgs, render: &Render) -> Outcome {
     let mut leaving = Leaving::quietly()?;
     let mut since = args.since.clone();
-    let reply = lasting(render)?.attempt(&mut leaving, |client, leaving| {
+    let never: Infallible = lasting(render)?.attempt(&mut leaving, |client, leaving| {
         let from = since.clone();
         let events = client.events(args.name.as_ref(), from.as_deref())?;
         follow(events, leaving, |event, leaving| {
@@ -28,9 +31,11 @@ pub(super) fn events(args: &EventsArgs, render: &Render) -> Outcome {
                 (Some(message), false) => print_line(&plain(message), render, leaving),
                 (None, false) => Ok(()),
             }
-        })
+        })?;
+        // It said that it goes; another may take its place.
+        Err(ClientError::from(TransportError::Closed).into())
     })?;
-    match reply.value {}
+    match never {}
 }
 
 /// Time, event and what it is about.

@@ -24,7 +24,7 @@ use crate::{limits, session, streams};
 /// Processes that are forked for one session if those before die at once.
 const MOST_TRIES: u32 = 6;
 /// Backlog of a host's socket: both lanes of a daemon and of its successor.
-const BACKLOG: i32 = 8;
+pub(crate) const BACKLOG: i32 = 8;
 
 /// Everything a child needs, made before it exists.
 #[derive(Debug)]
@@ -132,7 +132,11 @@ impl Zygote {
         let sent = self
             .directory
             .rename(&format!("{name}.{PARKED}"), &format!("{name}.sock"))
-            .map_err(std::io::Error::other)
+            .map_err(|error| {
+                // Somebody removed its socket: nobody could ever reach it.
+                end_unreachable(pid);
+                std::io::Error::new(std::io::ErrorKind::BrokenPipe, error)
+            })
             .and_then(|()| assignment::send(&socket, &assignment));
         if sent
             .as_ref()
@@ -319,6 +323,13 @@ impl Zygote {
             pid,
             host,
         })
+    }
+}
+
+fn end_unreachable(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // It is our child: it is there until we reap it.
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
 }
 

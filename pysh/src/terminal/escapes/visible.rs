@@ -1,5 +1,6 @@
 //! Output as a text that can be read and that drives nothing but colours.
 
+use pythond_protocol::shown::is_bidi_control;
 use std::fmt::Write as _;
 
 /// Longest colour sequence that passes, in bytes; also all that is ever kept.
@@ -135,7 +136,7 @@ fn push(out: &mut String, character: char) {
             let _ = write!(out, "\\x{:02x}", u32::from(control));
         }
         // They show text in another order than it has.
-        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+        steering if is_bidi_control(steering) => {
             let _ = write!(out, "\\u{:04x}", u32::from(character));
         }
         other => out.push(other),
