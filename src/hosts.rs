@@ -54,7 +54,13 @@ impl Hosts {
             // It has run nothing. What kills a process that is forked need not
             // kill one that starts from nothing.
             let pid = spawned.pid;
-            let why = format!("the process {pid} that was forked for it died at once");
+            let how = if host_process::is_alive(pid) {
+                "could not be reached"
+            } else {
+                "died at once"
+            };
+            let why = format!("the process {pid} that was forked for it {how}");
+            end_unknown(pid).await;
             self.log.note(&format!("WARN: session {name}: {why}"));
             spec.must_start_cold = true;
             spec.cold_reason = Some(why);
@@ -62,9 +68,7 @@ impl Hosts {
             connected = self.connect(&spawned.socket, |_| true).await;
         }
         if matches!(connected, Err(_) | Ok(None)) {
-            // Nobody knows of it, and nobody would ever end it.
-            let process = HostProcess::of(spawned.pid);
-            process.end(Duration::ZERO, &CancellationToken::new()).await;
+            end_unknown(spawned.pid).await;
         }
         match connected {
             Ok(Some(handle)) if handle.process().pid() == spawned.pid => Ok(handle),
@@ -237,6 +241,12 @@ impl Hosts {
 /// A host that was just made has gone before it said who it is.
 fn died_at_once(error: &ConnectError) -> bool {
     error.is_gone() || matches!(error, ConnectError::Lost(_))
+}
+
+/// Ends a host that nobody knows of: nobody else would ever end it.
+async fn end_unknown(pid: i32) {
+    let process = HostProcess::of(pid);
+    process.end(Duration::ZERO, &CancellationToken::new()).await;
 }
 
 /// How names of sockets end.

@@ -392,7 +392,7 @@ def test_a_fork_is_listed_recorded_and_keyed(session: Session) -> None:
     listed = session.cells()[first["cell_id"]]
     assert (listed["kind"], listed["author"], listed["status"]) == ("fork", "ann", "done")
     history = session.daemon.home / ".pythond" / "sessions" / session.name / "history.py"
-    wait_until(lambda: "k = 1" in history.read_text(), what="it is recorded")
+    wait_until(lambda: history.exists() and "k = 1" in history.read_text(), what="it is recorded")
     outcome(session, "never = 1; 1/0")
     session.out("after = 1")
     wait_until(lambda: "after = 1" in history.read_text(), what="the next is recorded")
