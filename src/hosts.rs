@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::SessionName;
-use pythond_protocol::lane::{HostCommand, HostInfo, SessionSpec};
+use pythond_protocol::lane::{HostCommand, HostInfo, LIVING, SessionSpec};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,12 +54,7 @@ impl Hosts {
             // It has run nothing. What kills a process that is forked need not
             // kill one that starts from nothing.
             let pid = spawned.pid;
-            let how = if host_process::is_alive(pid) {
-                "could not be reached"
-            } else {
-                "died at once"
-            };
-            let why = format!("the process {pid} that was forked for it {how}");
+            let why = format!("the process {pid} that was forked for it did not come up");
             end_unknown(pid).await;
             self.log.note(&format!("WARN: session {name}: {why}"));
             spec.must_start_cold = true;
@@ -148,6 +143,7 @@ impl Hosts {
         unreached: impl Fn(&SessionHandle),
     ) -> Option<SessionHandle> {
         let mut told = false;
+        let began = Instant::now();
         let mut stand_in: Option<Unreached> = None;
         let stands_in = AtomicBool::new(false);
         loop {
@@ -173,6 +169,14 @@ impl Hosts {
                         stand_in.become_known(found);
                     }
                     return found;
+                }
+                Err(error)
+                    if error.is_gone()
+                        && began.elapsed() < LISTENS_AGAIN
+                        && tombstones::lives(&self.dir, socket) =>
+                {
+                    tokio::time::sleep(LISTENS_AGAIN / 100).await;
+                    continue;
                 }
                 Err(error) if error.is_gone() => {
                     // Its zygote may yet say how it ended.
@@ -229,7 +233,17 @@ impl Hosts {
                 .filter(|name| name.starts_with(prefix) && name.ends_with(SOCKET));
             ours.cloned().collect()
         };
-        (sockets("z-"), sockets("h-"))
+        // One whose socket somebody removed listens again when it sees that the
+        // daemon before is gone.
+        let mut hosts = sockets("h-");
+        let living = names.iter().filter_map(|name| {
+            let host = name.strip_suffix(LIVING)?.strip_suffix('.')?;
+            Some(format!("{host}{SOCKET}"))
+        });
+        hosts.extend(living);
+        hosts.sort();
+        hosts.dedup();
+        (sockets("z-"), hosts)
     }
 
     /// Removes what nobody listens on.
@@ -249,5 +263,7 @@ async fn end_unknown(pid: i32) {
     process.end(Duration::ZERO, &CancellationToken::new()).await;
 }
 
+/// How long a host may take to listen again on a socket that was removed.
+const LISTENS_AGAIN: Duration = Duration::from_secs(2);
 /// How names of sockets end.
 const SOCKET: &str = ".sock";

@@ -6,6 +6,7 @@ use pythond_protocol::lane::{HostEnd, HostedSession, LIVING, TOMBSTONE};
 use pythond_protocol::outcome::ProcessEnd;
 
 use crate::error::chain;
+use crate::host_process::is_alive;
 use crate::log::Log;
 
 /// Most dead sessions that are remembered.
@@ -19,14 +20,6 @@ pub(crate) fn read(dir: &PrivateDir, log: &Log) -> Vec<HostEnd> {
     let end = format!(".{TOMBSTONE}");
     let names = dir.entries().unwrap_or_default();
     let mut found = Vec::new();
-    for name in &names {
-        if let Some(host) = name.strip_suffix(&format!(".{LIVING}"))
-            && host.starts_with("h-")
-            && !names.contains(&format!("{host}.sock"))
-        {
-            found.extend(unreported(dir, host));
-        }
-    }
     for name in &names {
         if is_unfinished(name) {
             // Of one who was killed while it wrote.
@@ -81,6 +74,11 @@ pub(crate) fn unreported(dir: &PrivateDir, socket: &str) -> Option<HostEnd> {
     let end = read_one(dir, &living).ok()?;
     let _ = dir.rename(&living, &tombstone);
     Some(end)
+}
+
+/// The process of a host that was written down is there.
+pub(crate) fn lives(dir: &PrivateDir, socket: &str) -> bool {
+    read_one(dir, &file_of(socket, LIVING)).is_ok_and(|end| is_alive(end.pid))
 }
 
 /// No daemon needs to be told of this host any more.

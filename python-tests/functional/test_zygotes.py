@@ -164,7 +164,7 @@ def test_a_zygote_that_is_poisoned_by_a_preload_gives_sessions_that_start_cold_w
         assert session.created["start"] == "cold", session.created
         if number == 0:
             assert word in session.created["cold_reason"] or (
-                "died at once" in session.created["cold_reason"]
+                "did not come up" in session.created["cold_reason"]
             ), session.created
         assert session.out("import sys; print('poison' in sys.modules)") == "True\n"
     works_and_its_end_is_told(daemon, "s1")

@@ -19,7 +19,7 @@ use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::names::{SessionId, SessionName};
 use pythond_protocol::verbs::new::PythonInfo;
 use rustix::net::{SocketAddrUnix, SocketFlags};
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use self::birth::BACKLOG;
 use crate::lane_socket::{LaneLost, LaneSocket};
@@ -392,6 +392,15 @@ impl Zygote {
                 None
             }
             ZygoteCommand::Shutdown => {
+                for (pid, host) in &self.hosts {
+                    self.remove_files(&host.name);
+                    let Some(pid) = Pid::from_raw(*pid) else {
+                        continue;
+                    };
+                    // The daemon has ended those that it knew: nobody reaches this one.
+                    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                }
                 self.leave();
                 None
             }

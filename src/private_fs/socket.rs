@@ -1,6 +1,6 @@
 //! Unix sockets reached through a held directory, with both ends checked.
 //!
-//! Addresses are `/proc/self/fd/N/NAME`, so the limit of 107 bytes (unix(7))
+//! Addresses are `/proc/thread-self/fd/N/NAME`, so the limit of 107 bytes (unix(7))
 //! never matters and nobody can swap the directory in between.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -146,7 +146,7 @@ fn open_parent(path: &Path) -> Result<(OwnedFd, String), PrivateFsError> {
 }
 
 fn address(dir: BorrowedFd<'_>, name: &str, path: &Path) -> Result<SocketAddrUnix, PrivateFsError> {
-    let through = PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()));
+    let through = PathBuf::from(format!("/proc/thread-self/fd/{}/{name}", dir.as_raw_fd()));
     SocketAddrUnix::new(through).map_err(|errno| PrivateFsError::io("address", path, errno))
 }
 

@@ -25,7 +25,7 @@ pub enum ZygoteCommand {
     },
     /// End when the last host is gone; spares end at once.
     Retire,
-    /// End now, with its spares. Hosts go on without anybody to report them.
+    /// End now, with its spares, and with hosts that the daemon did not know of.
     Shutdown,
 }
 
