@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use pythond_protocol::verbs::attach::{self, AttachEvent, TerminalEnd};
+use pythond_protocol::verbs::stop::NOTHING_BEGUN;
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
 use pythond_protocol::{ErrorCode, ErrorReply};
 use tokio::io::AsyncReadExt as _;
@@ -400,7 +401,12 @@ impl Connection<'_> {
     /// The daemon ends.
     async fn stopped(&mut self) -> End {
         if self.context.leaves_sessions() {
-            return End::Close(CloseCode::Restart, "daemon restarting");
+            let reason = if self.silent {
+                NOTHING_BEGUN
+            } else {
+                "daemon restarting"
+            };
+            return End::Close(CloseCode::Restart, reason);
         }
         let message = "the daemon stops, and the session with it".to_owned();
         let reason = TerminalEnd::Stopped;

@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     Reported(Report),
     /// The connection broke; the daemon may come back.
     Broken(Report),
+    /// The same, and nothing was begun.
+    NotBegun(Report),
     /// Nobody reads our stdout any more.
     BrokenPipe,
     /// Ctrl-C ended what nothing else ends.
@@ -30,9 +32,11 @@ impl From<Report> for Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        let broken = error.is_broken_connection();
+        let (broken, not_begun) = (error.is_broken_connection(), error.is_not_begun());
         let report = error.into();
-        if broken {
+        if not_begun {
+            Self::NotBegun(report)
+        } else if broken {
             Self::Broken(report)
         } else {
             Self::Reported(report)

@@ -77,7 +77,7 @@ impl<'a> Lasting<'a> {
             };
             outage.was_over_for(began.elapsed());
             connected = match done {
-                Err(Failure::Broken(report)) => {
+                Err(Failure::Broken(report) | Failure::NotBegun(report)) => {
                     resumed = true;
                     Ok(self.again(report, watch, &mut outage)?)
                 }
@@ -136,7 +136,21 @@ impl<'a> Lasting<'a> {
         let mut outage = Outage::default();
         loop {
             match command() {
-                Err(Failure::Broken(report)) => {
+                Err(Failure::Broken(report) | Failure::NotBegun(report)) => {
+                    drop(self.again(report, &mut Nothing, &mut outage)?);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Carries out a command that may be carried out only once; again if it is
+    /// certain that the daemon that went has not begun it.
+    pub(crate) fn once(&self, mut command: impl FnMut() -> Outcome) -> Outcome {
+        let mut outage = Outage::default();
+        loop {
+            match command() {
+                Err(Failure::NotBegun(report)) => {
                     drop(self.again(report, &mut Nothing, &mut outage)?);
                 }
                 done => return done,

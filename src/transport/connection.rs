@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use pythond_protocol::verbs::stop::NOTHING_BEGUN;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::protocol::WebSocketConfig;
@@ -62,7 +63,12 @@ impl Connection {
         loop {
             match attempt {
                 Ok((socket, _response)) => return Ok(Self { socket, unsent: 0 }),
-                Err(HandshakeError::Failure(error)) => return Err(refused(error, &waiter)),
+                Err(HandshakeError::Failure(error)) => {
+                    return Err(match refused(error, &waiter) {
+                        TransportError::Closed => TransportError::NotBegun,
+                        other => other,
+                    });
+                }
                 Err(HandshakeError::Interrupted(unfinished)) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     // The request is far smaller than a socket's buffer, so
@@ -160,6 +166,9 @@ impl Connection {
                 // It was told before it carried anything out.
                 Ok(Message::Close(Some(close))) if close.code == CloseCode::Again => {
                     return Err(TransportError::Busy);
+                }
+                Ok(Message::Close(Some(close))) if close.reason == NOTHING_BEGUN => {
+                    return Err(TransportError::NotBegun);
                 }
                 Ok(Message::Close(_)) => return Err(TransportError::Closed),
                 Ok(_) => {}

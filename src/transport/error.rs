@@ -12,6 +12,9 @@ pub enum TransportError {
     /// It was closed before the answer came.
     #[error("the daemon closed the connection before it answered")]
     Closed,
+    /// The same, and the daemon has not begun what was asked for, if anything was.
+    #[error("the daemon closed the connection before it answered")]
+    NotBegun,
     /// The handshake was not answered in time.
     #[error("the daemon does not answer")]
     NoAnswer,
@@ -62,8 +65,17 @@ impl ClientError {
         use TransportError as Broken;
         matches!(
             self,
-            Self::Transport(Broken::Closed | Broken::Io(_) | Broken::NoAnswer)
+            Self::Transport(
+                Broken::Closed | Broken::NotBegun | Broken::Io(_) | Broken::NoAnswer
+            )
         )
+    }
+
+    /// The same, and it is certain that nothing was begun: whatever it was may be
+    /// asked for again.
+    #[must_use]
+    pub fn is_not_begun(&self) -> bool {
+        matches!(self, Self::Transport(TransportError::NotBegun))
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
     loop {
         let options = options(args.read_only);
         let (attachment, reply) = match attached_to(connected.take(), &address, &person, &options) {
-            Err(Failure::Broken(report)) => {
+            Err(Failure::Broken(report) | Failure::NotBegun(report)) => {
                 connected = Some(line.again(report, &mut Leaving(&signals), &mut outage)?);
                 continue;
             }

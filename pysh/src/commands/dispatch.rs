@@ -21,7 +21,7 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         return Ok(ExitCode::Success);
     };
     match command {
-        Command::New(args) => new::new(args, render),
+        Command::New(args) => lasting(render)?.once(|| new::new(args.clone(), render)),
         Command::Run(args) => run::run(args, render),
         Command::Fire(args) => fire::fire(args, render),
         Command::Fork(args) => fork::fork(args, render),
@@ -29,17 +29,19 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::Wait(args) => wait::wait(&args, render),
         Command::Out(args) => out::out(args, render),
         Command::Attach(args) => attach::attach(&args, render),
-        Command::Hold(args) => hold::hold(args, true, render),
-        Command::Release(args) => hold::hold(args, false, render),
+        Command::Hold(args) => lasting(render)?.once(|| hold::hold(args.clone(), true, render)),
+        Command::Release(args) => {
+            lasting(render)?.once(|| hold::hold(args.clone(), false, render))
+        }
         Command::Cells(args) => lasting(render)?.repeat(|| cells::cells(&args, render)),
         Command::Stack(args) => lasting(render)?.repeat(|| stack::stack(&args, render)),
         Command::Events(args) => events::events(&args, render),
         Command::Ls => lasting(render)?.repeat(|| list::list(render)),
-        Command::Kill(args) => kill::kill(&args, render),
+        Command::Kill(args) => lasting(render)?.once(|| kill::kill(&args, render)),
         Command::Status(args) => lasting(render)?.repeat(|| status::status(&args, render)),
         Command::Vars(args) => lasting(render)?.repeat(|| vars::vars(&args, render)),
         Command::Complete(args) => lasting(render)?.repeat(|| complete::complete(&args, render)),
-        Command::Int(args) => interrupt::interrupt(&args, render),
+        Command::Int(args) => lasting(render)?.once(|| interrupt::interrupt(&args, render)),
         Command::Version => version::version(render),
         Command::Completions(args) => completions::completions(&args, render),
         Command::Man(args) => man::man(&args, render),

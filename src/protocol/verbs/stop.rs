@@ -7,6 +7,11 @@ use super::Request;
 use super::options::Header;
 use crate::ErrorReply;
 
+/// Reason with which a connection is closed that has asked for nothing yet, as
+/// far as the daemon has read, when the daemon makes way for the next one:
+/// whatever was sent may be sent again.
+pub const NOTHING_BEGUN: &str = "daemon restarting; nothing was begun";
+
 /// How the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopRequest {
