@@ -284,3 +284,28 @@ def test_new_goes_on_when_the_sockets_of_spares_are_removed(daemon: TestDaemon) 
     for number in range(4):
         with daemon.session(f"next{number}") as session:
             assert session.value("6 * 7") == "42"
+
+
+def test_what_a_restart_did_not_begin_is_asked_for_again(daemon: TestDaemon) -> None:
+    daemon.new("warm")
+    wrong: list[object] = []
+    enough = threading.Event()
+
+    def go_on(number: int) -> None:
+        name = f"client{number}"
+        while not enough.is_set():
+            for words in (["new", name], ["int", name], ["kill", name]):
+                done = daemon.pysh(*words)
+                if done.returncode:
+                    wrong.append((words, done))
+
+    clients = [threading.Thread(target=go_on, args=[number]) for number in range(3)]
+    for client in clients:
+        client.start()
+    for _ in range(8):
+        assert daemon.pyctl("restart").returncode == 0
+    enough.set()
+    for client in clients:
+        client.join()
+    assert not wrong
+    assert set(daemon.list()) == {"warm"}

@@ -65,9 +65,7 @@ impl ClientError {
         use TransportError as Broken;
         matches!(
             self,
-            Self::Transport(
-                Broken::Closed | Broken::NotBegun | Broken::Io(_) | Broken::NoAnswer
-            )
+            Self::Transport(Broken::Closed | Broken::NotBegun | Broken::Io(_) | Broken::NoAnswer)
         )
     }
 

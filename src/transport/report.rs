@@ -126,6 +126,9 @@ impl From<ClientError> for Report {
                     TransportError::Closed | TransportError::Io(_) => report.with_hint(
                         "what was submitted may go on; see `pyctl status`, then `pysh ls`",
                     ),
+                    TransportError::NotBegun => {
+                        report.with_hint("nothing was begun; try again, and see `pyctl status`")
+                    }
                     TransportError::Busy
                     | TransportError::NoAnswer
                     | TransportError::HandshakeRefused { .. }

@@ -40,7 +40,11 @@ pub enum Streamed<E, T> {
 
 /// The reply of a request that is followed until the daemon goes.
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub struct DaemonGoes {}
+#[serde(deny_unknown_fields)]
+pub struct DaemonGoes {
+    /// It did as it was asked until now. A refusal says more than this.
+    pub ok: bool,
+}
 
 /// A request whose answer comes in pieces. Dropping it drops nothing of its
 /// cell, unless `--cancel-on-disconnect` was asked for.

@@ -32,7 +32,7 @@ pub(crate) struct AttachArgs {
     pub(crate) unfiltered: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 While agents are held their new cells wait in the queue; what runs goes on. It
 lasts until `pysh release`, also when no terminal is attached. In `pysh attach`

@@ -114,7 +114,7 @@ pub(crate) struct SessionArgs {
     pub(crate) name: SessionName,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Without `--python` and `--venv` a session has the Python of the active
 VIRTUAL_ENV, else of the nearest `.venv` here or above that belongs to you or
@@ -146,7 +146,7 @@ pub(crate) struct NewArgs {
 }
 
 /// What the session may use.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Limits (0: none, whatever the daemon's configuration says)")]
 pub(crate) struct LimitArgs {
     /// Memory of its own of each process of the session, such as 2G or 512M.

@@ -30,9 +30,7 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::Out(args) => out::out(args, render),
         Command::Attach(args) => attach::attach(&args, render),
         Command::Hold(args) => lasting(render)?.once(|| hold::hold(args.clone(), true, render)),
-        Command::Release(args) => {
-            lasting(render)?.once(|| hold::hold(args.clone(), false, render))
-        }
+        Command::Release(args) => lasting(render)?.once(|| hold::hold(args.clone(), false, render)),
         Command::Cells(args) => lasting(render)?.repeat(|| cells::cells(&args, render)),
         Command::Stack(args) => lasting(render)?.repeat(|| stack::stack(&args, render)),
         Command::Events(args) => events::events(&args, render),
