@@ -31,10 +31,11 @@ impl Control {
         cells: Vec<CellId>,
         soft: bool,
     ) -> Option<Outgoing> {
-        // One that the main thread has not read yet is known by its number.
+        // One that the main thread has not read yet is known by its number. In this
+        // order: what is not expected any more when it is asked has been accepted.
         let shared = self.shared;
         let unknown =
-            |cell: &&CellId| shared.state_of(**cell).is_none() && !shared.is_expected(**cell);
+            |cell: &&CellId| !shared.is_expected(**cell) && shared.state_of(**cell).is_none();
         if let Some(cell) = cells.iter().find(unknown) {
             return Some((unknown_cell(request, *cell), Vec::new()));
         }
