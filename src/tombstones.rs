@@ -44,6 +44,10 @@ pub(crate) fn read(dir: &PrivateDir, log: &Log) -> Vec<HostEnd> {
 
 /// Writes down which session a host is, for the case that nobody sees it die.
 pub(crate) fn expect(dir: &PrivateDir, hosted: &HostedSession, pid: i32, socket: &str) {
+    // An earlier daemon did: no other host ever has this name.
+    if dir.open_file(&file_of(socket, LIVING)).is_ok() {
+        return;
+    }
     let spec = &hosted.spec;
     let end = HostEnd {
         pid,
@@ -70,9 +74,13 @@ pub(crate) fn expect(dir: &PrivateDir, hosted: &HostedSession, pid: i32, socket:
 /// A host is gone that nobody reported: what is known of it becomes its
 /// tombstone.
 pub(crate) fn unreported(dir: &PrivateDir, socket: &str) -> Option<HostEnd> {
-    let (living, tombstone) = (file_of(socket, LIVING), file_of(socket, TOMBSTONE));
-    let end = read_one(dir, &living).ok()?;
-    let _ = dir.rename(&living, &tombstone);
+    let living = file_of(socket, LIVING);
+    let end = HostEnd {
+        died_at: jiff::Timestamp::now().to_string(),
+        ..read_one(dir, &living).ok()?
+    };
+    write(dir, &end);
+    let _ = dir.remove(&living);
     Some(end)
 }
 
@@ -91,12 +99,19 @@ pub(crate) fn forget(dir: &PrivateDir, socket: &str) {
 
 /// Says why a host ended, in place of what its zygote could see.
 pub(crate) fn correct(dir: &PrivateDir, end: &HostEnd, cause: &str) {
-    let end = HostEnd {
-        cause: Some(cause.to_owned()),
-        ..end.clone()
-    };
-    let content = serde_json::to_vec(&end).unwrap_or_default();
     // What fails here leaves the zygote's own word.
+    write(
+        dir,
+        &HostEnd {
+            cause: Some(cause.to_owned()),
+            ..end.clone()
+        },
+    );
+}
+
+fn write(dir: &PrivateDir, end: &HostEnd) {
+    let content = serde_json::to_vec(end).unwrap_or_default();
+    // This daemon knows it, and only later ones will not.
     let _ = dir.write_whole_unsynced(&file_of(&end.socket, TOMBSTONE), &content);
 }
 

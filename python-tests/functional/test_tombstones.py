@@ -156,11 +156,13 @@ def test_what_died_with_all_who_could_tell_is_not_forgotten(daemon: TestDaemon) 
     daemon.crash()
     os.kill(unseen.pid, signal.SIGKILL)
     wait_until(lambda: not processes.is_alive(unseen.pid), what="the host is gone")
+    told = {}
     for _ in range(2):
         daemon.start()
         for session in (seen, unseen):
             status = session.status()
             assert status["state"] == "dead"
+            assert told.setdefault(session.name, status["death"]) == status["death"]
             assert status["session_id"] == session.created["session_id"]
             assert status["death"]["cause"] == "gone, and nobody saw how it ended"
         daemon.crash()

@@ -19,6 +19,7 @@ SHOWN = {
     "src/host/session.rs": (1, "when a session was created"),
     "src/host/zygote/death.rs": (1, "when a death was seen"),
     "src/session/death.rs": (1, "the same, by a daemon"),
+    "src/tombstones.rs": (1, "when a death was seen that nobody reported"),
 }
 """Where it may be read: how often, and what for."""
 
