@@ -251,7 +251,9 @@ def test_a_session_that_is_stopped_when_a_daemon_starts_is_named_and_goes_on(
     daemon = make_daemon().start()
     session, killed, other = daemon.new(), daemon.new(), daemon.new()
     session.out("kept = 'precious'")
-    cell = session.detach("print('in'); time.sleep(0.2); 'went on'")
+    go = daemon.work / "go"
+    waits = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    cell = session.detach(f"print('in')\n{waits}\n'went on'")
     session.wait_for_output(cell, "in")
     for stopped in (session, killed):
         stopped.wire.close()
@@ -275,6 +277,7 @@ def test_a_session_that_is_stopped_when_a_daemon_starts_is_named_and_goes_on(
         with daemon.connect() as wire:
             # What is sent to it meanwhile is carried out when it goes on.
             wire.send(f"run {session.name} --json\nkept")
+            go.touch()
             os.kill(session.pid, signal.SIGCONT)
             reply = json.loads(wire.receive(20))
             assert reply["ok"], reply

@@ -14,6 +14,8 @@ from support.waiting import wait_until
 MakeDaemon = Callable[..., TestDaemon]
 BOTH = pytest.mark.parametrize("in_file", [False, True], ids=["variable", "file"])
 
+FOR_EVER = "import threading; threading.Event().wait()"
+
 
 @pytest.fixture
 def limited(make_daemon: MakeDaemon) -> Callable[..., TestDaemon]:
@@ -143,7 +145,7 @@ def test_a_fork_cell_that_would_bring_back_more_fails(
 def test_more_cells_are_not_queued(limited: Callable[..., TestDaemon], in_file: bool) -> None:
     daemon = limited("PYTHOND_MAX_QUEUED_CELLS", "limits.queued_cells", "2", in_file=in_file)
     session = daemon.new()
-    first = session.submit("run", "time.sleep(600)", "--detach")["cell_id"]
+    first = session.submit("run", FOR_EVER, "--detach")["cell_id"]
     wait_until(lambda: session.poll(first)["status"] == "running", what="the first cell runs")
     for _ in range(2):
         assert session.submit("run", "1", "--detach")["status"] == "queued"
@@ -165,7 +167,7 @@ def test_more_fork_cells_are_refused(limited: Callable[..., TestDaemon], in_file
 
 def beside(session: Session, verb: str, told: str) -> None:
     """Run two cells; a third is refused until one has ended."""
-    cells = [session.submit(verb, "time.sleep(600)")["cell_id"] for _ in range(2)]
+    cells = [session.submit(verb, FOR_EVER)["cell_id"] for _ in range(2)]
     refused(session.submit(verb, "1"), told)
     session.interrupt(cells[0])
     session.ended(cells[0])

@@ -143,8 +143,9 @@ SURVIVED = {
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
     ),
     "double_fork_and_setsid": (
-        "p = os.fork()\nif p == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(0.5)\n"
-        "    os._exit(0)\nos.waitpid(p, 0)"
+        # The one that is left ends with the session.
+        "r, w = os.pipe()\np = os.fork()\nif p == 0:\n    os.setsid(); os.close(w)\n"
+        "    if os.fork() == 0: os.read(r, 1)\n    os._exit(0)\nos.waitpid(p, 0)"
     ),
     "daemon_threads_that_spin": (
         "import threading\nstop = threading.Event()\ndef spin():\n    while not stop.is_set(): pass\n"
