@@ -17,7 +17,7 @@ use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::stop::StopRequest;
 use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::error::chain;
 use crate::events::EventLog;
 use crate::exits::{Exits, HostExit};
+use crate::guard;
 use crate::handlers::{Context, GRACE};
 use crate::handover;
 use crate::hosts::Hosts;
@@ -40,7 +41,7 @@ use crate::tombstones;
 use crate::zygotes::{HostProgram, Zygotes};
 
 /// Name of the lock in the runtime directory.
-const LOCK: &str = "daemon.lock";
+pub(crate) const LOCK: &str = "daemon.lock";
 /// What a detached daemon says, in the runtime directory.
 pub(crate) const DETACHED_LOG: &str = "daemon.log";
 /// Open files that two lanes for each session and all connections need.
@@ -100,7 +101,7 @@ impl DaemonError {
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let Claim {
         dir,
-        lock: _lock,
+        mut lock,
         socket,
         activated,
     } = claim(&config)?;
@@ -139,6 +140,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     supervisor::tell_ready();
     tokio::select! {
         () = listener.run(&context, &connections) => {}
+        () = guard::guard(&context, &listener, &mut lock) => {}
         () = signals.next() => {}
     }
     let end = match context.leaving.get() {
@@ -339,6 +341,7 @@ fn context(
             log,
             events: EventLog::new(boot, config.limits.events),
             tracker,
+            restored: Notify::new(),
         },
         variables: config.variables.clone(),
         search_path: config.search_path.clone(),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::SessionName;
 use pythond_protocol::lane::{HostCommand, HostInfo, LIVING, SessionSpec};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -35,6 +36,8 @@ pub(crate) struct Hosts {
     pub(crate) log: Log,
     pub(crate) events: Arc<EventLog>,
     pub(crate) tracker: TaskTracker,
+    /// The runtime directory was made again.
+    pub(crate) restored: Notify,
 }
 
 impl Hosts {
@@ -48,6 +51,10 @@ impl Hosts {
         mut spec: SessionSpec,
     ) -> Result<SessionHandle, SpawnError> {
         let name = spec.session.clone();
+        // Where it cannot be made, whatever is done in it says why.
+        if matches!(self.dir.restore(), Ok(true)) {
+            self.restored.notify_one();
+        }
         let mut spawned = self.zygotes.spawn(environment, spec.clone()).await?;
         let mut connected = self.connect(&spawned.socket, |_| true).await;
         if connected.as_ref().is_err_and(died_at_once) {

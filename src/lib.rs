@@ -17,6 +17,7 @@ mod environment;
 mod error;
 mod events;
 mod exits;
+mod guard;
 mod handlers;
 mod handover;
 mod host_process;

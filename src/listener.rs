@@ -31,8 +31,6 @@ use crate::router;
 
 /// Connections that may wait to be accepted.
 pub(crate) const BACKLOG: i32 = 1024;
-/// How often it is looked whether the socket is still there.
-const LOOK_FOR_SOCKET: Duration = Duration::from_secs(1);
 /// How long a client may take for its handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Room for the first line of a message beside the greatest body.
@@ -107,34 +105,19 @@ impl Listener {
         Arc::clone(&self.socket.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Sees to it that clients find the socket: what cleans up temporary files may
-    /// remove it. Sessions would live on and nobody reach them.
-    async fn guard(&self) {
-        let Some(place) = &self.place else { return };
-        let mut told = false;
-        loop {
-            tokio::time::sleep(LOOK_FOR_SOCKET).await;
-            let found = std::fs::symlink_metadata(place);
-            if !found.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
-                told = false;
-                continue;
-            }
-            match listen_again(place) {
-                Ok(socket) => {
-                    *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(socket);
-                    self.replaced.notify_one();
-                    let place = place.display();
-                    self.log
-                        .note(&format!("WARN: {place} was removed, and is there again"));
-                }
-                Err(why) if !told => {
-                    told = true;
-                    self.log
-                        .note(&format!("WARN: {} was removed: {why}", place.display()));
-                }
-                Err(_) => {}
-            }
+    /// Listens again if somebody removed the socket; true if it did.
+    pub(crate) fn listen_again(&self) -> Result<bool, String> {
+        let Some(place) = &self.place else {
+            return Ok(false);
+        };
+        let found = std::fs::symlink_metadata(place);
+        if !found.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+            return Ok(false);
         }
+        let socket = bind_again(place).map_err(|why| format!("{}: {why}", place.display()))?;
+        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(socket);
+        self.replaced.notify_one();
+        Ok(true)
     }
 
     /// Accepts until the daemon stops. No failure ends it.
@@ -157,10 +140,6 @@ impl Listener {
                 }
             }
         };
-        let guarding = async {
-            self.guard().await;
-            std::future::pending().await
-        };
         let telling = async {
             loop {
                 for (kind, count) in self.complaints.left_out().await {
@@ -173,7 +152,6 @@ impl Listener {
             () = context.stop.cancelled() => {}
             () = telling => {}
             () = accepting => {}
-            () = guarding => {}
         }
     }
 
@@ -248,7 +226,7 @@ fn listening(socket: OwnedFd) -> std::io::Result<UnixListener> {
     UnixListener::from_std(socket)
 }
 
-fn listen_again(place: &Path) -> Result<UnixListener, String> {
+fn bind_again(place: &Path) -> Result<UnixListener, String> {
     let told = |error: PrivateFsError| chain(&error);
     if let Some(parent) = place.parent().filter(|parent| !parent.exists()) {
         PrivateDir::open_or_create(parent).map_err(told)?;

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use pythond_private_fs::{PrivateDir, PrivateFsError};
@@ -67,6 +68,14 @@ impl LogFile {
 
 impl Write for LogFile {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        // One that was removed would be filled for nobody.
+        if self.file.metadata().is_ok_and(|it| it.nlink() == 0)
+            && let Ok(file) = self.dir.append_file(self.name)
+        {
+            self.file = file;
+            self.bytes = 0;
+            (self.opened)(&self.file);
+        }
         let length = lines.len() as u64;
         if self.bytes > 0 && self.bytes.saturating_add(length) > self.most {
             self.turn();

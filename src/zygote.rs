@@ -49,6 +49,7 @@ pub(crate) struct Spawned {
 enum Ask {
     Spawn(Box<SessionSpec>, oneshot::Sender<Result<Spawned, String>>),
     CheckFresh(oneshot::Sender<bool>),
+    ListenAgain,
     Retire,
     Shutdown,
 }
@@ -142,6 +143,11 @@ impl ZygoteHandle {
     pub(crate) fn why_gone(&self) -> String {
         let loss = self.signs().loss.clone();
         loss.unwrap_or_else(|| format!("the zygote (pid {}) is gone", self.info.pid))
+    }
+
+    /// Lets it listen again if somebody removed its socket.
+    pub(crate) async fn listen_again(&self) {
+        let _ = self.inbox.send(Ask::ListenAgain).await;
     }
 
     /// Lets it end with its last host.
@@ -427,6 +433,7 @@ impl Zygote {
                 self.freshness.insert(request, reply);
                 ZygoteCommand::CheckFresh { request }
             }
+            Ask::ListenAgain => ZygoteCommand::ListenAgain,
             Ask::Retire => ZygoteCommand::Retire,
             Ask::Shutdown => ZygoteCommand::Shutdown,
         };

@@ -260,34 +260,6 @@ def test_a_long_queue_does_not_keep_the_next_daemon_waiting(
     assert session.value("seen == list(range(600))") == "True"
 
 
-def test_a_socket_that_is_removed_is_there_again(daemon: TestDaemon, session: Session) -> None:
-    session.out("kept = 1")
-    for path in [daemon.socket, *Path(daemon.info()["runtime_dir"]).glob("*.sock")]:
-        path.unlink()
-    wait_until(daemon.socket.exists, what="the socket is there again")
-    assert session.value("kept") == "1"
-    words = "was removed, and is there again"
-    wait_until(lambda: words in daemon.log_tail(), what="the log tells of it")
-    daemon.crash()
-    daemon.start()
-    assert session.value("kept") == "1"
-    with daemon.session() as another:
-        assert another.value("6 * 7") == "42"
-    os.kill(session.pid, signal.SIGKILL)
-    assert "SIGKILL" in session.wait_for_state("dead")["death"]["cause"]
-
-
-def test_new_goes_on_when_the_sockets_of_spares_are_removed(daemon: TestDaemon) -> None:
-    daemon.new("first")
-    runtime = Path(daemon.info()["runtime_dir"])
-    wait_until(lambda: len(list(runtime.glob("*.parked"))) >= 3, what="there are spares")
-    for path in runtime.glob("*.parked"):
-        path.unlink()
-    for number in range(4):
-        with daemon.session(f"next{number}") as session:
-            assert session.value("6 * 7") == "42"
-
-
 def test_what_a_restart_did_not_begin_is_asked_for_again(daemon: TestDaemon) -> None:
     daemon.new("warm")
     wrong: list[object] = []

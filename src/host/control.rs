@@ -204,7 +204,9 @@ impl Control {
                 return None;
             }
             // The I/O thread itself does these.
-            HostCommand::Hold { .. } | HostCommand::Resize { .. } => return None,
+            HostCommand::Hold { .. } | HostCommand::Resize { .. } | HostCommand::ListenAgain => {
+                return None;
+            }
         };
         Some((event, Vec::new()))
     }

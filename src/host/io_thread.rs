@@ -33,6 +33,8 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 const OUT_OF_REACH: Duration = Duration::from_secs(5);
 /// Its exit status then, EX_OSERR of sysexits(3).
 const OUT_OF_REACH_STATUS: i32 = 71;
+/// How often a host without a daemon looks whether its socket is still there.
+const LOOK_FOR_SOCKET: Duration = Duration::from_secs(5);
 /// How long is waited at most where no signal ends the wait.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often it is looked whether terminals that are far behind read on.
@@ -172,6 +174,9 @@ impl IoThread {
         }
         self.terminals.write_next();
         self.show_what_waits();
+        if self.is_alone() {
+            self.listen_again();
+        }
         for (entry, name) in set.iter().zip(&names) {
             if entry.revents != 0 {
                 self.serve(*name, entry.revents);
@@ -227,6 +232,7 @@ impl IoThread {
             (self.held_back.is_some(), HOLD_BACK),
             (self.lane_to_give.is_some(), GIVE_AGAIN),
             (self.terminals.holds_back(), LOOK_WHO_IS_BEHIND),
+            (self.is_alone(), LOOK_FOR_SOCKET),
         ];
         let due = [self.requests.next_deadline(), self.show_at, self.accept_at];
         let due = due.into_iter().flatten();
@@ -354,12 +360,19 @@ impl IoThread {
         }
     }
 
-    /// The next daemon is to find the socket, also if somebody has removed it.
+    /// No daemon would tell that the socket is gone.
+    fn is_alone(&self) -> bool {
+        self.control.is_none() && self.shared.place().is_some()
+    }
+
+    /// The next daemon is to find the socket, also if somebody has removed it, or
+    /// the whole directory.
     fn listen_again(&mut self) {
         let Some((directory, name)) = self.shared.place() else {
             return;
         };
-        let again = PrivateDir::open(directory).and_then(|it| it.bind_socket_again(name, BACKLOG));
+        let again = PrivateDir::open_or_create(directory)
+            .and_then(|it| it.bind_socket_again(name, BACKLOG));
         // Where that cannot be, nobody could have reached it before.
         if let Ok(Some(listener)) = again {
             self.listener = listener;
@@ -500,6 +513,10 @@ impl IoThread {
                     self.terminals.resize_unsized(size);
                     handoff::nudge(&self.handoff);
                     self.answer(&HostEvent::Resized { request }, b"")?;
+                    continue;
+                }
+                HostCommand::ListenAgain => {
+                    self.listen_again();
                     continue;
                 }
                 _ => {}

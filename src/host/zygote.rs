@@ -33,6 +33,8 @@ const PARKED: &str = "parked";
 const SPARES: usize = 3;
 /// How long after the last request new spares are made.
 const QUIET: Duration = Duration::from_millis(5);
+/// How often one without a daemon looks whether its socket is still there.
+const LOOK_FOR_SOCKET: Duration = Duration::from_secs(5);
 /// A zygote without hosts and without a daemon ends after this.
 const ALONE: Duration = Duration::from_secs(60);
 
@@ -201,6 +203,8 @@ impl Zygote {
         }
         let wait = if self.wants_spares() {
             QUIET
+        } else if self.connections.is_empty() {
+            LOOK_FOR_SOCKET
         } else {
             ALONE / 4
         };
@@ -215,6 +219,10 @@ impl Zygote {
         }
         if self.wants_spares() && self.last_request.elapsed() >= QUIET {
             self.make_spare(py);
+        }
+        if self.connections.is_empty() {
+            // No daemon would tell that the socket is gone.
+            self.listen_again();
         }
         self.leave_if_alone();
         Ok(())
@@ -272,6 +280,15 @@ impl Zygote {
         }
     }
 
+    /// Makes the runtime directory again if somebody removed it.
+    fn restore_directory(&mut self) {
+        // Where it cannot be made, whatever is done in it says why.
+        if matches!(self.directory.restore(), Ok(true)) {
+            // Spares listen where nobody finds them; they end with their sockets.
+            self.spares.clear();
+        }
+    }
+
     /// The next daemon is to find the socket, also if somebody has removed it.
     fn listen_again(&mut self) {
         let name = self.listener.as_ref().and_then(|listener| {
@@ -280,6 +297,7 @@ impl Zygote {
             path.rsplit('/').next().map(str::to_owned)
         });
         let Some(name) = name else { return };
+        self.restore_directory();
         // Where that cannot be, nobody could have reached it before.
         if let Ok(Some(listener)) = self.directory.bind_socket_again(&name, BACKLOG) {
             self.listener = Some(listener);
@@ -383,6 +401,10 @@ impl Zygote {
                     .and_then(|now| now.eq(&self.path_times))
                     .unwrap_or(false);
                 Some(ZygoteEvent::Fresh { request, fresh })
+            }
+            ZygoteCommand::ListenAgain => {
+                self.listen_again();
+                None
             }
             ZygoteCommand::Retire => {
                 self.retired = true;

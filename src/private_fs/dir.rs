@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -19,7 +20,8 @@ static TEMPORARY: AtomicU64 = AtomicU64::new(0);
 /// A directory of mode 0700 that is mine, held open.
 #[derive(Debug)]
 pub struct PrivateDir {
-    fd: OwnedFd,
+    /// Replaced if somebody removes the directory; see [`PrivateDir::restore`].
+    fd: RwLock<Arc<OwnedFd>>,
     path: PathBuf,
 }
 
@@ -67,13 +69,39 @@ impl PrivateDir {
     /// As [`Self::open_or_create`].
     pub fn subdir(&self, name: &str) -> Result<Self, PrivateFsError> {
         let path = self.join(name)?;
-        match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
+        let dir = self.fd();
+        match rustix::fs::mkdirat(&dir, name, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(PrivateFsError::io("create directory", &path, errno)),
         }
-        let fd = rustix::fs::openat(&self.fd, name, directory_flags(), Mode::empty())
+        let fd = rustix::fs::openat(&dir, name, directory_flags(), Mode::empty())
             .map_err(|errno| explain_open(&path, errno))?;
         Self::checked(fd, path)
+    }
+
+    /// Makes the directory again if somebody removed it, or holds the one that
+    /// another made in its place. True if it is not the one that it was, and has
+    /// nothing in it of what was made through this.
+    ///
+    /// # Errors
+    /// As [`Self::open_or_create`].
+    pub fn restore(&self) -> Result<bool, PrivateFsError> {
+        let held = fstat(self.fd(), &self.path)?;
+        let there = rustix::fs::statat(rustix::fs::CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW);
+        match there {
+            Ok(there) if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino) => {
+                return Ok(false);
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(PrivateFsError::io("examine", &self.path, errno)),
+        }
+        let made = Self::open_or_create(&self.path)?.fd();
+        *self.fd.write().unwrap_or_else(PoisonError::into_inner) = made;
+        Ok(true)
+    }
+
+    pub(crate) fn fd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn checked(fd: OwnedFd, path: PathBuf) -> Result<Self, PrivateFsError> {
@@ -83,6 +111,7 @@ impl PrivateDir {
         if mode & 0o077 != 0 {
             return Err(PrivateFsError::OpenToOthers { path, mode });
         }
+        let fd = RwLock::new(Arc::new(fd));
         Ok(Self { fd, path })
     }
 
@@ -111,7 +140,7 @@ impl PrivateDir {
     pub fn entries(&self) -> Result<Vec<String>, PrivateFsError> {
         let failed = |errno: Errno| PrivateFsError::io("list", &self.path, errno);
         let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.fd).map_err(failed)? {
+        for entry in rustix::fs::Dir::read_from(self.fd()).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name().to_owned().into_bytes();
             if let Ok(name) = OsString::from_vec(name).into_string()
                 && name != "."
@@ -197,23 +226,24 @@ impl PrivateDir {
         let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
         let temporary = format!(".{name}.{}.{number}", std::process::id());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | file_flags();
-        let fd = rustix::fs::openat(&self.fd, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)
+        let dir = self.fd();
+        let fd = rustix::fs::openat(&dir, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)
             .map_err(|errno| failed(errno.into()))?;
         let mut file = File::from(fd);
         let written = file
             .write_all(content)
             .and_then(|()| if synced { file.sync_all() } else { Ok(()) })
             .and_then(|()| {
-                rustix::fs::renameat(&self.fd, temporary.as_str(), &self.fd, name)?;
+                rustix::fs::renameat(&dir, temporary.as_str(), &dir, name)?;
                 // The new name itself must survive a crash as well.
                 if synced {
-                    rustix::fs::fsync(&self.fd)?;
+                    rustix::fs::fsync(&dir)?;
                 }
                 Ok(())
             });
         written.map_err(|error| {
             // What is left behind would only be litter.
-            let _ = rustix::fs::unlinkat(&self.fd, temporary.as_str(), AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&dir, temporary.as_str(), AtFlags::empty());
             failed(error)
         })
     }
@@ -225,7 +255,8 @@ impl PrivateDir {
     pub fn rename(&self, from: &str, to: &str) -> Result<(), PrivateFsError> {
         let path = self.join(to)?;
         self.join(from)?;
-        rustix::fs::renameat(&self.fd, from, &self.fd, to)
+        let dir = self.fd();
+        rustix::fs::renameat(&dir, from, &dir, to)
             .map_err(|errno| PrivateFsError::io("rename to", &path, errno))
     }
 
@@ -235,7 +266,7 @@ impl PrivateDir {
     /// [`PrivateFsError::Io`].
     pub fn remove(&self, name: &str) -> Result<(), PrivateFsError> {
         let path = self.join(name)?;
-        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+        match rustix::fs::unlinkat(self.fd(), name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(PrivateFsError::io("remove", &path, errno)),
         }
@@ -244,7 +275,7 @@ impl PrivateDir {
     fn open_checked(&self, name: &str, flags: OFlags) -> Result<File, PrivateFsError> {
         let path = self.join(name)?;
         let fd = rustix::fs::openat(
-            &self.fd,
+            self.fd(),
             name,
             flags | file_flags(),
             Mode::RUSR | Mode::WUSR,
@@ -264,12 +295,6 @@ impl PrivateDir {
             return Err(PrivateFsError::HardLinked(path));
         }
         Ok(File::from(fd))
-    }
-}
-
-impl AsFd for PrivateDir {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }
 
@@ -363,7 +388,7 @@ mod tests {
     fn a_fifo_neither_hangs_nor_passes() {
         let root = tempfile::tempdir().unwrap();
         let dir = PrivateDir::open_or_create(root.path().join("d")).unwrap();
-        rustix::fs::mknodat(&dir, "fifo", FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        rustix::fs::mknodat(dir.fd(), "fifo", FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         assert!(matches!(
             dir.append_file("fifo"),
             Err(PrivateFsError::NotAFile(_))
@@ -390,6 +415,29 @@ mod tests {
         dir.remove("f").unwrap();
         dir.remove("f").unwrap();
         assert!(dir.read_file("f", 5).unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_made_again_for_all_who_hold_it() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = PrivateDir::open_or_create(root.path().join("a/b")).unwrap();
+        assert!(!dir.restore().unwrap());
+        std::fs::remove_dir_all(root.path().join("a")).unwrap();
+        assert!(dir.append_file("f").is_err());
+        assert!(dir.restore().unwrap());
+        assert!(!dir.restore().unwrap());
+        dir.append_file("f").unwrap();
+        assert_eq!(mode_of(dir.path()), 0o700);
+        // One that another made, and one that is not to be trusted.
+        std::fs::rename(dir.path(), root.path().join("elsewhere")).unwrap();
+        let made = PrivateDir::open_or_create(dir.path()).unwrap();
+        made.append_file("g").unwrap();
+        assert!(dir.restore().unwrap());
+        assert_eq!(dir.entries().unwrap(), ["g"]);
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        symlink(root.path(), dir.path()).unwrap();
+        let error = dir.restore().unwrap_err();
+        assert!(matches!(error, PrivateFsError::Symlink(_)), "{error}");
     }
 
     #[test]

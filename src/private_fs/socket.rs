@@ -45,7 +45,7 @@ impl PrivateDir {
         name: &str,
         backlog: i32,
     ) -> Result<Option<OwnedFd>, PrivateFsError> {
-        match rustix::fs::statat(self, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(self.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => self.bind_socket(name, backlog).map(Some),
             // What is there may be another's; it is left alone.
             _ => Ok(None),
@@ -57,7 +57,7 @@ impl PrivateDir {
     /// # Errors
     /// [`PrivateFsError::Io`], of kind `AddrInUse` if the name is taken.
     pub fn bind_socket(&self, name: &str, backlog: i32) -> Result<OwnedFd, PrivateFsError> {
-        bind(self.as_fd(), name, &self.join(name)?, backlog)
+        bind(self.fd().as_fd(), name, &self.join(name)?, backlog)
     }
 
     /// Connects to a socket in this directory; waits while its queue is full.
@@ -66,7 +66,12 @@ impl PrivateDir {
     /// [`PrivateFsError`] if it is no socket of mine, if the process behind it
     /// is not mine, or if nobody listens.
     pub fn connect_socket(&self, name: &str) -> Result<UnixStream, PrivateFsError> {
-        connect(self.as_fd(), name, &self.join(name)?, SocketFlags::empty())
+        connect(
+            self.fd().as_fd(),
+            name,
+            &self.join(name)?,
+            SocketFlags::empty(),
+        )
     }
 
     /// As [`Self::connect_socket`], but never waits, and neither does the
@@ -75,7 +80,12 @@ impl PrivateDir {
     /// # Errors
     /// As [`Self::connect_socket`].
     pub fn connect_socket_nonblocking(&self, name: &str) -> Result<UnixStream, PrivateFsError> {
-        connect(self.as_fd(), name, &self.join(name)?, SocketFlags::NONBLOCK)
+        connect(
+            self.fd().as_fd(),
+            name,
+            &self.join(name)?,
+            SocketFlags::NONBLOCK,
+        )
     }
 }
 

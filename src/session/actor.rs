@@ -205,6 +205,7 @@ impl Session {
                 Ok(_) => self.question(question, reply),
                 Err(refusal) => drop(reply.send(Err(self.refusal(refusal)))),
             },
+            SessionMessage::ListenAgain => self.control(&HostCommand::ListenAgain, b""),
             SessionMessage::End { reason } => {
                 if let Ok(phase) = permit(self.phase, Demand::End) {
                     self.phase = phase;

@@ -148,6 +148,8 @@ pub(super) enum SessionMessage {
         question: Question,
         reply: oneshot::Sender<Result<Answer, ErrorReply>>,
     },
+    /// Let the host listen again if somebody removed its socket.
+    ListenAgain,
     /// Ask the host to end.
     End {
         reason: EndReason,
@@ -576,6 +578,17 @@ impl SessionHandle {
         } else {
             reply.with_hint(format!("end it with `pysh kill {name}` if it stays so"))
         }
+    }
+
+    /// Lets the next daemon find it although somebody removed the runtime
+    /// directory.
+    pub(crate) async fn listen_again(&self) {
+        if self.is_dead() {
+            return;
+        }
+        let (dir, socket) = &self.shared.socket;
+        tombstones::expect(dir, self.hosted(), self.process().pid(), socket);
+        let _ = self.inbox.send(SessionMessage::ListenAgain).await;
     }
 
     /// Ends the session: asks, waits, forces. True if it is gone.

@@ -45,6 +45,7 @@ impl Zygote {
         spec: SessionSpec,
     ) -> std::io::Result<(i32, String)> {
         self.last_request = Instant::now();
+        self.restore_directory();
         if !spec.must_start_cold
             && let Some(made) = self.made_already(&spec)
         {
@@ -181,6 +182,7 @@ impl Zygote {
             rustix::process::getpid().as_raw_nonzero(),
             self.next_name
         );
+        self.restore_directory();
         let listener = self
             .directory
             .bind_socket(&format!("{name}.{PARKED}"), BACKLOG)

@@ -141,6 +141,8 @@ pub enum HostCommand {
         /// In characters.
         size: TerminalSize,
     },
+    /// Listen again if somebody removed the socket or its directory.
+    ListenAgain,
     /// Run the exit handlers and end, interrupting a running cell.
     Shutdown,
     /// Run a cell in a child process; the body is its source. Version 3.

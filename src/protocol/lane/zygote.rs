@@ -23,6 +23,8 @@ pub enum ZygoteCommand {
         /// The daemon's number for it.
         request: u64,
     },
+    /// Listen again if somebody removed the socket or its directory.
+    ListenAgain,
     /// End when the last host is gone; spares end at once.
     Retire,
     /// End now, with its spares, and with hosts that the daemon did not know of.
