@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use pythond_private_fs::cgroup::Delegated;
 use pythond_private_fs::{
-    LockGuard, LockOutcome, PrivateDir, PrivateFsError, bind_at, connect_at, peer_credentials,
-    remove_socket_at,
+    LockGuard, LockOutcome, PrivateDir, PrivateFsError, bind_at, connect_at_nonblocking,
+    peer_credentials, remove_socket_at,
 };
 use pythond_protocol::ExitCode;
 use pythond_protocol::outcome::ProcessEnd;
@@ -234,11 +234,15 @@ fn claim(config: &Config) -> Result<Claim, DaemonError> {
             activated,
         });
     }
-    match connect_at(path) {
+    match connect_at_nonblocking(path) {
         // Somebody without our lock answers: an older daemon.
         Ok(stream) => {
             let pid = peer_credentials(&stream).ok().map(|peer| peer.pid);
             return Err(DaemonError::Running { pid });
+        }
+        // Its queue is full.
+        Err(error) if error.io_kind() == Some(std::io::ErrorKind::WouldBlock) => {
+            return Err(DaemonError::Running { pid: None });
         }
         Err(error) if error.is_refused() => remove_socket_at(path)?,
         Err(error) if error.is_not_found() => {}

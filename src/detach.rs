@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pythond_private_fs::{PrivateDir, connect_at, peer_credentials};
+use pythond_private_fs::{PrivateDir, connect_at_nonblocking, peer_credentials};
 
 use crate::config::Config;
 use crate::daemon::{DETACHED_LOG, DaemonError};
@@ -89,7 +89,7 @@ pub fn start(config: &Config) -> Result<u32, DetachError> {
 
 /// The socket is that of our child: an older daemon's would answer as well.
 fn answers(config: &Config, child: &Child) -> bool {
-    connect_at(&config.socket.path)
+    connect_at_nonblocking(&config.socket.path)
         .ok()
         .and_then(|stream| peer_credentials(&stream).ok())
         .is_some_and(|peer| u32::try_from(peer.pid).is_ok_and(|pid| pid == child.id()))

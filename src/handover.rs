@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use pythond_private_fs::{connect_at, peer_credentials};
+use pythond_private_fs::{connect_at_nonblocking, peer_credentials};
 use rustix::fs::{Mode, OFlags};
 
 use crate::config::Config;
@@ -31,9 +31,14 @@ pub(crate) fn become_next(config: &Config, activated: bool, socket: OwnedFd) -> 
 pub(crate) fn inherited_socket(path: &Path) -> std::io::Result<OwnedFd> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
     let listens = rustix::net::sockopt::socket_acceptconn(&socket)?;
-    // The kernel remembers who began to listen, and we are the same process.
-    let peer = connect_at(path).map(|stream| peer_credentials(&stream));
-    let ours = matches!(peer, Ok(Ok(peer)) if peer.pid.unsigned_abs() == std::process::id());
+    let ours = match connect_at_nonblocking(path) {
+        // The kernel remembers who began to listen, and we are the same process.
+        Ok(stream) => peer_credentials(&stream)
+            .is_ok_and(|peer| peer.pid.unsigned_abs() == std::process::id()),
+        // Clients have filled its queue while nobody accepted: that it is ours
+        // follows from our lock, and to wait for room would be to wait for us.
+        Err(error) => error.io_kind() == Some(std::io::ErrorKind::WouldBlock),
+    };
     if !listens || !ours {
         return Err(std::io::Error::other("it is not the daemon's socket"));
     }

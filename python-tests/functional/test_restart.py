@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -283,3 +285,29 @@ def test_what_a_restart_did_not_begin_is_asked_for_again(daemon: TestDaemon) -> 
         client.join()
     assert not wrong
     assert set(daemon.list()) == {"warm"}
+
+
+def test_a_daemon_whose_queue_of_clients_is_full_takes_its_socket_over(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon()
+    daemon.socket.parent.mkdir(mode=0o700, exist_ok=True)
+    clients = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(daemon.socket))
+        daemon.socket.chmod(0o600)
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = socket.socket(socket.AF_UNIX)
+                clients.append(client)
+                client.setblocking(False)
+                client.connect(str(daemon.socket))
+        taken = daemon.popen("pythond", "daemon", "--inherit", stdin=listener)
+    try:
+        assert "alive: True" in daemon.pyctl("status").stdout
+    finally:
+        for client in clients:
+            client.close()
+        taken.terminate()
+        assert taken.wait(20) == 0

@@ -15,4 +15,7 @@ mod socket;
 pub use dir::PrivateDir;
 pub use error::PrivateFsError;
 pub use lock::{LockGuard, LockOutcome};
-pub use socket::{PeerCredentials, bind_at, connect_at, peer_credentials, remove_socket_at};
+pub use socket::{
+    PeerCredentials, bind_at, connect_at, connect_at_nonblocking, peer_credentials,
+    remove_socket_at,
+};

@@ -109,6 +109,16 @@ pub fn connect_at(path: &Path) -> Result<UnixStream, PrivateFsError> {
     connect(parent.as_fd(), &name, path, SocketFlags::empty())
 }
 
+/// As [`connect_at`], but never waits, and neither does the stream: an error of
+/// kind `WouldBlock` means that the queue of whoever listens is full.
+///
+/// # Errors
+/// As [`connect_at`].
+pub fn connect_at_nonblocking(path: &Path) -> Result<UnixStream, PrivateFsError> {
+    let (parent, name) = open_parent(path)?;
+    connect(parent.as_fd(), &name, path, SocketFlags::NONBLOCK)
+}
+
 /// Removes a socket of mine; anything else at the path is left alone.
 ///
 /// # Errors
