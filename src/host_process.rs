@@ -20,6 +20,10 @@ pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the kernel may take to end a process that was sent SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Name of a host's thread that serves its lanes, which a program that took the
+/// host's place does not have.
+const IO_THREAD: &str = "pythond-io";
+
 /// Pause before a descriptor of a process is asked for again.
 const PIDFD_PAUSE: Duration = Duration::from_millis(10);
 
@@ -143,13 +147,22 @@ impl HostProcess {
         let alive = |stat: ProcStat| Some(stat.start_time) == self.start_time && stat.state != b'Z';
         proc_stat(self.pid).filter(|stat| alive(*stat))?;
         let name = std::fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?;
-        // A host is named after its session.
+        // A host is named after its session, until a cell gives it another name.
         let name = name.trim_end();
-        (!name.starts_with("py:")).then(|| name.escape_default().to_string())
+        let is_host = name.starts_with("py:") || self.has_thread(IO_THREAD);
+        (!is_host).then(|| name.escape_default().to_string())
+    }
+
+    fn has_thread(self, name: &str) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid));
+        threads.into_iter().flatten().flatten().any(|thread| {
+            std::fs::read_to_string(thread.path().join("comm"))
+                .is_ok_and(|found| found.trim_end() == name)
+        })
     }
 
     /// Nothing of it is left but its number.
-    fn is_gone(self) -> bool {
+    pub(crate) fn is_gone(self) -> bool {
         let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.start_time.is_some()) else {
             return true;
         };

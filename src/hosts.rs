@@ -271,6 +271,6 @@ async fn end_unknown(pid: i32) {
 }
 
 /// How long a host may take to listen again on a socket that was removed.
-const LISTENS_AGAIN: Duration = Duration::from_secs(2);
+pub(crate) const LISTENS_AGAIN: Duration = Duration::from_secs(2);
 /// How names of sockets end.
 const SOCKET: &str = ".sock";

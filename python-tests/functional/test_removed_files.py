@@ -136,3 +136,47 @@ def test_a_directory_that_cannot_be_made_again_is_told_once(
     assert daemon.log_tail().count("is not a directory") <= 2
     with daemon.session() as another:
         assert another.value("6 * 7") == "42"
+
+
+BREAKS_LANES = """
+import os
+for fd in range(3, 1024):
+    try:
+        os.set_blocking(fd, False); os.write(fd, b'garbage' * 100)
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("name", ["its own", "another"])
+def test_a_session_whose_socket_is_gone_when_its_lanes_break_lives_on(
+    daemon: TestDaemon, session: Session, runtime: Path, name: str
+) -> None:
+    session.out("kept = 1")
+    pid = session.pid
+    if name == "another":
+        session.out("open('/proc/self/comm', 'w').write('mine')")
+    for path in runtime.glob("h-*.sock"):
+        path.unlink()
+    session.fire(BREAKS_LANES)
+    wait_until(lambda: list(runtime.glob("h-*.sock")), what="it listens again")
+    assert session.value("kept") == "1"
+    assert session.pid == pid
+    daemon.crash()
+    daemon.start()
+    assert session.value("kept") == "1"
+
+
+def test_a_session_that_talks_when_its_daemon_dies_listens_again(
+    daemon: TestDaemon, session: Session, runtime: Path
+) -> None:
+    session.out("kept = 1")
+    for _ in range(5):
+        with daemon.connect() as wire:
+            for number in range(300):
+                wire.send(f"run {session.name} --tag={number}\nprint('word')")
+            for path in runtime.glob("h-*.sock"):
+                path.unlink()
+            daemon.crash()
+        daemon.start()
+        assert session.value("kept") == "1"

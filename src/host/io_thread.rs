@@ -300,15 +300,7 @@ impl IoThread {
             Watched::Listener => self.accept(),
             Watched::Control => {
                 if let Err(_lost) = self.serve_control(events) {
-                    // The daemon connects again if it wants to, with both
-                    // lanes; cells go on. A low limit of open files may leave
-                    // no more than these two numbers.
-                    self.control = None;
-                    if self.shared.io_reads_cells() {
-                        let _ = self.serve_cells();
-                    }
-                    self.cells = None;
-                    self.listen_again();
+                    self.lose_control();
                 }
             }
             Watched::Cells => {
@@ -541,9 +533,20 @@ impl IoThread {
         outgoing.extend(self.shared.take_outbox());
         for (event, body) in outgoing {
             if self.answer(&event, &body).is_err() {
-                self.control = None;
+                self.lose_control();
             }
         }
+    }
+
+    /// The daemon connects again if it wants to, with both lanes; cells go on.
+    fn lose_control(&mut self) {
+        // A low limit of open files may leave no more than these two numbers.
+        self.control = None;
+        if self.shared.io_reads_cells() {
+            let _ = self.serve_cells();
+        }
+        self.cells = None;
+        self.listen_again();
     }
 
     /// Cells from the cell lane, while the main thread cannot read it.

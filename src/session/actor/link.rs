@@ -1,13 +1,15 @@
 //! The lanes of a session, or the attempt to get new ones.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::SessionId;
 use pythond_protocol::lane::{HostEvent, HostInfo, HostedSession, Lane, Message};
 
 use super::{RECONNECT_PAUSE, Recovery};
-use crate::host_process::{self, Lanes};
+use crate::host_process::{self, HostProcess, Lanes};
+use crate::hosts::LISTENS_AGAIN;
 
 /// The lanes, or the attempt to get new ones.
 pub(super) enum Link {
@@ -50,13 +52,15 @@ impl Link {
     }
 }
 
-/// Opens new lanes to the same session; none once nobody listens there.
+/// Opens new lanes to the same session; none once it is gone.
 pub(super) async fn recover(
     dir: Arc<PrivateDir>,
     socket: String,
     id: SessionId,
+    process: HostProcess,
 ) -> Option<(Lanes, HostedSession)> {
     let (mut pause, most) = RECONNECT_PAUSE;
+    let began = Instant::now();
     loop {
         match open(&dir, &socket).await {
             Ok((
@@ -69,7 +73,13 @@ pub(super) async fn recover(
                 return Some((lanes, hosted));
             }
             Ok(_) => return None,
-            Err(error) if error.is_gone() => return None,
+            Err(error) if error.is_gone() => {
+                // Somebody may have removed its socket: then it listens again.
+                let waited = began.elapsed() >= LISTENS_AGAIN;
+                if process.is_gone() || waited && process.other_program().is_some() {
+                    return None;
+                }
+            }
             Err(_) => {}
         }
         tokio::time::sleep(pause).await;

@@ -22,7 +22,7 @@ impl Session {
         self.why_broken = why.to_owned();
         let (dir, socket) = (Arc::clone(&self.dir), self.socket.clone());
         let id = self.shared.hosted.spec.session_id.clone();
-        self.link = Link::Recovering(Box::pin(recover(dir, socket, id)));
+        self.link = Link::Recovering(Box::pin(recover(dir, socket, id, self.shared.process)));
     }
 
     pub(super) fn recovered(&mut self, lanes: Box<Lanes>, hosted: &HostedSession) {
