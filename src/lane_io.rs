@@ -115,6 +115,8 @@ pub(crate) struct LaneIo {
     /// `written` on.
     outgoing: VecDeque<Vec<u8>>,
     written: usize,
+    /// Bytes of all of them.
+    queued: usize,
     _counted: Counted,
 }
 
@@ -156,6 +158,7 @@ impl LaneIo {
             decoder: Decoder::new(tag),
             outgoing: VecDeque::new(),
             written: 0,
+            queued: 0,
             _counted: Counted::new(),
         };
         let hello = Hello {
@@ -183,11 +186,11 @@ impl LaneIo {
 
     /// Bytes that the other end has not taken.
     pub(crate) fn waiting(&self) -> usize {
-        let all: usize = self.outgoing.iter().map(Vec::len).sum();
-        all - self.written
+        self.queued - self.written
     }
 
     fn queue(&mut self, message: Vec<u8>) {
+        self.queued += message.len();
         self.outgoing.push_back(message);
         // An error shows again, and is told, when the lane is read.
         let _ = self.write_some();
@@ -199,6 +202,7 @@ impl LaneIo {
                 Ok(count) => {
                     self.written += count;
                     if self.written == message.len() {
+                        self.queued -= message.len();
                         self.outgoing.pop_front();
                         self.written = 0;
                     }

@@ -342,3 +342,54 @@ def test_control_is_fast_while_a_cell_computes_and_while_it_holds_the_interprete
                     assert not wire.ask(verb).startswith("ERR")
                     slowest = max(slowest, time.monotonic() - started)
             assert slowest < 0.5, (code, slowest)
+
+
+def test_a_stopped_session_does_not_make_the_daemon_keep_all_that_is_asked(
+    session: Session,
+) -> None:
+    session.out("kept = 'precious'")
+    os.kill(session.pid, signal.SIGSTOP)
+    try:
+        with session.daemon.connect() as wire:
+            text = "x" * (1 << 16)
+            told: list[str] = []
+            # Each may wait for its answer as long as a stopped process may take.
+            for number in range(64):
+                wire.send(f"complete {session.name} --tag={number}\n{text}")
+            while len(told) < 64:
+                reply = json.loads(wire.receive(20))
+                told.append(reply["error"]["message"])
+            assert sum("takes no more questions" in message for message in told) >= 40, told[-3:]
+            assert sum("is stopped" in message for message in told) >= 8
+    finally:
+        os.kill(session.pid, signal.SIGCONT)
+    assert session.value("kept") == "precious"
+    # It first has to answer those that it was asked.
+    wait_until(lambda: session.status().get("state") == "idle", what="it answers again")
+
+
+def test_cells_for_a_session_that_was_stopped_before_the_daemon_are_refused_in_time(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon().start()
+    session = daemon.new()
+    session.out("seen = []")
+    session.wire.close()
+    os.kill(session.pid, signal.SIGSTOP)
+    try:
+        daemon.crash()
+        daemon.start()
+        wait_until(lambda: session.name in daemon.list(), 5, what="it is listed")
+        wires = [daemon.connect() for _ in range(10)]
+        for wire in wires:
+            for number in range(40):
+                wire.send(f"fire {session.name} --tag={number}\nseen.append(1)")
+        for wire in wires:
+            for _ in range(40):
+                reply = json.loads(wire.receive(20))
+                assert reply["error"]["code"] == "session_unreachable", reply
+            wire.close()
+    finally:
+        os.kill(session.pid, signal.SIGCONT)
+    # What it took is carried out, and what was refused at the door is not.
+    wait_until(lambda: session.value("len(seen)") == "256", what="the cells ran")

@@ -38,6 +38,10 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Questions without an answer that are remembered before they are looked over.
 const MANY_QUESTIONS: usize = 64;
+/// Most questions that wait for new lanes.
+const MOST_ASKS: usize = 4096;
+/// Most bytes of questions that wait for a host to take them.
+const MOST_WAITING: usize = 1 << 20;
 
 type AskReply = oneshot::Sender<Result<Answer, ErrorReply>>;
 type Recovery = Pin<Box<dyn Future<Output = Option<(Lanes, HostedSession)>> + Send>>;
@@ -373,6 +377,14 @@ impl Session {
         if self.asks.len() >= self.many_asks {
             self.forget_left();
         }
+        if self.takes_no_more() {
+            let name = &self.shared.hosted.spec.session;
+            let message = format!("the process of session `{name}` takes no more questions");
+            let error = ErrorReply::new(ErrorCode::SessionUnreachable, message)
+                .with_hint("it has answered none for long; look at it with `pysh ls`");
+            drop(reply.send(Err(error)));
+            return;
+        }
         let direct = self.board.on_cell_lane();
         if direct.is_some() && direct != self.expected {
             self.expected = direct;
@@ -384,6 +396,15 @@ impl Session {
         self.asks.insert(request, (question.clone(), reply));
         // While the lanes are broken it waits for new ones.
         self.control(&question.into_command(request), b"");
+    }
+
+    /// So much is on its way to a host that takes nothing, most likely because it
+    /// is stopped, that questions would only fill the memory.
+    fn takes_no_more(&self) -> bool {
+        match &self.link {
+            Link::Up(lanes) => lanes.control.waiting() > MOST_WAITING + self.board.bytes(),
+            Link::Recovering(_) => self.asks.len() >= MOST_ASKS,
+        }
     }
 
     /// Forgets the questions of those who do not wait any more, here and in the

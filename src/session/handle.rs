@@ -484,7 +484,8 @@ impl SessionHandle {
     /// Submits a cell.
     ///
     /// # Errors
-    /// If the session's task is gone.
+    /// If the session's task is gone, or cannot take it because the host is
+    /// stopped.
     pub(crate) async fn submit(&self, submit: Submit) -> Result<Submission, ErrorReply> {
         let (accepted_in, accepted) = oneshot::channel();
         let (end_in, end) = oneshot::channel();
@@ -493,8 +494,17 @@ impl SessionHandle {
             end: end_in,
         };
         let message = SessionMessage::Submit { submit, waiter };
-        self.inbox.send(message).await.map_err(|_| self.gone())?;
-        Ok(Submission { accepted, end })
+        loop {
+            match tokio::time::timeout(STOPPED_PATIENCE, self.inbox.reserve()).await {
+                Ok(place) => {
+                    place.map_err(|_| self.gone())?.send(message);
+                    return Ok(Submission { accepted, end });
+                }
+                // What stands in for a stopped process keeps only so much.
+                Err(_) if self.process().is_stopped() => return Err(self.unreachable()),
+                Err(_) => {}
+            }
+        }
     }
 
     /// The id of a submitted cell. None if it has none: its end says why.

@@ -222,6 +222,11 @@ impl<W> CellBoard<W> {
         self.remove(request).map(|cell| (request, cell))
     }
 
+    /// Bytes of source that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
     /// Forgets a cell.
     pub(crate) fn remove(&mut self, request: u64) -> Option<Cell<W>> {
         self.inherited.remove(&request);
