@@ -1,7 +1,7 @@
 //! Why a command ends early.
 
 use pythond_protocol::ExitCode;
-use pythond_transport::{ClientError, Report};
+use pythond_transport::{ClientError, Report, TransportError};
 
 use crate::environment::EnvironmentError;
 use crate::source::SourceError;
@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Broken(Report),
     /// The same, and nothing was begun.
     NotBegun(Report),
+    /// The daemon has no room for another client just now.
+    NoRoom(Report),
     /// Nobody reads our stdout any more.
     BrokenPipe,
     /// Ctrl-C ended what nothing else ends.
@@ -33,8 +35,11 @@ impl From<Report> for Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let (broken, not_begun) = (error.is_broken_connection(), error.is_not_begun());
+        let no_room = matches!(error, ClientError::Transport(TransportError::Busy));
         let report = error.into();
-        if not_begun {
+        if no_room {
+            Self::NoRoom(report)
+        } else if not_begun {
             Self::NotBegun(report)
         } else if broken {
             Self::Broken(report)

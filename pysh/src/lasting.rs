@@ -81,6 +81,10 @@ impl<'a> Lasting<'a> {
                     resumed = true;
                     Ok(self.again(report, watch, &mut outage)?)
                 }
+                // It had room for us before, and will again.
+                Err(Failure::NoRoom(report)) if resumed => {
+                    Ok(self.again(report, watch, &mut outage)?)
+                }
                 // The session was there, and is: whoever waited for it goes on to.
                 Err(Failure::Reported(report)) if resumed && report.code == UNREACHABLE => {
                     if !std::mem::replace(&mut told, true) {
@@ -90,7 +94,9 @@ impl<'a> Lasting<'a> {
                     if pause_or_wake(LOOK_AGAIN, &watch.wakes()) {
                         watch.woken()?;
                     }
-                    Client::connect(&self.address).map_err(Failure::from)
+                    // The daemon may be on its way as well.
+                    Client::connect(&self.address)
+                        .map_err(|error| Failure::Broken(Report::from(error)))
                 }
                 done => return done,
             };

@@ -33,9 +33,12 @@ fn main() -> ExitCode {
     let finished = render.finish();
     match outcome.and_then(|code| finished.map(|()| code)) {
         Ok(code) => code.into(),
-        Err(Failure::Reported(report) | Failure::Broken(report) | Failure::NotBegun(report)) => {
-            render.failure(&report)
-        }
+        Err(
+            Failure::Reported(report)
+            | Failure::Broken(report)
+            | Failure::NotBegun(report)
+            | Failure::NoRoom(report),
+        ) => render.failure(&report),
         // Nobody reads on, as with `pysh … | head`: what was wanted was had.
         Err(Failure::BrokenPipe | Failure::Ended) => ExitCode::SUCCESS,
     }

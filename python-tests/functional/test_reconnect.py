@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.daemon import Session, TestDaemon
+from support.fake_daemon import FakeDaemon
 from support.waiting import wait_until
 
 TORTURE = bool(os.environ.get("PYTHOND_TORTURE"))
@@ -283,3 +284,30 @@ def test_ctrl_c_ends_the_wait_for_a_daemon(session: Session, tmp_path: Path) -> 
     session.daemon.start()
     assert code == 130
     assert "goes on" in err
+
+
+def test_a_run_that_a_daemon_has_no_room_for_when_it_comes_back_is_asked_for_again(
+    binaries: Path,
+) -> None:
+    with FakeDaemon() as fake:
+        words = [str(binaries / "pysh"), "run", "work", "6 * 7"]
+        client = subprocess.Popen(
+            words, env=fake.environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        try:
+            first = fake.peer()
+            asked = first.next()
+            first.cut()
+            second = fake.peer()
+            assert "--resent=" in second.next()
+            second.close(1013)
+            again = fake.peer().next()
+            assert isinstance(again, str)
+            assert isinstance(asked, str)
+            assert "--resent=" in again
+            key = next(word for word in asked.split() if word.startswith("--id="))
+            assert key in again
+            assert client.poll() is None
+        finally:
+            client.kill()
+            client.communicate()

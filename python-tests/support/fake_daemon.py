@@ -77,7 +77,12 @@ class FakeDaemon:
         self._peers: queue.Queue[Peer] = queue.Queue()
         self._all: list[Peer] = []
         self._server = unix_serve(
-            self._serve, str(self.socket), compression=None, ping_interval=None, max_size=None
+            self._serve,
+            str(self.socket),
+            compression=None,
+            ping_interval=None,
+            max_size=None,
+            close_timeout=1,
         )
         self.socket.chmod(0o600)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
