@@ -49,16 +49,21 @@ impl LogFile {
 
     /// Begins a new file.
     fn turn(&mut self) {
-        let older = format!("{}.1", self.name);
-        // Where that cannot be done, the lines so far are given up: a log that
-        // fills the disk would do more harm.
-        let turned = self.dir.rename(self.name, &older).is_ok();
-        match self.dir.append_file(self.name) {
-            Ok(file) if turned => {
+        let [older, newer] = ["1", "new"].map(|end| format!("{}.{end}", self.name));
+        // Whatever fails before the last step leaves both files as they are.
+        let turned = self.dir.empty_file(&newer).and_then(|file| {
+            self.dir.rename(self.name, &older)?;
+            self.dir.rename(&newer, self.name)?;
+            Ok(file)
+        });
+        match turned {
+            Ok(file) => {
                 self.file = file;
                 (self.opened)(&self.file);
             }
-            _ => {
+            // The lines so far are given up: a log that fills the disk would do
+            // more harm.
+            Err(_) => {
                 let _ = self.file.set_len(0);
             }
         }
@@ -137,6 +142,17 @@ mod tests {
             "{numbers:?}"
         );
         assert!(numbers.windows(2).all(|two| two[0] + 1 == two[1]));
+        // Where no new one can be made, the older one stays.
+        let older = text("a.log.1");
+        rustix::fs::mkdirat(
+            rustix::fs::CWD,
+            place.path().join("a.log.new"),
+            0o700.into(),
+        )
+        .unwrap();
+        log.write_all(&[b'y'; 99]).unwrap();
+        assert_eq!(text("a.log.1"), older);
+        std::fs::remove_dir(place.path().join("a.log.new")).unwrap();
         // One that is removed under us costs its lines, not the log.
         dir.remove("a.log").unwrap();
         log.write_all(&[b'x'; 90]).unwrap();
