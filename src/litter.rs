@@ -2,7 +2,7 @@
 //! nowhere else in the daemon.
 //!
 //! A zygote removes the files of its hosts itself, as long as it lives. They are
-//! named `h-PID-NUMBER` after its process id.
+//! named `h-PID-RANDOM-NUMBER` after its process id.
 
 use pythond_private_fs::PrivateDir;
 

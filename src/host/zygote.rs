@@ -80,6 +80,7 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
         retired: false,
         finished: false,
         next_name: 0,
+        unlike_others: unlike_others(),
         stillborn: 0,
         last_request: Instant::now(),
         last_company: Instant::now(),
@@ -101,6 +102,13 @@ fn python_info(py: Python<'_>) -> PyResult<PythonInfo> {
         version: format!("{}.{}.{}", version.0, version.1, version.2),
         reason: String::new(),
     })
+}
+
+fn unlike_others() -> u32 {
+    let mut random = [0; 4];
+    // Without it the process id alone has to do.
+    let _ = getrandom::fill(&mut random);
+    u32::from_ne_bytes(random)
 }
 
 /// Raises the limit of open files, of which each host takes two here; gives back
@@ -141,6 +149,8 @@ struct Zygote {
     retired: bool,
     finished: bool,
     next_name: u32,
+    /// In the names of its hosts' files.
+    unlike_others: u32,
     /// Spares in a row that died before they came up.
     stillborn: u32,
     last_request: Instant,
@@ -170,6 +180,8 @@ struct Host {
     session: Option<(SessionName, SessionId, u64)>,
     /// When it became that session, or was made.
     since: Instant,
+    /// It was not forked.
+    cold: bool,
     limits: SessionLimits,
     /// Its control group, if it needs one.
     group: Option<Group>,

@@ -46,9 +46,7 @@ impl Zygote {
     ) -> std::io::Result<(i32, String)> {
         self.last_request = Instant::now();
         self.restore_directory();
-        if !spec.must_start_cold
-            && let Some(made) = self.made_already(&spec)
-        {
+        if let Some(made) = self.made_already(&spec) {
             return Ok(made);
         }
         let mut tries = 0;
@@ -100,6 +98,7 @@ impl Zygote {
             spec.generation,
         ));
         host.since = Instant::now();
+        host.cold = start == StartKind::Cold;
         host.limits = spec.limits;
         let limits = limits::of_group(&spec.limits);
         if !limits.is_empty() {
@@ -156,9 +155,11 @@ impl Zygote {
     /// The host of a session that is asked for again because the answer was lost.
     fn made_already(&self, spec: &SessionSpec) -> Option<(i32, String)> {
         let (pid, host) = self.hosts.iter().find(|(_, host)| {
-            host.session.as_ref().is_some_and(|(_, id, generation)| {
-                *id == spec.session_id && *generation == spec.generation
-            })
+            // One that was forked before may be dead, and not be reaped yet.
+            (host.cold || !spec.must_start_cold)
+                && host.session.as_ref().is_some_and(|(_, id, generation)| {
+                    *id == spec.session_id && *generation == spec.generation
+                })
         })?;
         Some((*pid, host.name.clone()))
     }
@@ -177,9 +178,11 @@ impl Zygote {
 
     fn cradle(&mut self) -> std::io::Result<Cradle> {
         self.next_name += 1;
+        // Another process may have had our number before, and have left files.
         let name = format!(
-            "h-{:x}-{:x}",
+            "h-{:x}-{:x}-{:x}",
             rustix::process::getpid().as_raw_nonzero(),
+            self.unlike_others,
             self.next_name
         );
         self.restore_directory();
@@ -220,6 +223,7 @@ impl Zygote {
                     stderr_read: cradle.parked.stderr_read,
                     session: None,
                     since: Instant::now(),
+                    cold: false,
                     limits: SessionLimits::default(),
                     group: None,
                     cpu_ticks: 0,
@@ -315,6 +319,7 @@ impl Zygote {
             stderr_read: cradle.parked.stderr_read,
             session: None,
             since: Instant::now(),
+            cold: false,
             limits: SessionLimits::default(),
             group: None,
             cpu_ticks: 0,
