@@ -12,7 +12,7 @@ from support import processes
 from support.daemon import Session, TestDaemon
 from support.waiting import wait_until
 
-ONLY = "import threading; threading.Event().wait()"
+ONLY = "import threading; print('here', flush=True); threading.Event().wait()"
 # Records that a journal holds; a cell that ends makes three.
 RECORDS = 1024
 
@@ -47,10 +47,8 @@ def test_a_key_that_is_sent_again_is_told_what_became_of_its_cell(
 
     for verb in ("run", "fire", "fork"):
         session.ended(send(verb, f"ended-{verb}", "6 * 7", "had_ended"))
-    send("fire", "beside", ONLY, "was_running")
-    send("fork", "apart", ONLY, "was_running")
-    running = send("run", "runs", "print('here', flush=True)\n" + ONLY, "was_running")
-    session.wait_for_output(running, "here")
+    for verb in ("fire", "fork", "run"):
+        session.wait_for_output(send(verb, f"runs-{verb}", ONLY, "was_running"), "here")
     send("run", "waits", f"open({str(daemon.work / 'ran')!r}, 'w')", "not_started")
     if seen:
         kill_and_see(session)
@@ -92,6 +90,7 @@ def test_our_client_tells_of_a_key_that_is_sent_again(daemon: TestDaemon) -> Non
     assert ended.returncode == 0, ended
     cell = json.loads(ended.stdout)["cell_id"]
     fired = session.fire(ONLY, "--id=other")
+    session.wait_for_output(fired, "here")
     kill_and_see(session)
     again = daemon.pysh("run", "work", "--id", "mine", "6 * 7")
     assert again.returncode == 5
@@ -114,6 +113,7 @@ def test_a_cell_in_flight_has_a_known_fate_when_its_session_dies(daemon: TestDae
     for _ in range(20):
         session = daemon.new()
         first = session.detach(ONLY, "--id=a")
+        session.wait_for_output(first, "here")
         # A stopped host takes neither of these two.
         os.kill(session.pid, signal.SIGSTOP)
         session.wait_for_state("stopped")
