@@ -120,6 +120,8 @@ mod tests {
                 died_at: String::new(),
                 died_ns: 0,
                 fates: Vec::new(),
+                fates_are_all: false,
+                born_ns: 0,
             }),
             log: Vec::new(),
         }

@@ -320,6 +320,8 @@ mod tests {
             died_at: String::new(),
             died_ns: number,
             fates: Vec::new(),
+            fates_are_all: false,
+            born_ns: 0,
         };
         let file = serde_json::to_vec(&end).unwrap();
         dir.write_whole_unsynced(&format!("h-{number}.tombstone"), &file)

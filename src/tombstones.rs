@@ -65,6 +65,8 @@ pub(crate) fn expect(dir: &PrivateDir, hosted: &HostedSession, pid: i32, socket:
         died_at: String::new(),
         died_ns: 0,
         fates: Vec::new(),
+        fates_are_all: false,
+        born_ns: 0,
     };
     let content = serde_json::to_vec(&end).unwrap_or_default();
     // Without it such a session is only gone.

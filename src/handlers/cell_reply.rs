@@ -181,6 +181,7 @@ impl Finished {
                 exception,
                 code: None,
                 hint: None,
+                fate: None,
             }),
             started_at: started.map(time),
             duration_ms: milliseconds(end.duration_ns),
@@ -516,6 +517,7 @@ pub(super) fn without_outcome(
             exception,
             code: Some(error.code),
             hint: error.hint,
+            fate: error.fate,
         }),
         ..empty(context, session, cell, CellKind::Run, status)
     })

@@ -8,7 +8,7 @@ use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::verbs::ReplyFormat;
 use pythond_protocol::verbs::out::StreamEvent;
 use pythond_protocol::verbs::submit::{FireReply, SubmitOptions, SubmitRequest};
-use pythond_protocol::{CellId, ErrorCode, ErrorReply};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply, Fate};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -59,6 +59,7 @@ pub(super) async fn handle(
         source,
         how,
         busy_fails: options.busy_fails,
+        resent: options.resent,
     };
     let submission = session.submit(submit).await?;
     if matches!(kind, CellKind::Fire | CellKind::Fork) {
@@ -385,7 +386,13 @@ async fn ended(
             };
         }
         RunAnswer::Refused(error) => return Err(error),
-        RunAnswer::Died(cell, error, output) => (cell, CellStatus::Killed, error, output),
+        RunAnswer::Died(cell, error, output) => {
+            let status = match error.fate {
+                Some(Fate::HadEnded) => CellStatus::Lost,
+                _ => CellStatus::Killed,
+            };
+            (cell, status, error, output)
+        }
         RunAnswer::Lost(error) => (None, CellStatus::Lost, error, LastOutput::default()),
     };
     match format {

@@ -2,10 +2,9 @@
 //! remembered, who asked for them. Pure state; the clock is handed in.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
-use pythond_protocol::lane::{CellRecord, CellSpec, FinishedCell};
+use pythond_protocol::lane::{CellRecord, CellSpec, FinishedCell, KeyDigest};
 use pythond_protocol::limits::CellLimits;
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::verbs::cell::PREVIEW;
@@ -51,6 +50,26 @@ pub(crate) struct QueuedCell {
     pub(crate) most_back: Option<u64>,
 }
 
+/// A cell that is submitted.
+#[derive(Debug)]
+pub(crate) struct Offer<'a> {
+    /// The daemon's number for it.
+    pub(crate) request: u64,
+    pub(crate) kind: CellKind,
+    /// It came by the cell lane.
+    pub(crate) direct: bool,
+    pub(crate) how: &'a CellSpec,
+    pub(crate) source: &'a str,
+}
+
+impl Offer<'_> {
+    /// The key that it came with. Takes as long as the code is.
+    pub(crate) fn digest(&self) -> Option<KeyDigest> {
+        let key = self.how.key.as_ref()?;
+        Some(KeyDigest::new(key, self.kind, self.source))
+    }
+}
+
 /// What came of submitting a cell.
 #[derive(Debug)]
 pub(crate) enum Acceptance {
@@ -73,7 +92,7 @@ struct Record {
     timed_out: bool,
     interrupted: bool,
     key: Option<String>,
-    digest: u64,
+    digest: Option<KeyDigest>,
     code: String,
     /// The daemon's number for it; none once that daemon is gone.
     request: Option<u64>,
@@ -126,7 +145,6 @@ pub(crate) struct Cells {
     counter: u32,
     /// All others; their numbers have the upper bit set.
     beside_counter: u32,
-    hasher: RandomState,
     records: BTreeMap<CellId, Record>,
     keys: HashMap<String, CellId>,
     spent_keys: SpentKeys,
@@ -155,7 +173,6 @@ impl Cells {
             limits: CellLimits::default(),
             counter: 0,
             beside_counter: 0,
-            hasher: RandomState::new(),
             records: BTreeMap::new(),
             keys: HashMap::new(),
             spent_keys: SpentKeys::default(),
@@ -227,37 +244,34 @@ impl Cells {
         }
     }
 
-    /// Takes a cell, or finds the one that has its key. `direct`: it came by the
-    /// cell lane.
+    /// Takes a cell, or finds the one that has its key, which `digest` is of.
     pub(crate) fn accept(
         &mut self,
-        request: u64,
-        kind: CellKind,
-        direct: bool,
-        how: &CellSpec,
-        source: &str,
+        offer: &Offer<'_>,
+        digest: Option<KeyDigest>,
         now: Moment,
     ) -> Acceptance {
-        let mut digest = 0;
-        if let Some(key) = &how.key {
-            if self.spent_keys.has(self.hasher.hash_one(key)) {
+        let Offer {
+            request,
+            kind,
+            direct,
+            how,
+            source,
+        } = *offer;
+        if let (Some(key), Some(digest)) = (&how.key, &digest) {
+            if self.spent_keys.has(digest.of_key()) {
                 let message = format!("the cell with the id `{key}` is not kept any more");
                 let error = ErrorReply::new(ErrorCode::Lost, message);
                 let hint = "it was accepted once and is not run again; choose a new id to run it";
                 return Acceptance::Refused(error.with_hint(hint));
             }
-            digest = self.hasher.hash_one((kind as u8, source));
             if let Some(id) = self.keys.get(key)
                 && let Some(record) = self.records.get(id)
             {
-                if record.digest == digest {
+                if record.digest.as_ref() == Some(digest) {
                     return Acceptance::Existing(*id, record.status);
                 }
-                let error = ErrorReply::new(
-                    ErrorCode::IdReused,
-                    format!("the id `{key}` belongs to cell {id}, which has other code"),
-                );
-                return Acceptance::Refused(error.with_hint("choose a new id for new code"));
+                return Acceptance::Refused(ErrorReply::id_reused(key, *id));
             }
         }
         let is_full = |running: usize, most: u64| running as u64 >= most;
@@ -495,7 +509,9 @@ impl Cells {
                 self.forgotten += 1;
                 if let Some(key) = record.key {
                     self.keys.remove(&key);
-                    self.spent_keys.add(self.hasher.hash_one(&key));
+                }
+                if let Some(digest) = record.digest {
+                    self.spent_keys.add(digest.of_key());
                 }
             }
         }

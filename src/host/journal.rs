@@ -7,11 +7,12 @@
 //!
 //! Layout, all numbers little endian: bytes 0–4095 header (words: magic,
 //! running cell + 1 or 0, stderr bytes so far, records so far, stderr bytes once
-//! what is being written is there; from 64 on:
+//! what is being written is there, records that were left out; from 64 on:
 //! active half, log bytes of both halves, output bytes of both halves, output
 //! bytes lost, what is being taken in; from 1024 on: process ids of `fork`
 //! cells' children); 4096–8191 ring of stderr; from 8192 a ring of 64-byte
-//! records (words: number, event, cell, request or time in µs, checksum); then two halves
+//! records (words: number, event, cell, request or time in µs, three of the client's
+//! key, checksum); then two halves
 //! of 64 KiB that take turns in holding the end of the running cell's output
 //! log; then 16 KiB for what is being taken in.
 
@@ -22,12 +23,12 @@ use std::sync::atomic::fence;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::CellId;
-use pythond_protocol::lane::{CellFate, Reached};
+use pythond_protocol::lane::{CellFate, KeyDigest, Reached};
 use pythond_protocol::output_log::{self, RECORD_HEADER, Stream};
 
 use crate::sys::SharedMap;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"ptdjrnl2");
+const MAGIC: u64 = u64::from_le_bytes(*b"ptdjrnl3");
 const TAIL_AT: usize = 4096;
 const TAIL: usize = 4096;
 const RECORDS_AT: usize = 8192;
@@ -41,6 +42,10 @@ pub(crate) const INTAKE: usize = 16 << 10;
 const LENGTH: usize = INTAKE_AT + INTAKE;
 /// The ring of stderr has lost what is too old for this count already.
 const STDERR_AFTER: usize = 32;
+/// Records for which there was no room.
+const LEFT_OUT: usize = 40;
+/// Words of a record before its checksum.
+const RECORD_WORDS: usize = RECORD / 8 - 1;
 const ACTIVE: usize = 64;
 const LOG_BYTES: [usize; 2] = [72, 80];
 const OUTPUT_BYTES: [usize; 2] = [88, 96];
@@ -99,13 +104,14 @@ impl Journal {
         }
     }
 
-    /// Writes one record: how far a cell has come, and the number of who asked for
-    /// it, or the time in µs. One thread at a time.
-    pub(crate) fn record(&self, reached: Reached, cell: CellId, note: u64) {
+    /// Writes one record: how far a cell has come, the number of who asked for
+    /// it, or the time in µs, and with which key it came. One thread at a time.
+    pub(crate) fn record(&self, reached: Reached, cell: CellId, note: u64, key: Option<KeyDigest>) {
         let number = self.map.word(24).load(Relaxed);
         let slot = usize::try_from(number % RECORDS as u64).unwrap_or(0);
         let at = RECORDS_AT + RECORD * slot;
         if !self.map.reserve(at, RECORD) {
+            self.add(LEFT_OUT, 1);
             return;
         }
         let event = match reached {
@@ -113,11 +119,13 @@ impl Journal {
             Reached::Started => 2,
             Reached::Finished => 3,
         };
-        let words = [number, event, cell.as_u64(), note];
+        let [first, second, third] = key.map_or([0; 3], KeyDigest::to_words);
+        let words = [number, event, cell.as_u64(), note, first, second, third];
         for (index, word) in words.iter().enumerate() {
             self.map.word(at + 8 * index).store(*word, Relaxed);
         }
-        self.map.word(at + 32).store(checksum(&words), Release);
+        let sum_at = at + 8 * RECORD_WORDS;
+        self.map.word(sum_at).store(checksum(&words), Release);
         self.map.word(24).store(number + 1, Release);
     }
 
@@ -127,36 +135,41 @@ impl Journal {
         self.map.word(8).store(word, Release);
     }
 
-    /// What the last records tell of cells, by age. A record that was not written
-    /// whole is left out.
-    pub(crate) fn fates(&self) -> Vec<CellFate> {
+    /// What the last records tell of cells, by age, and whether these are all that
+    /// there ever were. A record that was not written whole is left out.
+    pub(crate) fn fates(&self) -> (Vec<CellFate>, bool) {
         let next = self.map.word(24).load(Acquire);
+        let mut all = next <= RECORDS as u64 && self.map.word(LEFT_OUT).load(Acquire) == 0;
         let mut fates = BTreeMap::new();
         for number in next.saturating_sub(RECORDS as u64)..next {
-            let Some((reached, cell, note)) = self.read(number) else {
+            let Some((reached, cell, note, key)) = self.read(number) else {
+                all = false;
                 continue;
             };
             let fate = fates.entry(cell).or_insert(CellFate {
                 cell,
                 request: 0,
                 reached,
+                key: None,
             });
             fate.reached = reached;
             if reached == Reached::Accepted {
                 fate.request = note;
+                fate.key = key;
             }
         }
-        fates.into_values().collect()
+        (fates.into_values().collect(), all)
     }
 
-    fn read(&self, number: u64) -> Option<(Reached, CellId, u64)> {
+    fn read(&self, number: u64) -> Option<(Reached, CellId, u64, Option<KeyDigest>)> {
         let slot = usize::try_from(number % RECORDS as u64).ok()?;
         let at = RECORDS_AT + RECORD * slot;
         if !self.map.reserve(at, RECORD) {
             return None;
         }
-        let sum = self.map.word(at + 32).load(Acquire);
-        let words = [0, 8, 16, 24].map(|word| self.map.word(at + word).load(Relaxed));
+        let sum = self.map.word(at + 8 * RECORD_WORDS).load(Acquire);
+        let words: [u64; RECORD_WORDS] =
+            std::array::from_fn(|word| self.map.word(at + 8 * word).load(Relaxed));
         if words[0] != number || sum != checksum(&words) {
             return None;
         }
@@ -166,7 +179,8 @@ impl Journal {
             3 => Reached::Finished,
             _ => return None,
         };
-        Some((reached, CellId::from_u64(words[2])?, words[3]))
+        let key = KeyDigest::from_words([words[4], words[5], words[6]]);
+        Some((reached, CellId::from_u64(words[2])?, words[3], key))
     }
 
     /// The child of a `fork` cell has this process id; 0 once it is gone. Told by

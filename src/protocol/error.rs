@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ExitCode;
 use crate::shown::escape_controls;
+use crate::{CellId, ExitCode};
 
 /// Why a request was not carried out: for programs. Words never change their
 /// meaning; new ones may come.
@@ -58,6 +58,25 @@ pub enum ErrorCode {
     Unknown,
 }
 
+/// How far a cell came in a session that died: for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// The session never had it: it may be sent elsewhere.
+    NeverAccepted,
+    /// It waited and never ran.
+    NotStarted,
+    /// It ran when the session died.
+    WasRunning,
+    /// It had ended; nobody knows how any more.
+    HadEnded,
+    /// A word that came after this version.
+    #[serde(other)]
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    Unknown,
+}
+
 /// One refusal: `code` for programs, `message` and `hint` for people.
 ///
 /// `message` is lower case, without a full stop, values in backticks; `hint`
@@ -72,6 +91,13 @@ pub struct ErrorReply {
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// How far the cell came that is asked for, if its session died and that is
+    /// known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fate: Option<Fate>,
+    /// That cell; it stands beside the error.
+    #[serde(skip)]
+    pub cell_id: Option<CellId>,
     /// The text of the plain wire after `ERR `, where it is an older one.
     #[serde(skip)]
     pub plain: Option<String>,
@@ -94,6 +120,8 @@ impl ErrorReply {
             code,
             message: shown(message),
             hint: None,
+            fate: None,
+            cell_id: None,
             plain: None,
         }
     }
@@ -141,6 +169,16 @@ impl ErrorReply {
             .with_hint("list the cells that are remembered with `pysh cells NAME`")
     }
 
+    /// The client's key belongs to another cell.
+    #[must_use]
+    pub fn id_reused(key: &str, cell: CellId) -> Self {
+        Self::new(
+            ErrorCode::IdReused,
+            format!("the id `{key}` belongs to cell {cell}, which has other code"),
+        )
+        .with_hint("choose a new id for new code")
+    }
+
     /// A wrong frame, with the line that shows the right one.
     #[must_use]
     pub fn usage(line: impl Into<String>) -> Self {
@@ -157,10 +195,16 @@ impl ErrorReply {
         }
     }
 
-    /// The reply under `--json`: `{"ok":false,"error":{…}}`.
+    /// The reply under `--json`: `{"ok":false,"error":{…}}`, with the cell's id
+    /// where there is one.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({ "ok": false, "error": self })
+        match self.cell_id {
+            Some(cell_id) => {
+                serde_json::json!({ "ok": false, "cell_id": cell_id, "error": self })
+            }
+            None => serde_json::json!({ "ok": false, "error": self }),
+        }
     }
 
     /// The exit code of a client that got this refusal.

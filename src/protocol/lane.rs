@@ -12,6 +12,7 @@
 mod cell;
 mod framing;
 mod host;
+mod key;
 mod session;
 mod terminal;
 mod zygote;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::cell::{CellRecord, CellSpec, FinishedCell};
 pub use self::framing::{Decoder, LaneError, Message, Prefix, decode, encode};
 pub use self::host::{HostCommand, HostEvent};
+pub use self::key::KeyDigest;
 pub use self::session::{HostInfo, HostStatus, HostedSession, SessionSpec};
 pub use self::terminal::{Attach, TerminalCommand, TerminalEvent};
 pub use self::zygote::{

@@ -18,7 +18,7 @@ pub mod schema;
 pub mod shown;
 pub mod verbs;
 
-pub use error::{ErrorCode, ErrorReply};
+pub use error::{ErrorCode, ErrorReply, Fate};
 pub use exit_code::ExitCode;
 pub use frame::Frame;
 pub use names::{CellId, SessionId, SessionName};

@@ -133,6 +133,9 @@ struct Refusal {
     /// Always false.
     #[schemars(extend("const" = false))]
     ok: bool,
+    /// The cell that was asked for, if its session died and had it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cell_id: Option<CellId>,
     /// Why.
     error: ErrorReply,
 }

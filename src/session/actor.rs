@@ -203,7 +203,10 @@ impl Session {
         match message {
             SessionMessage::Submit { submit, waiter } => match permit(self.phase, Demand::Run) {
                 Ok(_) => self.submit(submit, waiter),
-                Err(refusal) => answer(waiter, RunAnswer::Refused(self.refusal(refusal))),
+                Err(Refusal::Ending) => {
+                    answer(waiter, RunAnswer::Refused(self.refusal(Refusal::Ending)));
+                }
+                Err(Refusal::Dead) => self.answer_of_dead(submit.as_sent(), waiter),
             },
             SessionMessage::Ask { question, reply } => match permit(self.phase, Demand::Ask) {
                 Ok(_) => self.question(question, reply),
@@ -245,6 +248,7 @@ impl Session {
             source,
             how,
             busy_fails,
+            resent: _,
         } = submit;
         if busy_fails && (!self.board.is_idle() || self.board.is_held()) {
             let name = &self.shared.hosted.spec.session;

@@ -9,7 +9,7 @@ use pythond_protocol::limits::{CellLimits, KeptBudget, SessionLimits};
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::new::{PythonInfo, StartKind};
 use pythond_protocol::verbs::status::Tombstone;
-use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionId, SessionName};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply, Fate, SessionId, SessionName};
 
 use super::handle::{EndReason, Last, SessionHandle};
 use crate::host_process::HostProcess;
@@ -42,10 +42,18 @@ pub(super) fn tombstone(
     Tombstone {
         end,
         cause,
-        cell_id: cell.or(running),
+        cell_id: cell.or(running).filter(|cell| ran(exit, *cell)),
         last_stderr,
         died_at,
     }
+}
+
+/// The journal does not say that the cell had not started, or had ended in that
+/// very moment.
+fn ran(exit: Option<&HostEnd>, cell: CellId) -> bool {
+    let mut fates = exit.into_iter().flat_map(|exit| &exit.fates);
+    let fate = fates.find(|fate| fate.cell == cell);
+    fate.is_none_or(|fate| fate.reached == Reached::Started)
 }
 
 /// A session that died while no daemon looked, from what its zygote tells.
@@ -126,38 +134,58 @@ pub(crate) fn died(session: &SessionName, tombstone: &Tombstone) -> ErrorReply {
 pub(super) fn died_with(
     session: &SessionName,
     tombstone: &Tombstone,
-    fates: &[CellFate],
+    last: &Last,
     cell: Option<CellId>,
 ) -> ErrorReply {
-    let error = died(session, tombstone);
-    let of_it = |fate: &&CellFate| Some(fate.cell) == cell && tombstone.cell_id != cell;
-    let Some(fate) = fates.iter().find(of_it) else {
+    let mut error = died(session, tombstone);
+    error.cell_id = cell;
+    if cell.is_some() && tombstone.cell_id == cell {
+        error.fate = Some(Fate::WasRunning);
+        return error;
+    }
+    let Some(fate) = last.fates.iter().find(|fate| Some(fate.cell) == cell) else {
+        // An id that it may never have given.
+        error.cell_id = None;
         return error;
     };
     let CellFate { cell, reached, .. } = fate;
-    let (more, hint) = match reached {
+    let (fate, words, hint) = match reached {
         Reached::Accepted => (
+            Fate::NotStarted,
             "had not started",
             format!(
                 "start the session again with `pysh new {session}`, and send the cell again: it never ran"
             ),
         ),
         Reached::Started => (
+            Fate::WasRunning,
             "was running",
             format!("start the session again with `pysh new {session}`"),
         ),
         Reached::Finished => (
+            Fate::HadEnded,
             "had ended, and its result went with the session",
             format!("start the session again with `pysh new {session}`"),
         ),
     };
+    error.fate = Some(fate);
+    more(error, &format!("cell {cell} {words}")).with_hint(hint)
+}
+
+/// Says more after the cause of a death.
+pub(super) fn more(error: ErrorReply, words: &str) -> ErrorReply {
     let plain = error.to_plain();
     let plain = plain.strip_prefix("ERR ").unwrap_or(&plain);
-    let message = format!("{}; cell {cell} {more}", error.message);
-    let plain = plain.replacen(" -- ", &format!("; cell {cell} {more} -- "), 1);
-    ErrorReply::new(ErrorCode::SessionDied, message)
-        .with_hint(hint)
-        .with_plain(plain)
+    // The cause may have what looks like the beginning of the hint.
+    let plain = match plain.rsplit_once(" -- ") {
+        Some((cause, hint)) => format!("{cause}; {words} -- {hint}"),
+        None => format!("{plain}; {words}"),
+    };
+    ErrorReply {
+        message: format!("{}; {words}", error.message),
+        plain: Some(plain),
+        ..error
+    }
 }
 
 #[cfg(test)]
@@ -172,6 +200,7 @@ mod tests {
             cell,
             request: 1,
             reached,
+            key: None,
         };
         let exit = HostEnd {
             pid: 7,
@@ -188,6 +217,8 @@ mod tests {
             died_at: "2020-01-01T00:00:00Z".to_owned(),
             died_ns: 0,
             fates: vec![fate(cell, Reached::Started), fate(waits, Reached::Accepted)],
+            fates_are_all: true,
+            born_ns: 0,
         };
         let stone = tombstone(Some(&exit), None, Some(cell));
         let reply = died(&"work".parse().unwrap(), &stone);
@@ -200,8 +231,11 @@ mod tests {
                 .to_plain()
                 .starts_with("ERR session 'work' died: killed by SIGSEGV")
         );
-        let of = |cell| died_with(&"work".parse().unwrap(), &stone, &exit.fates, Some(cell));
-        assert_eq!(of(cell), reply);
+        let last = Last::of(&exit);
+        let of = |cell| died_with(&"work".parse().unwrap(), &stone, &last, Some(cell));
+        assert_eq!(of(cell).message, reply.message);
+        assert_eq!(of(cell).fate, Some(Fate::WasRunning));
+        assert_eq!(of(cell).cell_id, Some(cell));
         assert!(
             of(waits)
                 .message
@@ -215,6 +249,9 @@ mod tests {
         );
         assert_eq!(of(CellId::from_parts(1, 9)), reply);
         assert_eq!(stone.died_at, exit.died_at);
+        assert_eq!(stone.cell_id, Some(cell));
+        // The daemon took it for the one that ran.
+        assert_eq!(tombstone(Some(&exit), None, Some(waits)).cell_id, None);
         assert_eq!(
             tombstone(None, Some(EndReason::Killed), None).cause,
             "ended by `kill`"

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::death;
+use super::fate::{self, Sent};
 use crate::host_process::{self, HostProcess};
 use crate::lane_io::LaneIo;
 use crate::tombstones;
@@ -69,6 +70,20 @@ pub(crate) struct Submit {
     pub(crate) how: CellSpec,
     /// Refuse it rather than let it wait.
     pub(crate) busy_fails: bool,
+    /// It was sent before, so long ago.
+    pub(crate) resent: Option<Duration>,
+}
+
+impl Submit {
+    /// For a session that is dead.
+    pub(super) fn as_sent(&self) -> Sent<'_> {
+        Sent {
+            kind: self.kind,
+            source: &self.source,
+            how: &self.how,
+            resent: self.resent,
+        }
+    }
 }
 
 /// A cell that was submitted. Dropping it changes nothing about the cell.
@@ -85,6 +100,8 @@ pub(crate) struct Submission {
 pub(super) struct Waiter {
     pub(super) accepted: Option<oneshot::Sender<Accepted>>,
     pub(super) end: oneshot::Sender<RunAnswer>,
+    /// It was sent before, so long ago.
+    pub(super) resent: Option<Duration>,
 }
 
 /// Why a session is ended by us.
@@ -253,6 +270,10 @@ impl Question {
 pub(super) struct Last {
     /// What its journal says of its last cells.
     pub(super) fates: Arc<[CellFate]>,
+    /// These are all that it ever accepted.
+    pub(super) fates_are_all: bool,
+    /// When it became this session, by the clock of `died_ns`; 0 if unknown.
+    pub(super) born_ns: u64,
     /// When it was, in ns by a clock that nobody can set.
     pub(super) died_ns: u64,
 }
@@ -262,6 +283,8 @@ impl Last {
     pub(super) fn of(end: &HostEnd) -> Self {
         Self {
             fates: end.fates.clone().into(),
+            fates_are_all: end.fates_are_all,
+            born_ns: end.born_ns,
             died_ns: end.died_ns,
         }
     }
@@ -472,7 +495,7 @@ impl SessionHandle {
     fn gone_with(&self, cell: Option<CellId>) -> ErrorReply {
         let view = self.view();
         match view.death {
-            Some(tombstone) => death::died_with(self.name(), &tombstone, &view.last.fates, cell),
+            Some(tombstone) => death::died_with(self.name(), &tombstone, &view.last, cell),
             None => ErrorReply::new(
                 ErrorCode::SessionUnreachable,
                 format!("session `{}` cannot be reached just now", self.name()),
@@ -492,19 +515,32 @@ impl SessionHandle {
         let waiter = Waiter {
             accepted: Some(accepted_in),
             end: end_in,
+            resent: submit.resent,
         };
-        let message = SessionMessage::Submit { submit, waiter };
-        loop {
+        let place = loop {
             match tokio::time::timeout(STOPPED_PATIENCE, self.inbox.reserve()).await {
-                Ok(place) => {
-                    place.map_err(|_| self.gone())?.send(message);
-                    return Ok(Submission { accepted, end });
-                }
+                Ok(place) => break place,
                 // What stands in for a stopped process keeps only so much.
                 Err(_) if self.process().is_stopped() => return Err(self.unreachable()),
                 Err(_) => {}
             }
+        };
+        match (place, self.view()) {
+            (Ok(place), _) => place.send(SessionMessage::Submit { submit, waiter }),
+            (Err(_), View { death: None, .. }) => return Err(self.gone()),
+            (
+                Err(_),
+                View {
+                    death: Some(tombstone),
+                    last,
+                    ..
+                },
+            ) => {
+                let answer = fate::answer(self.name(), &tombstone, &last, submit.as_sent());
+                drop(waiter.end.send(answer));
+            }
         }
+        Ok(Submission { accepted, end })
     }
 
     /// The id of a submitted cell. None if it has none: its end says why.

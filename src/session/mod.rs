@@ -2,6 +2,7 @@
 
 mod actor;
 mod death;
+mod fate;
 mod handle;
 pub(crate) mod state;
 mod unreached;

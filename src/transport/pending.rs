@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 
-use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply, Fate};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tungstenite::Utf8Bytes;
@@ -95,6 +95,8 @@ pub(crate) fn decode<T: DeserializeOwned>(text: Utf8Bytes) -> Result<Reply<T>, C
 pub(crate) fn refusal(text: &str) -> ClientError {
     #[derive(Deserialize)]
     struct Refusal {
+        #[serde(default)]
+        cell_id: Option<CellId>,
         error: RefusalError,
     }
     #[derive(Deserialize)]
@@ -103,12 +105,15 @@ pub(crate) fn refusal(text: &str) -> ClientError {
         code: serde_json::Value,
         message: String,
         hint: Option<String>,
+        fate: Option<Fate>,
     }
     match serde_json::from_str::<Refusal>(text) {
-        Ok(Refusal { error }) => ClientError::Refused(ErrorReply {
+        Ok(Refusal { cell_id, error }) => ClientError::Refused(ErrorReply {
             code: serde_json::from_value(error.code).unwrap_or(ErrorCode::Internal),
             message: error.message,
             hint: error.hint,
+            fate: error.fate,
+            cell_id,
             plain: None,
         }),
         Err(_) => ClientError::Unexpected {

@@ -3,7 +3,7 @@
 use pythond_protocol::shown::escape_controls;
 use std::error::Error as _;
 
-use pythond_protocol::{ErrorCode, ErrorReply, ExitCode};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply, ExitCode, Fate, verbs};
 
 use crate::{ClientError, TransportError};
 
@@ -29,6 +29,10 @@ pub struct Report {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// How far the cell came, and which it was, if its session died.
+    pub fate: Option<Fate>,
+    /// That cell.
+    pub cell_id: Option<CellId>,
     /// How the process ends.
     pub exit: ExitCode,
 }
@@ -41,6 +45,8 @@ impl Report {
             code: code.to_owned(),
             message: message.into(),
             hint: None,
+            fate: None,
+            cell_id: None,
             exit,
         }
     }
@@ -75,7 +81,14 @@ impl Report {
         if let Some(hint) = &self.hint {
             error["hint"] = hint.as_str().into();
         }
-        serde_json::json!({ "ok": false, "error": error }).to_string()
+        if let Some(fate) = self.fate {
+            error["fate"] = verbs::word(&fate).into();
+        }
+        let mut report = serde_json::json!({ "ok": false, "error": error });
+        if let Some(cell) = self.cell_id {
+            report["cell_id"] = cell.to_string().into();
+        }
+        report.to_string()
     }
 }
 
@@ -86,6 +99,8 @@ impl From<ErrorReply> for Report {
             code: word(error.code),
             message: error.message,
             hint: error.hint,
+            fate: error.fate,
+            cell_id: error.cell_id,
             exit,
         }
     }

@@ -17,7 +17,7 @@ ONLY = {
     "tungstenite": {"pythond-transport", "pythond-bench"},
     "pythond-host": set(),
 }
-PROTOCOL_MAY_HAVE = {"base64", "serde", "serde_json", "thiserror"}
+PROTOCOL_MAY_HAVE = {"base64", "serde", "serde_json", "sha1", "thiserror"}
 # Only behind a feature that no program asks for.
 PROTOCOL_MAY_OFFER = {"schemars"}
 

@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 
 use pythond_private_fs::PrivateDir;
+use pythond_protocol::CellId;
 use pythond_protocol::lane::{
-    CellSpec, Decoder, HELLO_TAG, HostInfo, Lane, Message, Prefix, decode, encode,
+    CellSpec, Decoder, HELLO_TAG, HostInfo, KeyDigest, Lane, Message, Prefix, Reached, decode,
+    encode,
 };
 use pythond_protocol::outcome::CellKind;
 use pythond_protocol::output_log::{self, RECORD_HEADER, Stream};
@@ -26,6 +28,8 @@ pub struct Damaged {
 const JOURNAL: &str = "h-1.journal";
 /// Most bytes of a journal's log: two halves, and what is being taken in.
 const MOST_LOG: usize = (2 * 64 + 16) * 1024 + RECORD_HEADER;
+/// Most cells that a journal tells of.
+const MOST_FATES: usize = 1024;
 /// Most bytes of standard error: the ring, and what is being taken in.
 const MOST_STDERR: usize = (4 + 16) * 1024;
 
@@ -70,6 +74,9 @@ impl Damaged {
         let journal = Journal::create(&self.held, JOURNAL).expect("it can be made");
         journal.note_output(Stream::Stdout, b"whole\n");
         journal.note_stderr(b"whole\n");
+        let cell = CellId::from_parts(1, 1);
+        let key = KeyDigest::new("k", CellKind::Run, "1");
+        journal.record(Reached::Accepted, cell, 1, Some(key));
         drop(journal);
         let file = self.held.read_write_file(JOURNAL).expect("it is there");
         let length = file.metadata().expect("it is open").len();
@@ -93,6 +100,11 @@ impl Damaged {
         assert!(journal.take_forks().iter().all(|pid| *pid > 0));
         assert!(journal.take_forks().is_empty(), "told twice");
         let _ = journal.running();
+        let (fates, _) = journal.fates();
+        assert!(fates.len() <= MOST_FATES, "{} cells", fates.len());
+        // A record is as it was written, or it is none.
+        let known = fates.iter().find(|fate| fate.cell == cell);
+        assert!(known.is_none_or(|fate| fate.key == Some(key)));
     }
 
     /// A note of an append that did not end, and a file of some length: the file

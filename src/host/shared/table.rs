@@ -11,7 +11,7 @@ use pythond_protocol::limits::CellLimits;
 use pythond_protocol::outcome::{CellKind, CellStatus};
 
 use super::{Held, Outgoing, Shared};
-use crate::cells::{Acceptance, Found, Moment, QueuedCell};
+use crate::cells::{Acceptance, Found, Moment, Offer, QueuedCell};
 use crate::disk::SLOW;
 
 impl Shared {
@@ -25,13 +25,20 @@ impl Shared {
         how: &CellSpec,
         source: &str,
     ) -> Acceptance {
+        let offer = Offer {
+            request,
+            kind,
+            direct,
+            how,
+            source,
+        };
+        let digest = offer.digest();
         let mut state = self.state();
-        let now = Moment::now();
-        let accepted = state.cells.accept(request, kind, direct, how, source, now);
+        let accepted = state.cells.accept(&offer, digest, Moment::now());
         if let Acceptance::New(id) = &accepted {
             self.outputs.open(id.as_u64());
             if let Some(journal) = &self.journal {
-                journal.record(Reached::Accepted, *id, request);
+                journal.record(Reached::Accepted, *id, request, digest);
             }
         }
         accepted
@@ -156,7 +163,7 @@ impl Shared {
             state.main = Some(id);
         }
         if let Some(journal) = &self.journal {
-            journal.record(Reached::Started, id, now.us.cast_unsigned());
+            journal.record(Reached::Started, id, now.us.cast_unsigned(), None);
             if main {
                 journal.set_running(Some(id));
             }
@@ -182,7 +189,7 @@ impl Shared {
             let ended_us = end
                 .started_us
                 .saturating_add(i64::try_from(end.duration_ns / 1000).unwrap_or(i64::MAX));
-            journal.record(Reached::Finished, end.cell, ended_us.cast_unsigned());
+            journal.record(Reached::Finished, end.cell, ended_us.cast_unsigned(), None);
             if main {
                 journal.set_running(None);
             }

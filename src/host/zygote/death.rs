@@ -139,7 +139,9 @@ impl Zygote {
         last.extend(unread_stderr);
         let last = &last[last.len().saturating_sub(LAST_STDERR)..];
         let last_stderr = String::from_utf8_lossy(last).into_owned();
-        let fates = journal.as_ref().map(Journal::fates).unwrap_or_default();
+        let (fates, fates_are_all) = journal.as_ref().map(Journal::fates).unwrap_or_default();
+        let age = u64::try_from(host.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let died_ns = since_boot();
         let end = HostEnd {
             pid,
             socket: format!("{}.sock", host.name),
@@ -151,8 +153,10 @@ impl Zygote {
             session: host.session,
             log_lost,
             died_at: jiff::Timestamp::now().to_string(),
-            died_ns: since_boot(),
+            died_ns,
             fates,
+            fates_are_all,
+            born_ns: died_ns.saturating_sub(age),
         };
         if let Some(group) = host.group {
             // What it left running keeps the group alive.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::SessionSpec;
+use super::{KeyDigest, SessionSpec};
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::ProcessEnd;
 
@@ -102,6 +102,13 @@ pub struct HostEnd {
     /// What its journal says of its last cells, by age.
     #[serde(default)]
     pub fates: Vec<CellFate>,
+    /// These are all cells that it ever accepted, each with its key.
+    #[serde(default)]
+    pub fates_are_all: bool,
+    /// When it became this session, by the clock of `died_ns`; 0 if that is not
+    /// known.
+    #[serde(default)]
+    pub born_ns: u64,
 }
 
 /// What a host's journal says of one of its last cells.
@@ -113,6 +120,9 @@ pub struct CellFate {
     pub request: u64,
     /// How far it came.
     pub reached: Reached,
+    /// The client's key and what came with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyDigest>,
 }
 
 /// How far a cell came in a host that died.

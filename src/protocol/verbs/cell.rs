@@ -4,9 +4,9 @@
 use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 
-use crate::ErrorCode;
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::{CellKind, CellStatus, ExceptionInfo, MergeReport};
+use crate::{ErrorCode, Fate};
 
 /// The structured answer to `run` and `poll`: a cell as it is now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -151,6 +151,9 @@ pub struct CellError {
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// How far the cell came, if its session died and that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fate: Option<Fate>,
 }
 
 /// Bytes of a stream: text where they are UTF-8, else base64 beside a text

@@ -51,7 +51,11 @@ impl SessionSummary {
             (SessionState::Dead, Some(cause)) => {
                 format!("  {}: DEAD pid={} ({cause})", self.session, self.pid)
             }
-            (SessionState::Dead, None) => format!("  {}: DEAD (pty)", self.session),
+            (SessionState::Dead, None) => format!("  {}: DEAD pid={}", self.session, self.pid),
+            // Whether its terminal can be had is not known then.
+            (SessionState::Stopped, _) => {
+                format!("  {}: alive pid={} (stopped)", self.session, self.pid)
+            }
             _ => format!("  {}: alive pid={} (pty)", self.session, self.pid),
         }
     }
@@ -65,4 +69,33 @@ pub struct ListReply {
     pub ok: bool,
     /// By name.
     pub sessions: Vec<SessionSummary>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_answers_has_a_terminal() {
+        let line = |state, cause: Option<&str>| {
+            SessionSummary {
+                session: "work".parse().expect("a name"),
+                session_id: SessionId::from_random([0; 8]),
+                generation: 1,
+                state,
+                pid: 7,
+                python: String::new(),
+                cause: cause.map(str::to_owned),
+            }
+            .to_plain()
+        };
+        let dead = SessionState::Dead;
+        assert_eq!(line(SessionState::Idle, None), "  work: alive pid=7 (pty)");
+        assert_eq!(
+            line(SessionState::Stopped, None),
+            "  work: alive pid=7 (stopped)"
+        );
+        assert_eq!(line(dead, None), "  work: DEAD pid=7");
+        assert_eq!(line(dead, Some("gone")), "  work: DEAD pid=7 (gone)");
+    }
 }

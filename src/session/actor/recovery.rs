@@ -11,7 +11,8 @@ use crate::exits::HostExit;
 use crate::host_process::{Lanes, is_alive};
 use crate::litter;
 use crate::session::death;
-use crate::session::handle::{EndReason, Last, LastOutput, RunAnswer, View};
+use crate::session::fate::{self, Sent};
+use crate::session::handle::{EndReason, Last, LastOutput, RunAnswer, View, Waiter};
 use crate::session::state::{Cell, Phase, Resume};
 use crate::tombstones;
 
@@ -107,8 +108,8 @@ impl Session {
             // Nobody else removes them.
             litter::remove_of_host(&self.dir, &self.socket);
         }
-        let died_ns = end.as_ref().map_or(0, |end| end.died_ns);
-        let fates: Arc<[CellFate]> = end.map(|end| end.fates.into()).unwrap_or_default();
+        let last = end.as_deref().map(Last::of).unwrap_or_default();
+        let fates = &last.fates;
         let mut cells = self.board.drain();
         for (request, cell) in &mut cells {
             // It died before it could say that it had accepted it.
@@ -128,29 +129,49 @@ impl Session {
             *view = View {
                 running: false,
                 death: Some(tombstone.clone()),
-                last: Last {
-                    fates: Arc::clone(&fates),
-                    died_ns,
-                },
+                last: last.clone(),
                 told: self.told,
                 held_by: None,
             };
         }
         self.shared.dead.cancel();
         let name = &self.shared.hosted.spec.session;
-        for (_, Cell { id, waiter, .. }) in cells {
+        for (_, cell) in cells {
+            if cell.id.is_none() && cell.how.key.is_some() {
+                let sent = Sent {
+                    kind: cell.kind,
+                    source: &cell.source,
+                    how: &cell.how,
+                    resent: cell.waiter.resent,
+                };
+                let told = fate::answer(name, &tombstone, &last, sent);
+                answer(cell.waiter, told);
+                continue;
+            }
+            let Cell { id, waiter, .. } = cell;
             let ran_last = id.is_some() && id == tombstone.cell_id;
             let output = if ran_last { output.take() } else { None };
-            let error = death::died_with(name, &tombstone, &fates, id);
+            let error = death::died_with(name, &tombstone, &last, id);
             answer(
                 waiter,
                 RunAnswer::Died(id, error, output.unwrap_or_default()),
             );
         }
         for (_, (question, reply)) in self.asks.drain() {
-            let error = death::died_with(name, &tombstone, &fates, question.cell());
+            let error = death::died_with(name, &tombstone, &last, question.cell());
             let _ = reply.send(Err(error));
         }
+    }
+
+    /// Tells whoever sent a cell after the death.
+    pub(super) fn answer_of_dead(&self, sent: Sent<'_>, waiter: Waiter) {
+        let view = self.shared.view.lock();
+        let view = view.unwrap_or_else(PoisonError::into_inner).clone();
+        let name = &self.shared.hosted.spec.session;
+        let stone = view
+            .death
+            .unwrap_or_else(|| death::tombstone(None, self.told, None));
+        answer(waiter, fate::answer(name, &stone, &view.last, sent));
     }
 
     /// Sees to what later daemons are told.

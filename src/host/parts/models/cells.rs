@@ -17,7 +17,7 @@ use shuttle::sync::{Arc, Mutex};
 use shuttle::{Config, thread};
 
 use super::rounds;
-use crate::cells::{Acceptance, Cells, Found, Moment, QueuedCell};
+use crate::cells::{Acceptance, Cells, Found, Moment, Offer, QueuedCell};
 use crate::state::{CellBoard, Resume};
 
 /// Who waits, by number; what they want run.
@@ -94,9 +94,14 @@ impl World {
                     self.cells.reserve(before);
                 }
                 let kind = CellKind::Run;
-                let accepted =
-                    self.cells
-                        .accept(request, kind, direct, &how, &source, Moment::now());
+                let offer = Offer {
+                    request,
+                    kind,
+                    direct,
+                    how: &how,
+                    source: &source,
+                };
+                let accepted = self.cells.accept(&offer, offer.digest(), Moment::now());
                 match accepted {
                     Acceptance::New(id) => {
                         let cell = QueuedCell {

@@ -6,7 +6,8 @@ use std::sync::{LazyLock, Mutex as GhostMutex, PoisonError};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::CellId;
-use pythond_protocol::lane::Reached;
+use pythond_protocol::lane::{KeyDigest, Reached};
+use pythond_protocol::outcome::CellKind;
 use pythond_protocol::output_log::{Stream, merged};
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::sync::{Arc, Mutex};
@@ -121,11 +122,12 @@ impl Host {
 
     /// Writes a record; the caller has the lock.
     fn record(&self, journal: &Journal, reached: Reached, cell: CellId, note: u64) {
+        let key = (reached == Reached::Accepted).then(|| key_of(cell));
         self.ghost(|ghost| {
             ghost.records.push((reached, cell, note));
             ghost.last_is_certain = false;
         });
-        journal.record(reached, cell, note);
+        journal.record(reached, cell, note, key);
         self.ghost(|ghost| ghost.last_is_certain = true);
     }
 
@@ -163,7 +165,9 @@ impl Host {
         put(&self.directory, "left.journal", &left);
         let dead = Journal::open(&self.directory, "left.journal").unwrap();
 
-        let told: Vec<_> = dead.fates();
+        let (told, all) = dead.fates();
+        assert!(all, "nothing was left out or overwritten");
+        assert!(told.iter().all(|it| it.key == Some(key_of(it.cell))));
         let uncertain = usize::from(!ghost.last_is_certain);
         let certain = ghost.records.len().saturating_sub(uncertain);
         let fates = |count: usize| {
@@ -203,6 +207,11 @@ impl Host {
             assert_eq!(ghost.running, None, "a running cell that nobody knows of");
         }
     }
+}
+
+/// The key that a cell came with.
+fn key_of(cell: CellId) -> KeyDigest {
+    KeyDigest::new(&cell.to_string(), CellKind::Run, "1")
 }
 
 fn some_stream() -> Stream {

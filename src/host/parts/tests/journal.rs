@@ -2,6 +2,9 @@ use std::os::unix::fs::FileExt as _;
 
 use proptest::prelude::*;
 use pythond_private_fs::PrivateDir;
+use pythond_protocol::CellId;
+use pythond_protocol::lane::{KeyDigest, Reached};
+use pythond_protocol::outcome::CellKind;
 use pythond_protocol::output_log::{Demuxed, Stream, records};
 
 use crate::fuzz::Damaged;
@@ -109,4 +112,52 @@ fn what_was_taken_in_and_not_noted_is_there() {
         (open().last_output().0, open().last_stderr()),
         (vec![], vec![])
     );
+}
+
+/// Where the first record is.
+const RECORDS_AT: u64 = 8192;
+
+fn digest(number: u32) -> KeyDigest {
+    KeyDigest::new(&number.to_string(), CellKind::Run, "1")
+}
+
+#[test]
+fn keys_are_told_with_their_cells_and_whether_these_are_all() {
+    let (journal, held, _directory, _) = noted(&[]);
+    let fates = || Journal::open(&held, "h-1.journal").unwrap().fates();
+    assert_eq!(fates(), (vec![], true));
+    for number in 1..=1024 {
+        let cell = CellId::from_parts(1, number);
+        let key = (number > 1).then(|| digest(number));
+        journal.record(Reached::Accepted, cell, u64::from(number), key);
+    }
+    let (all, are_all) = fates();
+    assert!(are_all);
+    let told: Vec<_> = all.iter().map(|fate| fate.key).collect();
+    let expected: Vec<_> = (1..=1024).map(|it| (it > 1).then(|| digest(it))).collect();
+    assert_eq!(told, expected);
+    // The oldest is overwritten.
+    journal.record(Reached::Started, CellId::from_parts(1, 2), 0, None);
+    let (left, are_all) = fates();
+    assert!(!are_all);
+    assert_eq!(left.len(), 1023);
+    assert_eq!(
+        (left[0].reached, left[0].key),
+        (Reached::Started, Some(digest(2)))
+    );
+}
+
+#[test]
+fn a_damaged_record_is_left_out_and_then_these_are_not_all() {
+    for at in 0..64 {
+        let (journal, held, _directory, _) = noted(&[]);
+        let cell = CellId::from_parts(1, 1);
+        journal.record(Reached::Accepted, cell, 7, Some(digest(1)));
+        let file = held.read_write_file("h-1.journal").unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, RECORDS_AT + at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x10], RECORDS_AT + at)
+            .unwrap();
+        assert_eq!(journal.fates(), (vec![], false), "byte {at}");
+    }
 }
