@@ -13,7 +13,6 @@ use pythond_private_fs::{
     peer_credentials, remove_socket_at,
 };
 use pythond_protocol::ExitCode;
-use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::verbs::stop::StopRequest;
 use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -460,8 +459,7 @@ async fn bury_orphans(context: Arc<Context>, mut orphans: mpsc::UnboundedReceive
             exit = orphans.recv() => exit,
         };
         let Some(exit) = exit else { return };
-        // One that was told to end left on purpose.
-        if exit.end.end != (ProcessEnd::Exited { status: 0 })
+        if !exit.end.ordered
             && let Some(session) = crate::session::bury(&exit.end, &context.hosts.dir)
         {
             context.registry.adopt(session);

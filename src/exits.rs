@@ -122,6 +122,9 @@ mod tests {
                 fates: Vec::new(),
                 fates_are_all: false,
                 born_ns: 0,
+                ordered: false,
+                start_time: 0,
+                hosted: None,
             }),
             log: Vec::new(),
         }

@@ -130,6 +130,11 @@ impl HostProcess {
         }
     }
 
+    /// When it started, in ticks since the machine did; none if it is gone.
+    pub(crate) fn start_time(self) -> Option<u64> {
+        self.start_time
+    }
+
     /// Its number.
     pub(crate) fn pid(self) -> i32 {
         self.pid

@@ -153,6 +153,15 @@ impl Hosts {
         let began = Instant::now();
         let mut stand_in: Option<Unreached> = None;
         let stands_in = AtomicBool::new(false);
+        let let_stand_in = |stand_in: &mut Option<Unreached>| {
+            if stand_in.is_none() {
+                *stand_in = self.stand_in(socket, &wanted);
+                if let Some(found) = stand_in {
+                    stands_in.store(true, SeqCst);
+                    unreached(&found.handle);
+                }
+            }
+        };
         loop {
             // The name is not free when its own stand-in has it.
             let connecting = self.connect(socket, |name| stands_in.load(SeqCst) || wanted(name));
@@ -160,13 +169,7 @@ impl Hosts {
             let connected = match tokio::time::timeout(ANSWER, &mut connecting).await {
                 Ok(connected) => connected,
                 Err(_) => {
-                    if stand_in.is_none() {
-                        stand_in = self.stand_in(socket, &wanted);
-                        if let Some(found) = &stand_in {
-                            stands_in.store(true, SeqCst);
-                            unreached(&found.handle);
-                        }
-                    }
+                    let_stand_in(&mut stand_in);
                     connecting.await
                 }
             };
@@ -177,15 +180,20 @@ impl Hosts {
                     }
                     return found;
                 }
-                Err(error)
-                    if error.is_gone()
-                        && began.elapsed() < LISTENS_AGAIN
-                        && tombstones::lives(&self.dir, socket) =>
-                {
-                    tokio::time::sleep(LISTENS_AGAIN / 100).await;
-                    continue;
-                }
                 Err(error) if error.is_gone() => {
+                    if let Some(process) = tombstones::living(&self.dir, socket) {
+                        if began.elapsed() < LISTENS_AGAIN {
+                            tokio::time::sleep(LISTENS_AGAIN / 100).await;
+                            continue;
+                        }
+                        if process.other_program().is_none() {
+                            let_stand_in(&mut stand_in);
+                            tokio::time::sleep(ADOPT_PAUSE).await;
+                            continue;
+                        }
+                        // It holds nothing of the session any more.
+                        end_unknown(process.pid()).await;
+                    }
                     // Its zygote may yet say how it ended.
                     let end = tombstones::unreported(&self.dir, socket);
                     litter::remove_of_host(&self.dir, socket);

@@ -322,6 +322,9 @@ mod tests {
             fates: Vec::new(),
             fates_are_all: false,
             born_ns: 0,
+            ordered: false,
+            start_time: 0,
+            hosted: None,
         };
         let file = serde_json::to_vec(&end).unwrap();
         dir.write_whole_unsynced(&format!("h-{number}.tombstone"), &file)

@@ -6,7 +6,7 @@ use pythond_protocol::lane::{HostEnd, HostedSession, LIVING, TOMBSTONE};
 use pythond_protocol::outcome::ProcessEnd;
 
 use crate::error::chain;
-use crate::host_process::is_alive;
+use crate::host_process::HostProcess;
 use crate::log::Log;
 
 /// Most dead sessions that are remembered.
@@ -67,6 +67,17 @@ pub(crate) fn expect(dir: &PrivateDir, hosted: &HostedSession, pid: i32, socket:
         fates: Vec::new(),
         fates_are_all: false,
         born_ns: 0,
+        ordered: false,
+        start_time: HostProcess::of(pid).start_time().unwrap_or(0),
+        hosted: Some(Box::new(HostedSession {
+            unfinished: Vec::new(),
+            unfinished_beside: Vec::new(),
+            unfinished_forks: Vec::new(),
+            queued: Vec::new(),
+            held_by: None,
+            not_recorded: None,
+            ..hosted.clone()
+        })),
     };
     let content = serde_json::to_vec(&end).unwrap_or_default();
     // Without it such a session is only gone.
@@ -86,9 +97,25 @@ pub(crate) fn unreported(dir: &PrivateDir, socket: &str) -> Option<HostEnd> {
     Some(end)
 }
 
-/// The process of a host that was written down is there.
-pub(crate) fn lives(dir: &PrivateDir, socket: &str) -> bool {
-    read_one(dir, &file_of(socket, LIVING)).is_ok_and(|end| is_alive(end.pid))
+/// The process of a host that was written down, if it is there.
+pub(crate) fn living(dir: &PrivateDir, socket: &str) -> Option<HostProcess> {
+    let end = read_one(dir, &file_of(socket, LIVING)).ok()?;
+    let process = HostProcess::of(end.pid);
+    // Another one may have its number by now.
+    let is_it = end.start_time == 0 || process.start_time() == Some(end.start_time);
+    (is_it && !process.is_gone()).then_some(process)
+}
+
+/// What was written down of a session that lives.
+pub(crate) fn hosted(dir: &PrivateDir, socket: &str) -> Option<HostedSession> {
+    let end = read_one(dir, &file_of(socket, LIVING)).ok()?;
+    end.hosted.map(|hosted| *hosted)
+}
+
+/// A host is told to end: that it does is no death to tell of.
+pub(crate) fn told_to_end(dir: &PrivateDir, socket: &str) {
+    // What stays is told as a death.
+    let _ = dir.remove(&file_of(socket, LIVING));
 }
 
 /// No daemon needs to be told of this host any more.

@@ -148,6 +148,7 @@ def test_each_cell_of_a_dead_session_is_told_how_far_it_came(daemon: TestDaemon)
 
 def test_what_died_with_all_who_could_tell_is_not_forgotten(daemon: TestDaemon) -> None:
     seen, unseen = daemon.new("seen"), daemon.new("unseen")
+    alive = {session.name: session.status() for session in (seen, unseen)}
     zygotes = [zygote["pid"] for zygote in daemon.info()["zygotes"]]
     for zygote in zygotes:
         os.kill(zygote, signal.SIGKILL)
@@ -165,6 +166,8 @@ def test_what_died_with_all_who_could_tell_is_not_forgotten(daemon: TestDaemon) 
             assert told.setdefault(session.name, status["death"]) == status["death"]
             assert status["session_id"] == session.created["session_id"]
             assert status["death"]["cause"] == "gone, and nobody saw how it ended"
+            for what in ("python", "cwd", "created_at", "start"):
+                assert status[what] == alive[session.name][what]
         daemon.crash()
     daemon.start()
     daemon.new("seen")
@@ -179,3 +182,53 @@ def test_a_death_beside_the_main_thread_names_its_cell(daemon: TestDaemon) -> No
     death = session.wait_for_state("dead")["death"]
     assert "SIGSEGV" in death["cause"]
     assert death["cell_id"] == cell
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["with a daemon", "without"])
+def test_a_process_that_ends_itself_well_is_a_death_too(daemon: TestDaemon, alone: bool) -> None:
+    session = daemon.new("work")
+    cwd = session.status()["cwd"]
+    if alone:
+        session.detach("while not os.path.exists('go'): time.sleep(0.01)\nos._exit(0)")
+        daemon.crash()
+        Path(cwd, "go").touch()
+        wait_until(lambda: not processes.is_alive(session.pid), what="the host is gone")
+        daemon.start()
+    else:
+        session.detach("os._exit(0)")
+        session.wait_for_state("dead")
+    for _ in range(2):
+        status = session.status()
+        assert status["death"]["cause"] == "exited with status 0", status
+        assert status["cwd"] == cwd
+        next_daemon(daemon)
+
+
+def test_a_session_that_was_told_to_end_leaves_no_word(daemon: TestDaemon) -> None:
+    daemon.new("killed")
+    assert daemon.ask("kill killed").startswith("OK")
+    daemon.new("replaced")
+    daemon.new("replaced", replace=True)
+    assert daemon.stop() == 0
+    assert not [path for path in daemon.runtime.rglob("h-*") if path.is_file()]
+    daemon.start()
+    assert daemon.list() == {}
+
+
+def test_a_session_that_cannot_listen_again_is_not_buried(daemon: TestDaemon) -> None:
+    session = daemon.new("work")
+    session.out("kept = 1")
+    runtime = Path(daemon.info()["runtime_dir"])
+    os.kill(session.pid, signal.SIGSTOP)
+    daemon.crash()
+    for path in runtime.glob("h-*.sock"):
+        path.unlink()
+    daemon.start()
+    try:
+        wait_until(lambda: "work" in daemon.list(), what="it is listed")
+        assert session.status()["state"] == "stopped"
+        assert "already exists" in daemon.ask("new work")
+    finally:
+        os.kill(session.pid, signal.SIGCONT)
+    wait_until(lambda: session.status()["state"] == "idle", what="it answers")
+    assert session.value("kept") == "1"

@@ -28,6 +28,7 @@ use crate::events::EventLog;
 use crate::exits::HostExit;
 use crate::host_process::{HostProcess, Lanes};
 use crate::log::Log;
+use crate::tombstones;
 use link::{Link, LinkEvent};
 
 /// Messages that wait for the task.
@@ -217,6 +218,7 @@ impl Session {
                 if let Ok(phase) = permit(self.phase, Demand::End) {
                     self.phase = phase;
                     self.told.get_or_insert(reason);
+                    tombstones::told_to_end(&self.dir, &self.socket);
                     self.control(&HostCommand::Shutdown, b"");
                 }
             }

@@ -58,7 +58,11 @@ fn ran(exit: Option<&HostEnd>, cell: CellId) -> bool {
 
 /// A session that died while no daemon looked, from what its zygote tells.
 pub(crate) fn bury(exit: &HostEnd, dir: &Arc<PrivateDir>) -> Option<SessionHandle> {
-    let hosted = hardly_known(exit.session.clone()?, 0);
+    let known = exit.hosted.as_deref().cloned();
+    let hosted = match known {
+        Some(hosted) => hosted,
+        None => hardly_known(exit.session.clone()?, 0),
+    };
     let process = HostProcess::gone(exit.pid);
     Some(SessionHandle::of_dead(
         hosted,
@@ -219,6 +223,9 @@ mod tests {
             fates: vec![fate(cell, Reached::Started), fate(waits, Reached::Accepted)],
             fates_are_all: true,
             born_ns: 0,
+            ordered: false,
+            start_time: 0,
+            hosted: None,
         };
         let stone = tombstone(Some(&exit), None, Some(cell));
         let reply = died(&"work".parse().unwrap(), &stone);

@@ -44,7 +44,8 @@ impl Unreached {
             .checked_sub(Duration::from_millis(host.age_ms))
             .unwrap_or(told);
         let shared = Arc::new(SessionShared {
-            hosted: hardly_known(host.session.clone(), zygote_pid),
+            hosted: tombstones::hosted(&dir, &host.socket)
+                .unwrap_or_else(|| hardly_known(host.session.clone(), zygote_pid)),
             process: HostProcess::of(host.pid),
             view: Mutex::new(View {
                 running: false,

@@ -3,7 +3,9 @@
 use std::os::fd::OwnedFd;
 
 use pythond_protocol::CellId;
-use pythond_protocol::lane::{CellFate, HostEnd, Reached, TOMBSTONE, ZygoteEvent};
+use pythond_protocol::lane::{
+    CellFate, HostEnd, HostedSession, LIVING, Reached, TOMBSTONE, ZygoteEvent,
+};
 use pythond_protocol::limits::size_text;
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::output_log::{self, Stream};
@@ -15,6 +17,8 @@ use crate::assignment;
 use crate::journal::Journal;
 use crate::{limits, sys};
 
+/// Most bytes of what a daemon writes down of a session.
+const MOST_WRITTEN_DOWN: u64 = 1 << 20;
 /// Ends of hosts that a new daemon is told of.
 const REMEMBERED_ENDS: usize = 256;
 /// A second of processor time in what the kernel shows to programs.
@@ -142,6 +146,9 @@ impl Zygote {
         let (fates, fates_are_all) = journal.as_ref().map(Journal::fates).unwrap_or_default();
         let age = u64::try_from(host.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let died_ns = since_boot();
+        let hosted = self.written_down(&host.name);
+        // A daemon takes its word back before it tells a session to end.
+        let ordered = hosted.is_none() && end == (ProcessEnd::Exited { status: 0 });
         let end = HostEnd {
             pid,
             socket: format!("{}.sock", host.name),
@@ -157,6 +164,9 @@ impl Zygote {
             fates,
             fates_are_all,
             born_ns: died_ns.saturating_sub(age),
+            ordered,
+            start_time: 0,
+            hosted,
         };
         if let Some(group) = host.group {
             // What it left running keeps the group alive.
@@ -179,11 +189,17 @@ impl Zygote {
         }
     }
 
+    /// What a daemon wrote down of a session that lives.
+    fn written_down(&self, name: &str) -> Option<Box<HostedSession>> {
+        let name = format!("{name}.{LIVING}");
+        let content = self.directory.read_file(&name, MOST_WRITTEN_DOWN).ok()?;
+        serde_json::from_slice::<HostEnd>(&content).ok()?.hosted
+    }
+
     /// Leaves word of a session's end for every later daemon, until one takes it
     /// away. False if that cannot be.
     fn write_tombstone(&self, name: &str, end: &HostEnd) -> bool {
-        // One that was told to end left on purpose.
-        if end.session.is_none() || end.end == (ProcessEnd::Exited { status: 0 }) {
+        if end.session.is_none() || end.ordered {
             return true;
         }
         let name = format!("{name}.{TOMBSTONE}");

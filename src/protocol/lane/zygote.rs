@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{KeyDigest, SessionSpec};
+use super::{HostedSession, KeyDigest, SessionSpec};
 use crate::names::{CellId, SessionId, SessionName};
 use crate::outcome::ProcessEnd;
 
@@ -109,6 +109,16 @@ pub struct HostEnd {
     /// known.
     #[serde(default)]
     pub born_ns: u64,
+    /// A daemon had told it to end, and it did.
+    #[serde(default)]
+    pub ordered: bool,
+    /// When its process started, as `/proc/PID/stat` says it; 0 if that is not
+    /// known.
+    #[serde(default)]
+    pub start_time: u64,
+    /// What a daemon wrote down of the session while it lived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosted: Option<Box<HostedSession>>,
 }
 
 /// What a host's journal says of one of its last cells.
