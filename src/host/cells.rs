@@ -60,6 +60,9 @@ pub(crate) enum Acceptance {
     Existing(CellId, CellStatus),
     /// It is not taken.
     Refused(ErrorReply),
+    /// It was read from a cell lane that is not in use any more: whoever sent it
+    /// was told since then that it has not arrived.
+    Stale,
 }
 
 #[derive(Debug)]
@@ -133,6 +136,9 @@ pub(crate) struct Cells {
     /// The id of a cell that the main thread has not read yet and that comes
     /// before all that wait.
     reserved: Option<CellId>,
+    /// The tag of the cell lane; none since a daemon was welcomed whose cell lane
+    /// is not there yet.
+    lane: Option<u64>,
     /// Those that wait for the main thread.
     queue: VecDeque<QueuedCell>,
     /// Those that wait for the `fire` cells before them.
@@ -160,6 +166,7 @@ impl Cells {
             keys: HashMap::new(),
             spent_keys: SpentKeys::default(),
             reserved: None,
+            lane: None,
             queue: VecDeque::new(),
             beside: VecDeque::new(),
             held: VecDeque::new(),
@@ -195,6 +202,11 @@ impl Cells {
         self.reserved == Some(id)
     }
 
+    /// Cells come by the cell lane with this tag from now on.
+    pub(crate) fn use_lane(&mut self, tag: u64) {
+        self.lane = Some(tag);
+    }
+
     fn take_id(&mut self, kind: CellKind, direct: bool) -> CellId {
         if direct && let Some(id) = self.reserved.take() {
             return id;
@@ -218,26 +230,33 @@ impl Cells {
         self.forgotten
     }
 
-    /// An earlier daemon is gone: its numbers mean nothing.
+    /// A daemon is welcomed. The numbers of an earlier one mean nothing, and what
+    /// is read from the cell lane from now on was sent before: this daemon hears
+    /// now which cells there are.
     pub(crate) fn forget_requests(&mut self) {
         self.reserved = None;
+        self.lane = None;
         self.waiting.clear();
         for record in self.records.values_mut() {
             record.request = None;
         }
     }
 
-    /// Takes a cell, or finds the one that has its key. `direct`: it came by the
-    /// cell lane.
+    /// Takes a cell, or finds the one that has its key. `lane`: the tag of the
+    /// cell lane that it came by; none if it came by another way.
     pub(crate) fn accept(
         &mut self,
         request: u64,
         kind: CellKind,
-        direct: bool,
+        lane: Option<u64>,
         how: &CellSpec,
         source: &str,
         now: Moment,
     ) -> Acceptance {
+        let direct = lane.is_some();
+        if direct && lane != self.lane {
+            return Acceptance::Stale;
+        }
         let mut digest = 0;
         if let Some(key) = &how.key {
             if self.spent_keys.has(self.hasher.hash_one(key)) {

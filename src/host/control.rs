@@ -42,8 +42,8 @@ struct Asked {
 pub(crate) struct Submitted {
     pub(crate) request: u64,
     pub(crate) kind: CellKind,
-    /// It came by the cell lane.
-    pub(crate) direct: bool,
+    /// The tag of the cell lane that it came by, if it did.
+    pub(crate) lane: Option<u64>,
     pub(crate) how: CellSpec,
 }
 
@@ -101,7 +101,7 @@ impl Control {
                 let cell = Submitted {
                     request,
                     kind: CellKind::Run,
-                    direct: false,
+                    lane: None,
                     how,
                 };
                 return self.submit(cell, message.body, nudge);
@@ -110,7 +110,7 @@ impl Control {
                 let cell = Submitted {
                     request,
                     kind: CellKind::Fire,
-                    direct: false,
+                    lane: None,
                     how,
                 };
                 return self.submit(cell, message.body, nudge);
@@ -119,7 +119,7 @@ impl Control {
                 let cell = Submitted {
                     request,
                     kind: CellKind::Fork,
-                    direct: false,
+                    lane: None,
                     how,
                 };
                 return self.submit(cell, message.body, nudge);
@@ -222,21 +222,22 @@ impl Control {
         let Submitted {
             request,
             kind,
-            direct,
+            lane,
             how,
         } = submitted;
         let shared = self.shared;
         let source = into_source(body);
-        let accepted = shared.accept(request, kind, direct, &how, &source);
+        let accepted = shared.accept(request, kind, lane, &how, &source);
         let (cell, existing, status) = match accepted {
             Acceptance::Refused(error) => {
                 return Some((HostEvent::Refused { request, error }, Vec::new()));
             }
+            Acceptance::Stale => return None,
             Acceptance::Existing(cell, status) => (cell, true, status),
             Acceptance::New(id) => {
                 let cell = QueuedCell {
                     id,
-                    direct,
+                    direct: lane.is_some(),
                     changed: how.changed,
                     source,
                     most_back: how.max_result,

@@ -16,18 +16,19 @@ use crate::disk::SLOW;
 
 impl Shared {
     /// Takes a cell, or finds the one that has its key. A new one is to be run
-    /// or enqueued by the caller. `direct`: it came by the cell lane.
+    /// or enqueued by the caller. `lane`: the tag of the cell lane that it came by,
+    /// if it did.
     pub(crate) fn accept(
         &self,
         request: u64,
         kind: CellKind,
-        direct: bool,
+        lane: Option<u64>,
         how: &CellSpec,
         source: &str,
     ) -> Acceptance {
         let mut state = self.state();
         let now = Moment::now();
-        let accepted = state.cells.accept(request, kind, direct, how, source, now);
+        let accepted = state.cells.accept(request, kind, lane, how, source, now);
         if let Acceptance::New(id) = &accepted {
             self.outputs.open(id.as_u64());
             if let Some(journal) = &self.journal {
@@ -35,6 +36,11 @@ impl Shared {
             }
         }
         accepted
+    }
+
+    /// Cells come by the cell lane with this tag from now on.
+    pub(crate) fn use_lane(&self, tag: u64) {
+        self.state().cells.use_lane(tag);
     }
 
     /// Lets a cell wait for the main thread.

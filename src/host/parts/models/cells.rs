@@ -3,10 +3,11 @@
 //! one answer, nobody is forgotten.
 //!
 //! Both state machines are the real ones. What carries their words is the model's:
-//! a lane is a queue, and the main thread takes a cell from the cell lane in one
-//! step with accepting it.
+//! a lane is a queue. The main thread takes a cell from the cell lane in one step
+//! and accepts it in another: it may wait for the interpreter between them, while
+//! the lanes break and new ones come.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Mutex as GhostMutex;
 
 use pythond_protocol::CellId;
@@ -45,7 +46,10 @@ const SILENCE: u32 = 2000;
 /// thread is one step of the model.
 struct World {
     up: bool,
-    to_main: VecDeque<Command>,
+    /// The tag of the newest cell lane, and what each still carries to the main
+    /// thread, those that are broken included.
+    lane: u64,
+    to_main: BTreeMap<u64, VecDeque<Command>>,
     to_io: VecDeque<Command>,
     from_main: VecDeque<Event>,
     from_io: VecDeque<Event>,
@@ -87,16 +91,17 @@ fn end(id: CellId, status: CellStatus) -> FinishedCell {
 }
 
 impl World {
-    fn accept(&mut self, command: Command, direct: bool) -> Option<QueuedCell> {
+    fn accept(&mut self, command: Command, lane: Option<u64>) -> Option<QueuedCell> {
+        let direct = lane.is_some();
         let (request, id) = match command {
             Command::Run(request, how, source, after) => {
                 if let Some(before) = after {
                     self.cells.reserve(before);
                 }
                 let kind = CellKind::Run;
-                let accepted =
-                    self.cells
-                        .accept(request, kind, direct, &how, &source, Moment::now());
+                let accepted = self
+                    .cells
+                    .accept(request, kind, lane, &how, &source, Moment::now());
                 match accepted {
                     Acceptance::New(id) => {
                         let cell = QueuedCell {
@@ -118,6 +123,7 @@ impl World {
                         (request, id)
                     }
                     Acceptance::Refused(error) => panic!("{error:?}"),
+                    Acceptance::Stale => return None,
                 }
             }
             Command::Await(request, id) => (request, id),
@@ -177,7 +183,11 @@ impl Daemon<'_> {
         let after = before.filter(|_| cell.lane == Lane::Control);
         let command = Command::Run(request, cell.how.clone(), cell.source.clone(), after);
         match cell.lane {
-            Lane::Cell => world.to_main.push_back(command),
+            Lane::Cell => world
+                .to_main
+                .entry(world.lane)
+                .or_default()
+                .push_back(command),
             Lane::Control | Lane::Terminal => world.to_io.push_back(command),
         }
         self.board.mark_sent(request);
@@ -220,9 +230,10 @@ impl Daemon<'_> {
         while let Some(event) = world.from_io.pop_front() {
             self.event(world, event);
         }
-        world.to_main.clear();
         world.to_io.clear();
         world.cells.forget_requests();
+        world.lane += 1;
+        world.cells.use_lane(world.lane);
         world.up = true;
         for step in self.board.resume(world.cells.next_id()) {
             match step {
@@ -278,15 +289,26 @@ impl Daemon<'_> {
 impl Model {
     /// The host's main thread. Only it runs cells.
     fn main_thread(&self) {
+        let mut lane = 0;
         loop {
             thread::yield_now();
+            let handed = {
+                let world = self.world.lock().unwrap();
+                if world.over {
+                    return;
+                }
+                world.lane
+            };
+            // It has looked, and waits for the interpreter.
+            thread::yield_now();
             let mut world = self.world.lock().unwrap();
-            if world.over {
-                return;
-            }
-            let cell = match world.to_main.pop_front() {
-                Some(command) => world.accept(command, true),
-                None => world.cells.next_queued(),
+            let came = world.to_main.get_mut(&lane);
+            let cell = match came.and_then(VecDeque::pop_front) {
+                Some(command) => world.accept(command, Some(lane)),
+                None => {
+                    lane = handed;
+                    world.cells.next_queued()
+                }
             };
             let Some(cell) = cell else { continue };
             world.cells.started(cell.id, Moment::now());
@@ -306,7 +328,7 @@ impl Model {
                 return;
             }
             if let Some(command) = world.to_io.pop_front() {
-                world.accept(command, false);
+                world.accept(command, None);
             }
         }
     }
@@ -324,7 +346,7 @@ impl Model {
             }
             let world = &mut *world;
             world.up = false;
-            for lane in [&mut world.to_main, &mut world.to_io] {
+            for lane in world.to_main.values_mut().chain([&mut world.to_io]) {
                 lane.truncate(thread_rng().gen_range(0..3));
             }
             for lane in [&mut world.from_main, &mut world.from_io] {
@@ -338,7 +360,8 @@ fn model() {
     let model = Arc::new(Model {
         world: Mutex::new(World {
             up: true,
-            to_main: VecDeque::new(),
+            lane: 0,
+            to_main: BTreeMap::new(),
             to_io: VecDeque::new(),
             from_main: VecDeque::new(),
             from_io: VecDeque::new(),
@@ -347,7 +370,11 @@ fn model() {
         }),
         ghost: GhostMutex::default(),
     });
-    let next = model.world.lock().unwrap().cells.next_id();
+    let next = {
+        let mut world = model.world.lock().unwrap();
+        world.cells.use_lane(0);
+        world.cells.next_id()
+    };
     let threads = [Model::main_thread, Model::io_thread, Model::breaker].map(|work| {
         let model = Arc::clone(&model);
         thread::spawn(move || work(&model))

@@ -1,0 +1,109 @@
+//! Lanes that break and come again, under a daemon that lives on or for the next
+//! one: each cell runs once, and each client gets the result of its own.
+
+use std::fs;
+use std::path::PathBuf;
+
+use pythond_protocol::CellId;
+use pythond_protocol::outcome::CellStatus;
+
+use crate::host_lane::HostLane;
+use crate::support::{TestDaemon, Wire, eventually};
+
+/// A `fire` cell that holds the interpreter's lock from when `begin` returns until
+/// `end` is called.
+struct Holder {
+    fifo: PathBuf,
+}
+
+impl Holder {
+    fn begin(daemon: &TestDaemon, wire: &mut Wire, session: &str) -> Self {
+        let (ready, fifo) = (daemon.root().join("held"), daemon.root().join("let-go"));
+        let code = format!(
+            "import ctypes, os\nos.mkfifo({fifo:?})\n\
+             ctypes.PyDLL(None).system(b\": > '{}'; read x < '{}'\")",
+            ready.display(),
+            fifo.display()
+        );
+        let answer = wire.ask(&format!("fire {session}\n{code}"));
+        assert!(answer.contains("fired"), "{answer}");
+        eventually("the interpreter's lock is held", || ready.exists());
+        Self { fifo }
+    }
+
+    fn end(self) {
+        // Without a word: the end of the file is what the shell waits for.
+        drop(fs::File::options().write(true).open(self.fifo).unwrap());
+    }
+}
+
+/// Waits until the main thread of a host asks for the interpreter's lock: every few
+/// milliseconds, while one that waits for a cell stays where it is.
+fn wait_for_main_thread(pid: i32) {
+    let waits = || -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse().unwrap()
+    };
+    let before = waits();
+    eventually("the main thread asks for the lock", || {
+        waits() > before + 20
+    });
+}
+
+/// How often new lanes were opened to sessions that go on.
+fn recoveries(daemon: &TestDaemon) -> usize {
+    daemon.log_text().matches("new lanes are open").count()
+}
+
+#[test]
+fn a_cell_that_waits_on_a_broken_cell_lane_runs_once() {
+    let daemon = TestDaemon::start();
+    let mut wire = daemon.connect();
+    let pid = wire.create("work").pid;
+    assert!(wire.run("work", "ran = []").ok);
+    let holder = Holder::begin(&daemon, &mut wire, "work");
+    let mut client = daemon.connect();
+    client.submit("work", "ran.append(1); 'first'");
+    wait_for_main_thread(pid);
+
+    let (lane, _) = HostLane::open(&daemon, 99);
+    eventually("the daemon has opened new lanes", || {
+        recoveries(&daemon) == 1
+    });
+    drop(lane);
+    // What it asked over them is answered before this.
+    assert!(wire.ask("vars work").starts_with("ERR"));
+    holder.end();
+    assert_eq!(client.outcome().result.as_deref(), Some("first"));
+    assert_eq!(wire.value("work", "ran"), "[1]");
+}
+
+#[test]
+fn a_cell_on_the_lane_of_an_earlier_daemon_is_not_taken_for_one_of_the_next() {
+    let mut daemon = TestDaemon::start();
+    let mut wire = daemon.connect();
+    let pid = wire.create("work").pid;
+    let cell = wire.run("work", "ran = []").cell_id.unwrap();
+    let holder = Holder::begin(&daemon, &mut wire, "work");
+    wire.submit("work", "ran.append(1); 'of the first daemon'");
+    wait_for_main_thread(pid);
+
+    daemon.crash();
+    daemon.start_again();
+    let mut wire = daemon.connect();
+    eventually("the session is taken over", || wire.sessions().len() == 1);
+    wire.submit("work", "ran.append(2); 'of the second daemon'");
+    let next = CellId::from_u64(cell.as_u64() + 1).unwrap();
+    let mut other = daemon.connect();
+    eventually("the cell is on its way", || {
+        let answer = other.ask(&format!("poll work {next} --json"));
+        !answer.contains("unknown_cell")
+    });
+    holder.end();
+    let reply = wire.outcome();
+    assert_eq!(reply.status, CellStatus::Done, "{reply:?}");
+    assert_eq!(reply.result.as_deref(), Some("of the second daemon"));
+    assert_eq!(wire.value("work", "ran"), "[2]");
+}
