@@ -78,6 +78,9 @@ impl Control {
             fetch.answered.store(true, SeqCst);
         }
         self.told.clear();
+        for asked in self.asked.drain(..) {
+            asked.answered.store(true, SeqCst);
+        }
         self.watch();
     }
 

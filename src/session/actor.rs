@@ -5,6 +5,7 @@ mod link;
 mod recovery;
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -97,7 +98,7 @@ pub(crate) fn start(
     } = connected;
     let (sender, inbox) = mpsc::channel(INBOX);
     let first_new = hosted.next_cell;
-    let mut board = CellBoard::new(first_new);
+    let mut board = CellBoard::new(first_new, first_request());
     let inherited: Vec<_> = hosted
         .unfinished
         .iter()
@@ -152,6 +153,12 @@ pub(crate) fn start(
     }
     tracker.spawn(session.run(inbox, exit));
     handle
+}
+
+/// A number that the requests of no other daemon come near, nor those of another
+/// task of this one.
+fn first_request() -> u64 {
+    RandomState::new().hash_one(()) >> 32 << 32
 }
 
 impl Session {
@@ -584,4 +591,20 @@ async fn wait_for_report(
         ));
     }
     Some(end)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn requests_of_different_daemons_have_numbers_far_apart() {
+        let numbers: Vec<u64> = (0..8).map(|_| super::first_request()).collect();
+        for (index, number) in numbers.iter().enumerate() {
+            let near = |other: &&u64| number.abs_diff(**other) < 1 << 32;
+            assert_eq!(
+                numbers.iter().filter(near).count(),
+                1,
+                "{index}: {numbers:?}"
+            );
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use pythond_protocol::lane::{
-    Decoder, HELLO_TAG, Hello, HostEvent, HostInfo, LINK_VERSION, Lane, encode,
+    Decoder, HELLO_TAG, Hello, HostCommand, HostEvent, HostInfo, LINK_VERSION, Lane, encode,
 };
 
 use crate::support::TestDaemon;
@@ -60,5 +60,10 @@ impl HostLane {
             assert_ne!(count, 0, "the host closed the lane");
             self.decoder.extend(&buffer[..count]);
         }
+    }
+
+    pub(crate) fn send(&mut self, command: &HostCommand) {
+        let message = encode(self.tag, command, b"").unwrap();
+        self.stream.write_all(&message).unwrap();
     }
 }

@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use pythond_protocol::CellId;
+use pythond_protocol::lane::{HostCommand, HostEvent};
 use pythond_protocol::outcome::CellStatus;
+use pythond_protocol::{CellId, ErrorCode};
 
 use crate::host_lane::HostLane;
 use crate::support::{TestDaemon, Wire, eventually};
@@ -106,4 +107,34 @@ fn a_cell_on_the_lane_of_an_earlier_daemon_is_not_taken_for_one_of_the_next() {
     assert_eq!(reply.status, CellStatus::Done, "{reply:?}");
     assert_eq!(reply.result.as_deref(), Some("of the second daemon"));
     assert_eq!(wire.value("work", "ran"), "[2]");
+}
+
+#[test]
+fn a_host_answers_no_question_of_a_daemon_that_is_gone() {
+    let mut daemon = TestDaemon::start();
+    let mut wire = daemon.connect();
+    wire.create("work");
+    let holder = Holder::begin(&daemon, &mut wire, "work");
+    daemon.crash();
+    let (mut gone, _) = HostLane::open(&daemon, 98);
+    gone.send(&HostCommand::Vars { request: 5 });
+    gone.send(&HostCommand::Status { request: 6 });
+    let answer = gone.next();
+    assert!(
+        matches!(answer, HostEvent::Status { request: 6, .. }),
+        "{answer:?}"
+    );
+
+    let (mut lane, _) = HostLane::open(&daemon, 99);
+    lane.send(&HostCommand::Vars { request: 7 });
+    // It is late as well, and later than the other.
+    let answer = lane.next();
+    assert!(
+        matches!(&answer, HostEvent::Refused { request: 7, error } if error.code == ErrorCode::Busy),
+        "{answer:?}"
+    );
+    drop((gone, lane));
+    holder.end();
+    daemon.start_again();
+    assert_eq!(daemon.connect().value("work", "1 + 1"), "2");
 }

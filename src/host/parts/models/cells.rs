@@ -381,7 +381,7 @@ fn model() {
     });
     Daemon {
         model: &model,
-        board: CellBoard::new(next),
+        board: CellBoard::new(next, 1),
         resending: HashSet::new(),
     }
     .run();
