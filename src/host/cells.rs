@@ -115,8 +115,9 @@ pub(crate) enum Found {
     Ended(Box<FinishedCell>),
     /// It has not; the asker will be told.
     Later,
-    /// No such cell is known.
-    Unknown,
+    /// No such cell is known. [`ErrorCode::UnknownCell`]: it never arrived;
+    /// [`ErrorCode::Lost`]: it is not kept any more.
+    Unknown(ErrorReply),
 }
 
 /// All cells of a session.
@@ -136,6 +137,8 @@ pub(crate) struct Cells {
     /// The id of a cell that the main thread has not read yet and that comes
     /// before all that wait.
     reserved: Option<CellId>,
+    /// The last one whose cell did not come before its lane was out of use.
+    never_read: Option<CellId>,
     /// The tag of the cell lane; none since a daemon was welcomed whose cell lane
     /// is not there yet.
     lane: Option<u64>,
@@ -166,6 +169,7 @@ impl Cells {
             keys: HashMap::new(),
             spent_keys: SpentKeys::default(),
             reserved: None,
+            never_read: None,
             lane: None,
             queue: VecDeque::new(),
             beside: VecDeque::new(),
@@ -234,7 +238,9 @@ impl Cells {
     /// is read from the cell lane from now on was sent before: this daemon hears
     /// now which cells there are.
     pub(crate) fn forget_requests(&mut self) {
-        self.reserved = None;
+        if let Some(id) = self.reserved.take() {
+            self.never_read = Some(id);
+        }
         self.lane = None;
         self.waiting.clear();
         for record in self.records.values_mut() {
@@ -478,7 +484,12 @@ impl Cells {
                 self.waiting.push((id, request));
                 Found::Later
             }
-            None => Found::Unknown,
+            None if self.was_given(id) => {
+                let message = format!("cell `{id}` is not kept any more");
+                let error = ErrorReply::new(ErrorCode::Lost, message);
+                Found::Unknown(error.with_hint("it was accepted once and is not run again"))
+            }
+            None => Found::Unknown(ErrorReply::unknown_cell(&id.to_string())),
             Some(Record { end: Some(end), .. }) => Found::Ended(Box::new(FinishedCell {
                 request: Some(request),
                 next_cell,
@@ -489,6 +500,15 @@ impl Cells {
                 Found::Later
             }
         }
+    }
+
+    /// A cell had this id. Only the daemon that sent it asks for one which was kept
+    /// free in vain, and it has at most one such cell on its way.
+    fn was_given(&self, id: CellId) -> bool {
+        let first = |number| CellId::from_parts(self.salt, number);
+        let main = first(1)..=first(self.counter);
+        let beside = first(BESIDE | 1)..=first(BESIDE | self.beside_counter);
+        self.never_read != Some(id) && (main.contains(&id) || beside.contains(&id))
     }
 
     /// Whoever asked for a cell's end does not wait any more.

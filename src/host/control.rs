@@ -165,7 +165,7 @@ impl Control {
             HostCommand::Await { request, cell } => match shared.find(cell, request) {
                 Found::Ended(end) => return Some(shared.finished_message(end)),
                 Found::Later => return None,
-                Found::Unknown => unknown_cell(request, cell),
+                Found::Unknown(error) => HostEvent::Refused { request, error },
             },
             HostCommand::Interrupt {
                 request,
@@ -285,7 +285,7 @@ impl Control {
                 }
                 Found::Later => None,
                 // It was forgotten in this very moment.
-                Found::Unknown => Some((unknown_cell(request, cell), Vec::new())),
+                Found::Unknown(error) => Some((HostEvent::Refused { request, error }, Vec::new())),
             };
         }
         Some((accepted, Vec::new()))

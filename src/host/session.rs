@@ -12,9 +12,9 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
+use pythond_protocol::CellId;
 use pythond_protocol::lane::{CellSpec, Decoder, HostCommand, HostEvent, HostedSession, LaneError};
 use pythond_protocol::outcome::{CellKind, CellStatus};
-use pythond_protocol::{CellId, ErrorReply};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -406,8 +406,7 @@ impl Session {
                     }
                     Found::Later => {}
                     // It was forgotten in this very moment.
-                    Found::Unknown => {
-                        let error = ErrorReply::unknown_cell(&id.to_string());
+                    Found::Unknown(error) => {
                         shared.send(HostEvent::Refused { request, error }, Vec::new());
                     }
                 }

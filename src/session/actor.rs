@@ -77,7 +77,8 @@ struct Session {
     many_asks: usize,
     /// The last cell of the cell lane that the host was told to expect.
     expected: Option<CellId>,
-    /// Cells that were asked for over new lanes: refused means never arrived.
+    /// Cells that were asked for over new lanes: one that is refused as unknown
+    /// has never arrived.
     resending: HashSet<u64>,
 }
 
@@ -522,10 +523,22 @@ impl Session {
     }
 
     fn refused(&mut self, request: u64, error: ErrorReply) {
-        if let Some((_, reply)) = self.asks.remove(&request) {
+        let never_arrived = error.code == ErrorCode::UnknownCell;
+        if let Some((question, reply)) = self.asks.remove(&request) {
+            let error = match question {
+                // Who asks for any cell is told alike of all that are not kept.
+                Question::Await(cell) if error.code == ErrorCode::Lost => {
+                    ErrorReply::unknown_cell(&cell.to_string())
+                }
+                _ => error,
+            };
             let _ = reply.send(Err(error));
-        } else if self.resending.remove(&request) && self.board.send_again(request).is_some() {
-            self.send_cell(request);
+        } else if self.resending.remove(&request) {
+            if never_arrived && self.board.send_again(request).is_some() {
+                self.send_cell(request);
+            } else if let Some(cell) = self.board.remove(request) {
+                answer(cell.waiter, RunAnswer::Lost(error));
+            }
         } else if let Some(cell) = self.board.remove(request) {
             answer(cell.waiter, RunAnswer::Refused(error));
         }

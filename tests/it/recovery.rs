@@ -8,8 +8,10 @@ use pythond_protocol::lane::{HostCommand, HostEvent};
 use pythond_protocol::outcome::CellStatus;
 use pythond_protocol::{CellId, ErrorCode};
 
+use rustix::process::Signal;
+
 use crate::host_lane::HostLane;
-use crate::support::{TestDaemon, Wire, eventually};
+use crate::support::{Gate, TestDaemon, Wire, eventually};
 
 /// A `fire` cell that holds the interpreter's lock from when `begin` returns until
 /// `end` is called.
@@ -137,4 +139,58 @@ fn a_host_answers_no_question_of_a_daemon_that_is_gone() {
     holder.end();
     daemon.start_again();
     assert_eq!(daemon.connect().value("work", "1 + 1"), "2");
+}
+
+/// Keeps a daemon from noticing anything, and takes its control lane from it.
+fn cut_off(daemon: &TestDaemon) -> HostLane {
+    daemon.signal(Signal::STOP);
+    HostLane::open(daemon, 99).0
+}
+
+/// Lets it notice, and waits until it has lanes again.
+fn reach_again(daemon: &TestDaemon, lane: HostLane) {
+    let before = recoveries(daemon);
+    daemon.signal(Signal::CONT);
+    eventually("the daemon has opened new lanes", || {
+        recoveries(daemon) > before
+    });
+    drop(lane);
+}
+
+#[test]
+fn a_cell_that_ended_and_was_forgotten_before_the_lanes_were_back_is_lost_and_not_run_again() {
+    let daemon = TestDaemon::start_with("[records]\ncells = 1\n");
+    let mut wire = daemon.connect();
+    wire.create("work");
+    assert!(wire.run("work", "ran = []").ok);
+    let gate = Gate::new(&daemon, "gate");
+    let mut clients = [daemon.connect(), daemon.connect(), daemon.connect()];
+    clients[0].submit("work", &gate.code());
+    for (number, client) in clients.iter_mut().enumerate().skip(1) {
+        client.submit("work", &format!("ran.append({number}); 'told'"));
+        eventually("the cell waits", || {
+            wire.status("work").queued.len() == number
+        });
+    }
+
+    let mut lane = cut_off(&daemon);
+    gate.open();
+    eventually("all cells but the last are forgotten", || {
+        lane.send(&HostCommand::Cells { request: 1 });
+        let answer = lane.next();
+        matches!(
+            answer,
+            HostEvent::Cells {
+                request: 1,
+                forgotten: 3,
+                ..
+            }
+        )
+    });
+    reach_again(&daemon, lane);
+    let [_, forgotten, kept] = clients.each_mut().map(Wire::outcome);
+    assert_eq!(forgotten.status, CellStatus::Lost, "{forgotten:?}");
+    assert_eq!(kept.result.as_deref(), Some("told"), "{kept:?}");
+    assert_eq!(wire.value("work", "ran"), "[1, 2]");
+    assert_eq!(wire.status("work").running, []);
 }

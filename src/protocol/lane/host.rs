@@ -82,7 +82,8 @@ pub enum HostCommand {
         follow: bool,
     },
     /// Answer with [`HostEvent::Finished`] of this cell: now if it has ended,
-    /// else when it does; [`HostEvent::Refused`] if the host never saw it.
+    /// else when it does. [`HostEvent::Refused`] with `unknown_cell` if the host
+    /// never saw it, with `lost` if it is forgotten.
     Await {
         /// The daemon's number for it.
         request: u64,

@@ -10,9 +10,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Mutex as GhostMutex;
 
-use pythond_protocol::CellId;
 use pythond_protocol::lane::{CellSpec, FinishedCell, Lane};
 use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::{CellId, ErrorCode};
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::sync::{Arc, Mutex};
 use shuttle::{Config, thread};
@@ -29,13 +29,14 @@ const BREAKS: usize = 3;
 enum Command {
     Run(u64, CellSpec, String, Option<CellId>),
     Await(u64, CellId),
+    Expect(CellId),
     Interrupt,
 }
 
 #[derive(Clone, Debug)]
 enum Event {
     Accepted(u64, CellId),
-    Refused(u64),
+    Refused(u64, ErrorCode),
     Finished(Box<FinishedCell>),
 }
 
@@ -54,6 +55,8 @@ struct World {
     from_main: VecDeque<Event>,
     from_io: VecDeque<Event>,
     cells: Cells,
+    keeps_one: bool,
+    newest_end: Option<CellId>,
     over: bool,
 }
 
@@ -122,11 +125,18 @@ impl World {
                         self.from_io.push_back(Event::Accepted(request, id));
                         (request, id)
                     }
-                    Acceptance::Refused(error) => panic!("{error:?}"),
+                    Acceptance::Refused(error) => {
+                        self.from_io.push_back(Event::Refused(request, error.code));
+                        return None;
+                    }
                     Acceptance::Stale => return None,
                 }
             }
             Command::Await(request, id) => (request, id),
+            Command::Expect(id) => {
+                self.cells.reserve(id);
+                return None;
+            }
             Command::Interrupt => {
                 let waiting = self.cells.queued().into_iter().next();
                 if let Some(cell) = waiting.and_then(|id| self.cells.dequeue(id)) {
@@ -138,7 +148,9 @@ impl World {
         match self.cells.find(id, request) {
             Found::Ended(end) => self.from_io.push_back(Event::Finished(end)),
             Found::Later => {}
-            Found::Unknown => self.from_io.push_back(Event::Refused(request)),
+            Found::Unknown(error) => {
+                self.from_io.push_back(Event::Refused(request, error.code));
+            }
         }
         None
     }
@@ -156,6 +168,12 @@ impl World {
             end.request = Some(request);
             self.from_io
                 .push_back(Event::Finished(Box::new(end.clone())));
+        }
+        // There is room for one or for all.
+        if let Some(older) = self.newest_end.replace(cell.id)
+            && self.keeps_one
+        {
+            self.cells.forget([older]);
         }
     }
 }
@@ -212,12 +230,14 @@ impl Daemon<'_> {
                     self.answer(cell.waiter, "finished");
                 }
             }
-            Event::Refused(request) => {
-                if self.resending.remove(&request) {
+            Event::Refused(request, code) => {
+                let unknown = code == ErrorCode::UnknownCell;
+                if self.resending.remove(&request) && unknown {
                     self.board.send_again(request);
                     self.send(world, request);
                 } else if let Some(cell) = self.board.remove(request) {
-                    self.answer(cell.waiter, "refused");
+                    let lost = code == ErrorCode::Lost;
+                    self.answer(cell.waiter, if lost { "lost" } else { "refused" });
                 }
             }
         }
@@ -278,6 +298,11 @@ impl Daemon<'_> {
             } else if next < CLIENTS {
                 self.submit(world, next);
                 next += 1;
+                if let Some(cell) = self.board.on_cell_lane()
+                    && thread_rng().gen_bool(0.5)
+                {
+                    world.to_io.push_back(Command::Expect(cell));
+                }
             } else if self.all_were_told() {
                 world.over = true;
                 return;
@@ -366,6 +391,8 @@ fn model() {
             from_main: VecDeque::new(),
             from_io: VecDeque::new(),
             cells: Cells::new(7),
+            keeps_one: thread_rng().gen_bool(0.5),
+            newest_end: None,
             over: false,
         }),
         ghost: GhostMutex::default(),
