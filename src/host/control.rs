@@ -171,7 +171,8 @@ impl Control {
                 request,
                 cells,
                 soft,
-            } => return self.interrupt(request, cells, soft),
+                unnamed,
+            } => return self.interrupt(request, cells, soft, unnamed),
             HostCommand::Stack { request } => {
                 self.stack(request);
                 return None;

@@ -4,7 +4,7 @@
 mod link;
 mod recovery;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,9 +77,9 @@ struct Session {
     many_asks: usize,
     /// The last cell of the cell lane that the host was told to expect.
     expected: Option<CellId>,
-    /// Cells that were asked for over new lanes: one that is refused as unknown
-    /// has never arrived.
-    resending: HashSet<u64>,
+    /// Cells whose ends were asked for when the lanes were new, by request: one that
+    /// is refused as unknown has never arrived.
+    awaited: HashMap<u64, CellId>,
 }
 
 /// Starts the task of a session whose lanes are open.
@@ -144,13 +144,13 @@ pub(crate) fn start(
         asks: HashMap::new(),
         many_asks: MANY_QUESTIONS,
         expected: None,
-        resending: HashSet::new(),
+        awaited: HashMap::new(),
     };
     session
         .board
         .set_held(session.shared.hosted.held_by.is_some());
     for (request, cell) in inherited {
-        session.control(&HostCommand::Await { request, cell }, b"");
+        session.await_cell(request, cell);
     }
     tracker.spawn(session.run(inbox, exit));
     handle
@@ -358,9 +358,21 @@ impl Session {
             && let Some(kind) = kind
         {
             self.watch.accepted(accepted.cell, kind, accepted.status);
-            self.publish_running();
         }
+        // It was told under another id, and sent again.
+        if let Some(before) = self.awaited.remove(&request)
+            && before != accepted.cell
+        {
+            self.watch.lost(before);
+        }
+        self.publish_running();
         self.tell_accepted(request, accepted);
+    }
+
+    /// Asks for the end of a cell over new lanes.
+    fn await_cell(&mut self, request: u64, cell: CellId) {
+        self.awaited.insert(request, cell);
+        self.control(&HostCommand::Await { request, cell }, b"");
     }
 
     fn control(&mut self, command: &HostCommand, body: &[u8]) {
@@ -373,9 +385,11 @@ impl Session {
     fn question(&mut self, question: Question, reply: AskReply) {
         let question = match question {
             // A cell that is on its way to the host is meant as well.
-            Question::Interrupt(cells, soft) if cells.is_empty() => {
-                Question::Interrupt(self.watch.running(self.board.current()), soft)
-            }
+            Question::Interrupt { cells, soft, .. } if cells.is_empty() => Question::Interrupt {
+                cells: self.watch.running(self.board.current()),
+                soft,
+                unnamed: true,
+            },
             question => question,
         };
         if self.asks.len() >= self.many_asks {
@@ -489,6 +503,14 @@ impl Session {
 
     fn finished(&mut self, finished: Box<FinishedCell>, log: Vec<u8>) {
         self.watch.finished(&finished);
+        let was_awaited = finished
+            .request
+            .map(|request| self.awaited.remove(&request));
+        if let Some(Some(before)) = was_awaited
+            && before != finished.cell
+        {
+            self.watch.lost(before);
+        }
         // A copy for somebody who asked; the cell's own message may come later.
         let asked = finished
             .request
@@ -501,7 +523,7 @@ impl Session {
         let found = self.board.finished(&finished);
         self.publish_running();
         if let Some((request, cell)) = found {
-            self.resending.remove(&request);
+            self.awaited.remove(&request);
             self.answer_finished(cell.waiter, finished, log);
         }
     }
@@ -523,7 +545,6 @@ impl Session {
     }
 
     fn refused(&mut self, request: u64, error: ErrorReply) {
-        let never_arrived = error.code == ErrorCode::UnknownCell;
         if let Some((question, reply)) = self.asks.remove(&request) {
             let error = match question {
                 // Who asks for any cell is told alike of all that are not kept.
@@ -533,12 +554,8 @@ impl Session {
                 _ => error,
             };
             let _ = reply.send(Err(error));
-        } else if self.resending.remove(&request) {
-            if never_arrived && self.board.send_again(request).is_some() {
-                self.send_cell(request);
-            } else if let Some(cell) = self.board.remove(request) {
-                answer(cell.waiter, RunAnswer::Lost(error));
-            }
+        } else if let Some(before) = self.awaited.remove(&request) {
+            self.not_found(request, before, error);
         } else if let Some(cell) = self.board.remove(request) {
             answer(cell.waiter, RunAnswer::Refused(error));
         }

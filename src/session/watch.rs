@@ -133,6 +133,13 @@ impl Watch {
         }
     }
 
+    /// Nobody can know how a cell ended, or whether it ever came.
+    pub(super) fn lost(&mut self, cell: CellId) {
+        if let Some((kind, _)) = self.unfinished.remove(&cell) {
+            self.tell(cell, kind, CellStatus::Lost, None);
+        }
+    }
+
     /// The session is gone, and its cells with it.
     pub(super) fn closed(&mut self, told: Option<EndReason>, tombstone: &Tombstone) {
         for (cell, (kind, _)) in std::mem::take(&mut self.unfinished) {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use pythond_protocol::lane::{HostCommand, HostEvent};
 use pythond_protocol::outcome::CellStatus;
+use pythond_protocol::verbs::list::SessionState;
 use pythond_protocol::{CellId, ErrorCode};
 
 use rustix::process::Signal;
@@ -193,4 +194,32 @@ fn a_cell_that_ended_and_was_forgotten_before_the_lanes_were_back_is_lost_and_no
     assert_eq!(kept.result.as_deref(), Some("told"), "{kept:?}");
     assert_eq!(wire.value("work", "ran"), "[1, 2]");
     assert_eq!(wire.status("work").running, []);
+}
+
+#[test]
+fn an_id_that_was_kept_free_for_a_cell_in_vain_is_no_running_cell() {
+    let daemon = TestDaemon::start();
+    let mut wire = daemon.connect();
+    let pid = wire.create("work").pid;
+    let first = wire.run("work", "ran = []").cell_id.unwrap();
+    let holder = Holder::begin(&daemon, &mut wire, "work");
+    let mut client = daemon.connect();
+    client.submit("work", "ran.append(1)");
+    wait_for_main_thread(pid);
+    // Whoever asks something lets the host expect the cell.
+    wire.status("work");
+    let (lane, _) = HostLane::open(&daemon, 99);
+    eventually("the daemon has opened new lanes", || {
+        recoveries(&daemon) == 1
+    });
+    drop(lane);
+    holder.end();
+    let cell = client.outcome().cell_id.unwrap();
+    assert_eq!(cell.as_u64(), first.as_u64() + 2, "another id than before");
+    assert_eq!(wire.value("work", "ran"), "[1]");
+    eventually("no cell runs", || wire.status("work").running.is_empty());
+    assert_eq!(wire.interrupt("work").interrupted, []);
+    eventually("the session is idle", || {
+        wire.sessions()[0].state == SessionState::Idle
+    });
 }

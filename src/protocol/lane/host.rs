@@ -99,6 +99,10 @@ pub enum HostCommand {
         /// `fork` cells are interrupted too, and not killed. Version 3.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         soft: bool,
+        /// Nobody named them: those that the host does not know are left out, not
+        /// refused.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unnamed: bool,
     },
     /// Answer with [`HostEvent::Stack`].
     Stack {
