@@ -572,12 +572,11 @@ impl Cells {
         (ids(main), ids(beside))
     }
 
-    /// The `fork` cells that are not finished.
-    pub(crate) fn unfinished_forks(&self) -> Vec<CellId> {
+    /// The cells of one kind that are not finished.
+    pub(crate) fn unfinished_of(&self, kind: CellKind) -> Vec<CellId> {
         let records = self.records.iter();
-        let forks =
-            records.filter(|(_, record)| record.kind == CellKind::Fork && record.end.is_none());
-        forks.map(|(id, _)| *id).collect()
+        let found = records.filter(|(_, record)| record.kind == kind && record.end.is_none());
+        found.map(|(id, _)| *id).collect()
     }
 
     /// The newest cell that runs beside the main thread.

@@ -122,6 +122,7 @@ impl Session {
             created_at: jiff::Timestamp::now().to_string(),
             age_ms: 0,
             unfinished: Vec::new(),
+            unfinished_humans: Vec::new(),
             unfinished_beside: Vec::new(),
             unfinished_forks: Vec::new(),
             forks: true,

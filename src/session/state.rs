@@ -146,6 +146,13 @@ impl<W> CellBoard<W> {
         request
     }
 
+    /// True if this cell is one that is not finished.
+    pub(crate) fn knows(&self, id: CellId) -> bool {
+        let ids = self.cells.values().filter_map(|cell| cell.id);
+        ids.chain(self.inherited.values().copied())
+            .any(|known| known == id)
+    }
+
     /// Takes a new cell: its number, and the lane it must go by. The cell lane
     /// is for a session without unfinished cells; all others queue in the
     /// host, where they are known.

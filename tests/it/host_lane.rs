@@ -1,13 +1,16 @@
-//! A control lane to a host, held by a test: what a daemon would hear there.
-//! While it is there the daemon has none.
+//! Lanes to a host, held by a test: what a daemon would hear there. While such a
+//! control lane is there the daemon has none.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use pythond_protocol::lane::{
-    Decoder, HELLO_TAG, Hello, HostCommand, HostEvent, HostInfo, LINK_VERSION, Lane, encode,
+    Attach, Decoder, HELLO_TAG, Hello, HostCommand, HostEvent, HostInfo, LINK_VERSION, Lane,
+    TerminalCommand, TerminalEvent, encode,
 };
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::support::TestDaemon;
 
@@ -19,8 +22,7 @@ pub(crate) struct HostLane {
 }
 
 impl HostLane {
-    /// Opens a control lane to the one session of a daemon.
-    pub(crate) fn open(daemon: &TestDaemon, tag: u64) -> (Self, HostInfo) {
+    fn connect(daemon: &TestDaemon, kind: Lane, tag: u64) -> Self {
         let sockets = daemon.host_sockets();
         let [socket] = sockets.as_slice() else {
             panic!("{sockets:?}")
@@ -38,19 +40,43 @@ impl HostLane {
         let hello = Hello {
             version: LINK_VERSION,
             tag,
-            lane: Lane::Control,
+            lane: kind,
         };
-        let hello = encode(HELLO_TAG, &hello, b"").unwrap();
-        lane.stream.write_all(&hello).unwrap();
+        lane.say(&hello, b"");
         lane.tag = tag;
+        lane
+    }
+
+    /// Opens a control lane to the one session of a daemon.
+    pub(crate) fn open(daemon: &TestDaemon, tag: u64) -> (Self, HostInfo) {
+        let mut lane = Self::connect(daemon, Lane::Control, tag);
         match lane.next() {
             HostEvent::Welcome(info) => (lane, *info),
             other => panic!("{other:?}"),
         }
     }
 
+    /// Attaches a terminal to that session.
+    pub(crate) fn attach(daemon: &TestDaemon, tag: u64) -> Self {
+        let mut lane = Self::connect(daemon, Lane::Terminal, tag);
+        lane.say(&TerminalCommand::Attach(Attach::default()), b"");
+        match lane.hear() {
+            TerminalEvent::Attached { .. } => lane,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Types something at it.
+    pub(crate) fn type_in(&mut self, text: &str) {
+        self.say(&TerminalCommand::Input, text.as_bytes());
+    }
+
     /// The next word of the host.
     pub(crate) fn next(&mut self) -> HostEvent {
+        self.hear()
+    }
+
+    fn hear<E: DeserializeOwned>(&mut self) -> E {
         let mut buffer = [0; 4096];
         loop {
             if let Some(message) = self.decoder.next_message().unwrap() {
@@ -63,7 +89,11 @@ impl HostLane {
     }
 
     pub(crate) fn send(&mut self, command: &HostCommand) {
-        let message = encode(self.tag, command, b"").unwrap();
+        self.say(command, b"");
+    }
+
+    fn say(&mut self, words: &impl Serialize, body: &[u8]) {
+        let message = encode(self.tag, words, body).unwrap();
         self.stream.write_all(&message).unwrap();
     }
 }

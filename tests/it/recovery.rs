@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use pythond_protocol::lane::{HostCommand, HostEvent};
 use pythond_protocol::outcome::CellStatus;
 use pythond_protocol::verbs::list::SessionState;
+use pythond_protocol::verbs::submit::FireReply;
 use pythond_protocol::{CellId, ErrorCode};
 
 use rustix::process::Signal;
@@ -222,4 +223,81 @@ fn an_id_that_was_kept_free_for_a_cell_in_vain_is_no_running_cell() {
     eventually("the session is idle", || {
         wire.sessions()[0].state == SessionState::Idle
     });
+}
+
+/// Waits until the host says that so many cells run.
+fn wait_for_running(lane: &mut HostLane, count: usize) {
+    eventually("the cells run", || {
+        lane.send(&HostCommand::Status { request: 1 });
+        matches!(lane.next(), HostEvent::Status { status, .. } if status.running.len() == count)
+    });
+}
+
+#[test]
+fn a_cell_that_began_while_the_lanes_were_broken_is_told_as_running() {
+    let daemon = TestDaemon::start();
+    let mut wire = daemon.connect();
+    wire.create("work");
+    let mut follower = daemon.connect();
+    assert!(follower.ask("events work").contains("ready"));
+    let gates = ["one", "two", "three"].map(|name| Gate::new(&daemon, name));
+    let mut client = daemon.connect();
+    client.submit("work", &gates[0].code());
+    let fired: Vec<FireReply> = gates[1..]
+        .iter()
+        .map(|gate| wire.json(&format!("fire work --queue --json\n{}", gate.code())))
+        .collect();
+    let [first, second] = fired.as_slice() else {
+        panic!("{fired:?}")
+    };
+    assert_eq!(second.status, CellStatus::Queued);
+
+    let mut lane = cut_off(&daemon);
+    gates[1].open();
+    eventually("the first has ended and the second runs", || {
+        lane.send(&HostCommand::Status { request: 1 });
+        let answer = lane.next();
+        matches!(answer, HostEvent::Status { status, .. }
+            if status.running.contains(&second.cell_id)
+                && !status.running.contains(&first.cell_id))
+    });
+    reach_again(&daemon, lane);
+    let started = r#""event":"cell_started","session":"work""#;
+    let id = second.cell_id.to_string();
+    eventually("its start is told", || {
+        let event = follower.receive();
+        event.contains(started) && event.contains(&id)
+    });
+    let interrupted = wire.interrupt("work").interrupted;
+    assert_eq!(interrupted.len(), 2, "{interrupted:?}");
+    assert!(interrupted.contains(&second.cell_id), "{interrupted:?}");
+    assert_eq!(client.outcome().status, CellStatus::Interrupted);
+}
+
+#[test]
+fn a_persons_cell_that_began_while_the_lanes_were_broken_makes_the_session_busy() {
+    let daemon = TestDaemon::start();
+    let mut wire = daemon.connect();
+    wire.create("work");
+    let gate = Gate::new(&daemon, "gate");
+    assert!(
+        wire.run(
+            "work",
+            &format!("def wait():\n    {}", gate.code().replace('\n', "\n    "))
+        )
+        .ok
+    );
+
+    let mut lane = cut_off(&daemon);
+    let mut terminal = HostLane::attach(&daemon, 97);
+    terminal.type_in("wait()\r");
+    wait_for_running(&mut lane, 1);
+    reach_again(&daemon, lane);
+    let refused = wire.ask("run work --busy=fail --json\n1 + 1");
+    assert!(refused.contains(r#""busy""#), "{refused}");
+    gate.open();
+    eventually("the session is idle", || {
+        wire.sessions()[0].state == SessionState::Idle
+    });
+    assert_eq!(wire.value("work", "1 + 1"), "2");
 }

@@ -35,6 +35,12 @@ impl Session {
         self.set_held(hosted.held_by.clone());
         self.expected = None;
         self.awaited.clear();
+        for cell in &hosted.unfinished {
+            // It came or began while nobody listened.
+            if !self.board.knows(*cell) {
+                self.board.inherit(*cell);
+            }
+        }
         for step in self.board.resume(hosted.next_cell) {
             match step {
                 Resume::Await { request, cell } => {
