@@ -92,11 +92,7 @@ impl Hosts {
         socket: &str,
         wanted: impl FnOnce(&SessionName) -> bool,
     ) -> Result<Option<SessionHandle>, ConnectError> {
-        let (control, cell) = tokio::join!(
-            host_process::open_control(&self.dir, socket),
-            host_process::open_cell(&self.dir, socket)
-        );
-        let (control, info) = control?;
+        let (control, info) = host_process::open_control(&self.dir, socket).await?;
         let HostInfo {
             pid,
             session: Some(hosted),
@@ -118,10 +114,11 @@ impl Hosts {
             let _ = control.send(&HostCommand::Shutdown, b"");
             return Err(ConnectError::Refused(why));
         }
-        let cell = cell?;
         if !wanted(&hosted.spec.session) {
             return Ok(None);
         }
+        // In this order: a welcome ends the use of the cell lane that is there.
+        let cell = host_process::open_cell(&self.dir, socket).await?;
         tombstones::expect(&self.dir, &hosted, pid, socket);
         let exit = self.exits.watch(hosted.zygote_pid, socket);
         let link = session::Connected {

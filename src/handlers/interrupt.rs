@@ -29,7 +29,7 @@ pub(super) async fn handle(
         .map_err(|error| error.with_plain(format!("no session '{name}'")))?;
     let mut outcome = Outcome::default();
     match session
-        .ask(Question::Interrupt(request.cells, request.soft))
+        .ask(Question::interrupt(request.cells, request.soft))
         .await
     {
         Ok(HostEvent::Interrupted { cells, .. }) => outcome.cells = cells,

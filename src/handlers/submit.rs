@@ -362,7 +362,7 @@ impl Drop for CancelGuard {
             let session = self.session.clone();
             self.context.hosts.tracker.spawn(async move {
                 // A session that cannot be asked has its own way to end.
-                let _ = session.ask(Question::Interrupt(vec![cell], false)).await;
+                let _ = session.ask(Question::interrupt(vec![cell], false)).await;
             });
         }
     }

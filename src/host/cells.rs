@@ -56,8 +56,8 @@ pub(crate) struct Offer<'a> {
     /// The daemon's number for it.
     pub(crate) request: u64,
     pub(crate) kind: CellKind,
-    /// It came by the cell lane.
-    pub(crate) direct: bool,
+    /// The tag of the cell lane that it came by; none if it came by another way.
+    pub(crate) lane: Option<u64>,
     pub(crate) how: &'a CellSpec,
     pub(crate) source: &'a str,
 }
@@ -79,6 +79,9 @@ pub(crate) enum Acceptance {
     Existing(CellId, CellStatus),
     /// It is not taken.
     Refused(ErrorReply),
+    /// It was read from a cell lane that is not in use any more: whoever sent it
+    /// was told since then that it has not arrived.
+    Stale,
 }
 
 #[derive(Debug)]
@@ -131,8 +134,9 @@ pub(crate) enum Found {
     Ended(Box<FinishedCell>),
     /// It has not; the asker will be told.
     Later,
-    /// No such cell is known.
-    Unknown,
+    /// No such cell is known. [`ErrorCode::UnknownCell`]: it never arrived;
+    /// [`ErrorCode::Lost`]: it is not kept any more.
+    Unknown(ErrorReply),
 }
 
 /// All cells of a session.
@@ -151,6 +155,11 @@ pub(crate) struct Cells {
     /// The id of a cell that the main thread has not read yet and that comes
     /// before all that wait.
     reserved: Option<CellId>,
+    /// The last one whose cell did not come before its lane was out of use.
+    never_read: Option<CellId>,
+    /// The tag of the cell lane; none since a daemon was welcomed whose cell lane
+    /// is not there yet.
+    lane: Option<u64>,
     /// Those that wait for the main thread.
     queue: VecDeque<QueuedCell>,
     /// Those that wait for the `fire` cells before them.
@@ -177,6 +186,8 @@ impl Cells {
             keys: HashMap::new(),
             spent_keys: SpentKeys::default(),
             reserved: None,
+            never_read: None,
+            lane: None,
             queue: VecDeque::new(),
             beside: VecDeque::new(),
             held: VecDeque::new(),
@@ -212,6 +223,11 @@ impl Cells {
         self.reserved == Some(id)
     }
 
+    /// Cells come by the cell lane with this tag from now on.
+    pub(crate) fn use_lane(&mut self, tag: u64) {
+        self.lane = Some(tag);
+    }
+
     fn take_id(&mut self, kind: CellKind, direct: bool) -> CellId {
         if direct && let Some(id) = self.reserved.take() {
             return id;
@@ -235,9 +251,14 @@ impl Cells {
         self.forgotten
     }
 
-    /// An earlier daemon is gone: its numbers mean nothing.
+    /// A daemon is welcomed. The numbers of an earlier one mean nothing, and what
+    /// is read from the cell lane from now on was sent before: this daemon hears
+    /// now which cells there are.
     pub(crate) fn forget_requests(&mut self) {
-        self.reserved = None;
+        if let Some(id) = self.reserved.take() {
+            self.never_read = Some(id);
+        }
+        self.lane = None;
         self.waiting.clear();
         for record in self.records.values_mut() {
             record.request = None;
@@ -254,10 +275,14 @@ impl Cells {
         let Offer {
             request,
             kind,
-            direct,
+            lane,
             how,
             source,
         } = *offer;
+        let direct = lane.is_some();
+        if direct && lane != self.lane {
+            return Acceptance::Stale;
+        }
         if let (Some(key), Some(digest)) = (&how.key, &digest) {
             if self.spent_keys.has(digest.of_key()) {
                 let message = format!("the cell with the id `{key}` is not kept any more");
@@ -473,7 +498,12 @@ impl Cells {
                 self.waiting.push((id, request));
                 Found::Later
             }
-            None => Found::Unknown,
+            None if self.was_given(id) => {
+                let message = format!("cell `{id}` is not kept any more");
+                let error = ErrorReply::new(ErrorCode::Lost, message);
+                Found::Unknown(error.with_hint("it was accepted once and is not run again"))
+            }
+            None => Found::Unknown(ErrorReply::unknown_cell(&id.to_string())),
             Some(Record { end: Some(end), .. }) => Found::Ended(Box::new(FinishedCell {
                 request: Some(request),
                 next_cell,
@@ -484,6 +514,15 @@ impl Cells {
                 Found::Later
             }
         }
+    }
+
+    /// A cell had this id. Only the daemon that sent it asks for one which was kept
+    /// free in vain, and it has at most one such cell on its way.
+    fn was_given(&self, id: CellId) -> bool {
+        let first = |number| CellId::from_parts(self.salt, number);
+        let main = first(1)..=first(self.counter);
+        let beside = first(BESIDE | 1)..=first(BESIDE | self.beside_counter);
+        self.never_read != Some(id) && (main.contains(&id) || beside.contains(&id))
     }
 
     /// Whoever asked for a cell's end does not wait any more.
@@ -549,12 +588,11 @@ impl Cells {
         (ids(main), ids(beside))
     }
 
-    /// The `fork` cells that are not finished.
-    pub(crate) fn unfinished_forks(&self) -> Vec<CellId> {
+    /// The cells of one kind that are not finished.
+    pub(crate) fn unfinished_of(&self, kind: CellKind) -> Vec<CellId> {
         let records = self.records.iter();
-        let forks =
-            records.filter(|(_, record)| record.kind == CellKind::Fork && record.end.is_none());
-        forks.map(|(id, _)| *id).collect()
+        let found = records.filter(|(_, record)| record.kind == kind && record.end.is_none());
+        found.map(|(id, _)| *id).collect()
     }
 
     /// The newest cell that runs beside the main thread.

@@ -42,8 +42,8 @@ struct Asked {
 pub(crate) struct Submitted {
     pub(crate) request: u64,
     pub(crate) kind: CellKind,
-    /// It came by the cell lane.
-    pub(crate) direct: bool,
+    /// The tag of the cell lane that it came by, if it did.
+    pub(crate) lane: Option<u64>,
     pub(crate) how: CellSpec,
 }
 
@@ -78,6 +78,9 @@ impl Control {
             fetch.answered.store(true, SeqCst);
         }
         self.told.clear();
+        for asked in self.asked.drain(..) {
+            asked.answered.store(true, SeqCst);
+        }
         self.watch();
     }
 
@@ -101,7 +104,7 @@ impl Control {
                 let cell = Submitted {
                     request,
                     kind: CellKind::Run,
-                    direct: false,
+                    lane: None,
                     how,
                 };
                 return self.submit(cell, message.body, nudge);
@@ -110,7 +113,7 @@ impl Control {
                 let cell = Submitted {
                     request,
                     kind: CellKind::Fire,
-                    direct: false,
+                    lane: None,
                     how,
                 };
                 return self.submit(cell, message.body, nudge);
@@ -119,7 +122,7 @@ impl Control {
                 let cell = Submitted {
                     request,
                     kind: CellKind::Fork,
-                    direct: false,
+                    lane: None,
                     how,
                 };
                 return self.submit(cell, message.body, nudge);
@@ -162,13 +165,14 @@ impl Control {
             HostCommand::Await { request, cell } => match shared.find(cell, request) {
                 Found::Ended(end) => return Some(shared.finished_message(end)),
                 Found::Later => return None,
-                Found::Unknown => unknown_cell(request, cell),
+                Found::Unknown(error) => HostEvent::Refused { request, error },
             },
             HostCommand::Interrupt {
                 request,
                 cells,
                 soft,
-            } => return self.interrupt(request, cells, soft),
+                unnamed,
+            } => return self.interrupt(request, cells, soft, unnamed),
             HostCommand::Stack { request } => {
                 self.stack(request);
                 return None;
@@ -222,21 +226,22 @@ impl Control {
         let Submitted {
             request,
             kind,
-            direct,
+            lane,
             how,
         } = submitted;
         let shared = self.shared;
         let source = into_source(body);
-        let accepted = shared.accept(request, kind, direct, &how, &source);
+        let accepted = shared.accept(request, kind, lane, &how, &source);
         let (cell, existing, status) = match accepted {
             Acceptance::Refused(error) => {
                 return Some((HostEvent::Refused { request, error }, Vec::new()));
             }
+            Acceptance::Stale => return None,
             Acceptance::Existing(cell, status) => (cell, true, status),
             Acceptance::New(id) => {
                 let cell = QueuedCell {
                     id,
-                    direct,
+                    direct: lane.is_some(),
                     changed: how.changed,
                     source,
                     most_back: how.max_result,
@@ -281,7 +286,7 @@ impl Control {
                 }
                 Found::Later => None,
                 // It was forgotten in this very moment.
-                Found::Unknown => Some((unknown_cell(request, cell), Vec::new())),
+                Found::Unknown(error) => Some((HostEvent::Refused { request, error }, Vec::new())),
             };
         }
         Some((accepted, Vec::new()))

@@ -458,6 +458,8 @@ impl IoThread {
             }
             Lane::Cell => {
                 self.failing = None;
+                // In this order: the daemon sends cells once it has the answer.
+                self.shared.use_lane(hello.tag);
                 lane.send(&HostEvent::CellLaneReady, b"")?;
                 self.cells = Some(lane);
                 self.lane_to_give = Some(hello.tag);
@@ -554,6 +556,7 @@ impl IoThread {
         let Some(cells) = &mut self.cells else {
             return Ok(());
         };
+        let lane = Some(cells.tag());
         cells.receive()?;
         let mut messages = Vec::new();
         while let Some(message) = cells.next::<HostCommand>()? {
@@ -567,7 +570,7 @@ impl IoThread {
                 let cell = Submitted {
                     request,
                     kind: CellKind::Run,
-                    direct: true,
+                    lane,
                     how,
                 };
                 let answer = self.requests.submit(cell, body, nudge);

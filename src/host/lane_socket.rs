@@ -58,6 +58,11 @@ impl LaneSocket {
         self.decoder.set_tag(tag);
     }
 
+    /// What marks its messages.
+    pub(crate) fn tag(&self) -> u64 {
+        self.tag
+    }
+
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

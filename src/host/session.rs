@@ -12,9 +12,9 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
+use pythond_protocol::CellId;
 use pythond_protocol::lane::{CellSpec, Decoder, HostCommand, HostEvent, HostedSession, LaneError};
 use pythond_protocol::outcome::{CellKind, CellStatus};
-use pythond_protocol::{CellId, ErrorReply};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -122,6 +122,7 @@ impl Session {
             created_at: jiff::Timestamp::now().to_string(),
             age_ms: 0,
             unfinished: Vec::new(),
+            unfinished_humans: Vec::new(),
             unfinished_beside: Vec::new(),
             unfinished_forks: Vec::new(),
             forks: true,
@@ -357,17 +358,25 @@ impl Session {
                     return None;
                 }
             };
+            let tag = lane.tag;
             // Nothing else belongs here; the control lane has the rest.
-            if let HostCommand::Run { request, how, .. } = message.header
-                && let Some(cell) = self.accept(request, &how, message.body)
-            {
+            let HostCommand::Run { request, how, .. } = message.header else {
+                continue;
+            };
+            if let Some(cell) = self.accept(request, tag, &how, message.body) {
                 return Some(cell);
             }
         }
     }
 
-    /// Takes a cell from the lane; none if it is not to be run.
-    fn accept(&self, request: u64, how: &CellSpec, body: Vec<u8>) -> Option<QueuedCell> {
+    /// Takes a cell from the lane with this tag; none if it is not to be run.
+    fn accept(
+        &mut self,
+        request: u64,
+        tag: u64,
+        how: &CellSpec,
+        body: Vec<u8>,
+    ) -> Option<QueuedCell> {
         let shared = self.shared;
         let source = control::into_source(body);
         let accepted = |cell, existing, status| HostEvent::Accepted {
@@ -376,7 +385,7 @@ impl Session {
             existing,
             status,
         };
-        match shared.accept(request, CellKind::Run, true, how, &source) {
+        match shared.accept(request, CellKind::Run, Some(tag), how, &source) {
             Acceptance::New(id) => {
                 if how.key.is_some() {
                     shared.send(accepted(id, false, CellStatus::Running), Vec::new());
@@ -398,8 +407,7 @@ impl Session {
                     }
                     Found::Later => {}
                     // It was forgotten in this very moment.
-                    Found::Unknown => {
-                        let error = ErrorReply::unknown_cell(&id.to_string());
+                    Found::Unknown(error) => {
                         shared.send(HostEvent::Refused { request, error }, Vec::new());
                     }
                 }
@@ -407,6 +415,12 @@ impl Session {
             }
             Acceptance::Refused(error) => {
                 shared.send(HostEvent::Refused { request, error }, Vec::new());
+                None
+            }
+            Acceptance::Stale => {
+                // With all that was read from it. The next one is in the handoff,
+                // or will be.
+                self.lane = None;
                 None
             }
         }

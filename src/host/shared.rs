@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{HostEvent, HostInfo, HostedSession, LINK_VERSION};
+use pythond_protocol::outcome::CellKind;
 
 use crate::cells::Cells;
 use crate::disk::Disk;
@@ -156,7 +157,8 @@ impl Shared {
         let mut session = self.hosted.get().cloned();
         if let Some(session) = &mut session {
             (session.unfinished, session.unfinished_beside) = state.cells.unfinished();
-            session.unfinished_forks = state.cells.unfinished_forks();
+            session.unfinished_humans = state.cells.unfinished_of(CellKind::Human);
+            session.unfinished_forks = state.cells.unfinished_of(CellKind::Fork);
             session.queued = state.cells.queued();
             session.age_ms = self.age_ms();
             session.next_cell = state.cells.next_id();

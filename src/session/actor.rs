@@ -4,7 +4,8 @@
 mod link;
 mod recovery;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -81,8 +82,9 @@ struct Session {
     many_asks: usize,
     /// The last cell of the cell lane that the host was told to expect.
     expected: Option<CellId>,
-    /// Cells that were asked for over new lanes: refused means never arrived.
-    resending: HashSet<u64>,
+    /// Cells whose ends were asked for when the lanes were new, by request: one that
+    /// is refused as unknown has never arrived.
+    awaited: HashMap<u64, CellId>,
 }
 
 /// Starts the task of a session whose lanes are open.
@@ -102,7 +104,7 @@ pub(crate) fn start(
     } = connected;
     let (sender, inbox) = mpsc::channel(INBOX);
     let first_new = hosted.next_cell;
-    let mut board = CellBoard::new(first_new);
+    let mut board = CellBoard::new(first_new, first_request());
     let inherited: Vec<_> = hosted
         .unfinished
         .iter()
@@ -147,16 +149,22 @@ pub(crate) fn start(
         asks: HashMap::new(),
         many_asks: MANY_QUESTIONS,
         expected: None,
-        resending: HashSet::new(),
+        awaited: HashMap::new(),
     };
     session
         .board
         .set_held(session.shared.hosted.held_by.is_some());
     for (request, cell) in inherited {
-        session.control(&HostCommand::Await { request, cell }, b"");
+        session.await_cell(request, cell);
     }
     tracker.spawn(session.run(inbox, exit));
     handle
+}
+
+/// A number that the requests of no other daemon come near, nor those of another
+/// task of this one.
+fn first_request() -> u64 {
+    RandomState::new().hash_one(()) >> 32 << 32
 }
 
 impl Session {
@@ -360,9 +368,21 @@ impl Session {
             && let Some(kind) = kind
         {
             self.watch.accepted(accepted.cell, kind, accepted.status);
-            self.publish_running();
         }
+        // It was told under another id, and sent again.
+        if let Some(before) = self.awaited.remove(&request)
+            && before != accepted.cell
+        {
+            self.watch.lost(before);
+        }
+        self.publish_running();
         self.tell_accepted(request, accepted);
+    }
+
+    /// Asks for the end of a cell over new lanes.
+    fn await_cell(&mut self, request: u64, cell: CellId) {
+        self.awaited.insert(request, cell);
+        self.control(&HostCommand::Await { request, cell }, b"");
     }
 
     fn control(&mut self, command: &HostCommand, body: &[u8]) {
@@ -375,9 +395,11 @@ impl Session {
     fn question(&mut self, question: Question, reply: AskReply) {
         let question = match question {
             // A cell that is on its way to the host is meant as well.
-            Question::Interrupt(cells, soft) if cells.is_empty() => {
-                Question::Interrupt(self.watch.running(self.board.current()), soft)
-            }
+            Question::Interrupt { cells, soft, .. } if cells.is_empty() => Question::Interrupt {
+                cells: self.watch.running(self.board.current()),
+                soft,
+                unnamed: true,
+            },
             question => question,
         };
         if self.asks.len() >= self.many_asks {
@@ -508,6 +530,14 @@ impl Session {
 
     fn finished(&mut self, finished: Box<FinishedCell>, log: Vec<u8>) {
         self.watch.finished(&finished);
+        let was_awaited = finished
+            .request
+            .map(|request| self.awaited.remove(&request));
+        if let Some(Some(before)) = was_awaited
+            && before != finished.cell
+        {
+            self.watch.lost(before);
+        }
         // A copy for somebody who asked; the cell's own message may come later.
         let asked = finished
             .request
@@ -520,7 +550,7 @@ impl Session {
         let found = self.board.finished(&finished);
         self.publish_running();
         if let Some((request, cell)) = found {
-            self.resending.remove(&request);
+            self.awaited.remove(&request);
             self.answer_finished(cell.waiter, finished, log);
         }
     }
@@ -542,10 +572,17 @@ impl Session {
     }
 
     fn refused(&mut self, request: u64, error: ErrorReply) {
-        if let Some((_, reply)) = self.asks.remove(&request) {
+        if let Some((question, reply)) = self.asks.remove(&request) {
+            let error = match question {
+                // Who asks for any cell is told alike of all that are not kept.
+                Question::Await(cell) if error.code == ErrorCode::Lost => {
+                    ErrorReply::unknown_cell(&cell.to_string())
+                }
+                _ => error,
+            };
             let _ = reply.send(Err(error));
-        } else if self.resending.remove(&request) && self.board.send_again(request).is_some() {
-            self.send_cell(request);
+        } else if let Some(before) = self.awaited.remove(&request) {
+            self.not_found(request, before, error);
         } else if let Some(cell) = self.board.remove(request) {
             answer(cell.waiter, RunAnswer::Refused(error));
         }
@@ -611,4 +648,20 @@ async fn wait_for_report(
         ));
     }
     Some(end)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn requests_of_different_daemons_have_numbers_far_apart() {
+        let numbers: Vec<u64> = (0..8).map(|_| super::first_request()).collect();
+        for (index, number) in numbers.iter().enumerate() {
+            let near = |other: &&u64| number.abs_diff(**other) < 1 << 32;
+            assert_eq!(
+                numbers.iter().filter(near).count(),
+                1,
+                "{index}: {numbers:?}"
+            );
+        }
+    }
 }

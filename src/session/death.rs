@@ -105,6 +105,7 @@ pub(super) fn hardly_known(
         created_at: unknown(),
         age_ms: 0,
         unfinished: Vec::new(),
+        unfinished_humans: Vec::new(),
         unfinished_beside: Vec::new(),
         unfinished_forks: Vec::new(),
         forks: false,

@@ -183,8 +183,14 @@ pub(crate) enum Question {
     Look(Option<CellId>),
     Await(CellId),
     Read(OutputRange),
-    /// Empty means every running cell.
-    Interrupt(Vec<CellId>, bool),
+    Interrupt {
+        /// Empty means every running cell.
+        cells: Vec<CellId>,
+        /// `fork` cells are not killed.
+        soft: bool,
+        /// Nobody named the cells.
+        unnamed: bool,
+    },
     Stack,
     KillChildren(CellId),
     Hold {
@@ -206,13 +212,22 @@ pub(crate) struct OutputRange {
 }
 
 impl Question {
+    /// Interrupts these cells; all that run if there are none.
+    pub(crate) fn interrupt(cells: Vec<CellId>, soft: bool) -> Self {
+        Self::Interrupt {
+            cells,
+            soft,
+            unnamed: false,
+        }
+    }
+
     /// The one cell that it is about.
     pub(super) fn cell(&self) -> Option<CellId> {
         match self {
             Self::Look(cell) => *cell,
             Self::Await(cell) | Self::KillChildren(cell) => Some(*cell),
             Self::Read(range) => Some(range.cell),
-            Self::Interrupt(cells, _) => match cells[..] {
+            Self::Interrupt { cells, .. } => match cells[..] {
                 [only] => Some(only),
                 _ => None,
             },
@@ -248,10 +263,15 @@ impl Question {
                 most,
                 follow,
             },
-            Self::Interrupt(cells, soft) => HostCommand::Interrupt {
+            Self::Interrupt {
+                cells,
+                soft,
+                unnamed,
+            } => HostCommand::Interrupt {
                 request,
                 cells,
                 soft,
+                unnamed,
             },
             Self::Stack => HostCommand::Stack { request },
             Self::KillChildren(cell) => HostCommand::KillChildren { request, cell },

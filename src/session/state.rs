@@ -108,10 +108,12 @@ pub(crate) struct CellBoard<W> {
 }
 
 impl<W> CellBoard<W> {
-    /// The board of a host that just welcomed us.
-    pub(crate) fn new(next_cell: CellId) -> Self {
+    /// The board of a host that just welcomed us. Requests are numbered from
+    /// `first_request` on: no other board's numbers may come near, as answers to
+    /// an earlier daemon may still be on their way in the host.
+    pub(crate) fn new(next_cell: CellId, first_request: u64) -> Self {
         Self {
-            next_request: 1,
+            next_request: first_request,
             next_cell,
             cells: BTreeMap::new(),
             inherited: BTreeMap::new(),
@@ -142,6 +144,13 @@ impl<W> CellBoard<W> {
         let request = self.next_request();
         self.inherited.insert(request, cell);
         request
+    }
+
+    /// True if this cell is one that is not finished.
+    pub(crate) fn knows(&self, id: CellId) -> bool {
+        let ids = self.cells.values().filter_map(|cell| cell.id);
+        ids.chain(self.inherited.values().copied())
+            .any(|known| known == id)
     }
 
     /// Takes a new cell: its number, and the lane it must go by. The cell lane
@@ -357,7 +366,7 @@ mod tests {
 
     #[test]
     fn only_a_cell_that_meets_no_other_takes_the_cell_lane() {
-        let mut board = CellBoard::new(id(0));
+        let mut board = CellBoard::new(id(0), 1);
         assert_eq!(add(&mut board, "a", 'a'), Ok((1, Lane::Cell)));
         assert_eq!(add(&mut board, "b", 'b'), Ok((2, Lane::Control)));
         assert_eq!(board.current(), Some(id(0)));
@@ -373,8 +382,24 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_answers_an_earlier_daemon_goes_to_the_cell_that_ended() {
+        let mut board = CellBoard::new(id(0), 1 << 40);
+        let (mine, _) = add(&mut board, "a", 'a').unwrap();
+        let (other, _) = add(&mut board, "b", 'b').unwrap();
+        assert_eq!((mine, other), (1 << 40, (1 << 40) + 1));
+        board.accepted(other, id(1));
+        for number in 0..4 {
+            assert!(board.remove(number).is_none());
+            let end = finished(Some(number), id(9), id(2));
+            assert!(board.finished(&end).is_none());
+        }
+        let end = finished(Some(1), id(1), id(2));
+        assert_eq!(board.finished(&end).unwrap().1.waiter, 'b');
+    }
+
+    #[test]
     fn cells_beside_the_main_thread_never_take_its_lane() {
-        let mut board = CellBoard::new(id(0));
+        let mut board = CellBoard::new(id(0), 1);
         let fire = |board: &mut CellBoard<()>| {
             board.add("a".into(), CellKind::Fire, CellSpec::default(), ())
         };
@@ -386,7 +411,7 @@ mod tests {
 
     #[test]
     fn the_id_of_a_cell_with_a_key_is_the_hosts_to_say() {
-        let mut board = CellBoard::new(id(0));
+        let mut board = CellBoard::new(id(0), 1);
         let how = CellSpec {
             key: Some("k".to_owned()),
             ..CellSpec::default()
@@ -398,7 +423,7 @@ mod tests {
 
     #[test]
     fn an_end_that_is_told_late_does_not_turn_the_count_back() {
-        let mut board = CellBoard::new(id(0));
+        let mut board = CellBoard::new(id(0), 1);
         add(&mut board, "a", ()).unwrap();
         add(&mut board, "b", ()).unwrap();
         board.finished(&finished(Some(2), id(1), id(2)));
@@ -409,7 +434,7 @@ mod tests {
 
     #[test]
     fn inherited_cells_keep_the_cell_lane_free() {
-        let mut board = CellBoard::new(id(5));
+        let mut board = CellBoard::new(id(5), 1);
         board.inherit(id(4));
         assert_eq!(add(&mut board, "a", ()), Ok((2, Lane::Control)));
         board.remove(2);
@@ -420,7 +445,7 @@ mod tests {
 
     #[test]
     fn nothing_is_on_the_cell_lane_that_was_opened_anew() {
-        let mut board = CellBoard::new(id(0));
+        let mut board = CellBoard::new(id(0), 1);
         add(&mut board, "a", ()).unwrap();
         board.mark_sent(1);
         assert_eq!(board.on_cell_lane(), Some(id(0)));
@@ -432,7 +457,7 @@ mod tests {
 
     #[test]
     fn a_cell_without_an_id_is_lost_with_its_lane_and_never_sent_twice() {
-        let mut board = CellBoard::new(id(0));
+        let mut board = CellBoard::new(id(0), 1);
         add(&mut board, "a", ()).unwrap();
         add(&mut board, "b", ()).unwrap();
         add(&mut board, "c", ()).unwrap();
@@ -456,7 +481,7 @@ mod tests {
 
     #[test]
     fn a_cell_whose_key_the_host_knows_is_sent_again() {
-        let mut board = CellBoard::new(id(0));
+        let mut board = CellBoard::new(id(0), 1);
         add(&mut board, "a", ()).unwrap();
         let keyed = CellSpec {
             key: Some("mine".into()),
@@ -471,7 +496,7 @@ mod tests {
 
     #[test]
     fn waiting_bytes_are_limited_and_given_back() {
-        let mut board = CellBoard::new(id(0));
+        let mut board = CellBoard::new(id(0), 1);
         let big = "x".repeat(MAX_QUEUED_BYTES);
         assert!(add(&mut board, &big, ()).is_ok());
         assert!(add(&mut board, "y", ()).is_err());

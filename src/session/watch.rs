@@ -25,7 +25,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(events: Arc<EventLog>, hosted: &HostedSession) -> Self {
         let spec = &hosted.spec;
-        let mut watch = Self {
+        Self {
             events,
             names: Arc::new(CellEvent {
                 session: spec.session.clone(),
@@ -37,40 +37,28 @@ impl Watch {
                 duration_ms: None,
                 output_bytes: None,
             }),
-            unfinished: BTreeMap::new(),
-        };
-        watch.resume(hosted);
-        watch
+            unfinished: states(hosted),
+        }
     }
 
-    /// Takes what the host says of its cells; those that ended meanwhile.
+    /// Takes what the host says of its cells, and tells what has become of them
+    /// meanwhile; those that it does not name any more.
     pub(super) fn resume(&mut self, hosted: &HostedSession) -> Vec<CellId> {
-        let main = hosted.unfinished.iter().map(|cell| (*cell, CellKind::Run));
-        let beside = hosted.unfinished_beside.iter();
-        let beside = beside.map(|cell| {
-            let fork = hosted.unfinished_forks.contains(cell);
-            let kind = if fork { CellKind::Fork } else { CellKind::Fire };
-            (*cell, kind)
-        });
-        let now: BTreeMap<_, _> = main
-            .chain(beside)
-            .map(|(cell, kind)| {
-                let waits = hosted.queued.contains(&cell);
-                let status = if waits {
-                    CellStatus::Queued
-                } else {
-                    CellStatus::Running
-                };
-                (cell, (kind, status))
-            })
-            .collect();
+        let now = states(hosted);
         let gone = self
             .unfinished
             .keys()
             .filter(|cell| !now.contains_key(cell));
-        let gone: Vec<_> = gone.copied().collect();
-        for (cell, state) in now {
-            self.unfinished.entry(cell).or_insert(state);
+        let gone = gone.copied().collect();
+        for (cell, (kind, status)) in now {
+            // A host of an earlier version does not tell a person's cells apart.
+            let known = self.unfinished.get(&cell);
+            let kind = known.map_or(kind, |(kind, _)| *kind);
+            if status == CellStatus::Running {
+                self.started(cell, kind);
+            } else {
+                self.accepted(cell, kind, status);
+            }
         }
         gone
     }
@@ -133,6 +121,13 @@ impl Watch {
         }
     }
 
+    /// Nobody can know how a cell ended, or whether it ever came.
+    pub(super) fn lost(&mut self, cell: CellId) {
+        if let Some((kind, _)) = self.unfinished.remove(&cell) {
+            self.tell(cell, kind, CellStatus::Lost, None);
+        }
+    }
+
     /// The session is gone, and its cells with it.
     pub(super) fn closed(&mut self, told: Option<EndReason>, tombstone: &Tombstone) {
         for (cell, (kind, _)) in std::mem::take(&mut self.unfinished) {
@@ -151,4 +146,32 @@ impl Watch {
             cause: tombstone.cause.clone(),
         });
     }
+}
+
+/// The cells of a session that are not finished, as its host tells.
+fn states(hosted: &HostedSession) -> BTreeMap<CellId, (CellKind, CellStatus)> {
+    let main = hosted.unfinished.iter().map(|cell| {
+        let human = hosted.unfinished_humans.contains(cell);
+        let kind = if human {
+            CellKind::Human
+        } else {
+            CellKind::Run
+        };
+        (*cell, kind)
+    });
+    let beside = hosted.unfinished_beside.iter().map(|cell| {
+        let fork = hosted.unfinished_forks.contains(cell);
+        let kind = if fork { CellKind::Fork } else { CellKind::Fire };
+        (*cell, kind)
+    });
+    let all = main.chain(beside).map(|(cell, kind)| {
+        let waits = hosted.queued.contains(&cell);
+        let status = if waits {
+            CellStatus::Queued
+        } else {
+            CellStatus::Running
+        };
+        (cell, (kind, status))
+    });
+    all.collect()
 }

@@ -8,8 +8,12 @@ mod clients;
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]
+mod host_lane;
+#[cfg(test)]
 mod interrupts;
 #[cfg(test)]
 mod lanes;
+#[cfg(test)]
+mod recovery;
 #[cfg(test)]
 mod support;

@@ -174,6 +174,11 @@ pub(crate) struct TestDaemon {
 impl TestDaemon {
     /// Starts a daemon and waits until it answers.
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same with a configuration file.
+    pub(crate) fn start_with(settings: &str) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_pythond"));
         let binaries = program.parent().unwrap().to_owned();
         for sibling in SIBLINGS {
@@ -188,7 +193,10 @@ impl TestDaemon {
             // The path of a socket has at most 107 bytes.
             .tempdir_in("/tmp")
             .unwrap();
-        fs::create_dir(root.path().join("home")).unwrap();
+        let configuration = root.path().join("home/.config/pythond");
+        fs::create_dir_all(&configuration).unwrap();
+        let mut file = File::create(configuration.join("config.toml")).unwrap();
+        io::Write::write_all(&mut file, settings.as_bytes()).unwrap();
         let mut daemon = Self {
             root,
             binaries,
@@ -233,6 +241,12 @@ impl TestDaemon {
         let mut child = self.process.take().expect("a daemon runs");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Sends the daemon a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let child = self.process.as_ref().expect("a daemon runs");
+        kill_process(Pid::from_child(child), signal).unwrap();
     }
 
     /// Tells the daemon to stop, and waits for the end of it.

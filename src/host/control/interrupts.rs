@@ -28,25 +28,25 @@ impl Control {
     pub(super) fn interrupt(
         &mut self,
         request: u64,
-        cells: Vec<CellId>,
+        mut cells: Vec<CellId>,
         soft: bool,
+        unnamed: bool,
     ) -> Option<Outgoing> {
         // One that the main thread has not read yet is known by its number. In this
         // order: what is not expected any more when it is asked has been accepted.
         let shared = self.shared;
         let unknown =
             |cell: &&CellId| !shared.is_expected(**cell) && shared.state_of(**cell).is_none();
-        if let Some(cell) = cells.iter().find(unknown) {
+        if cells.is_empty() {
+            cells = shared.running();
+        } else if unnamed {
+            cells.retain(|cell| !unknown(&cell));
+        } else if let Some(cell) = cells.iter().find(unknown) {
             return Some((unknown_cell(request, *cell), Vec::new()));
         }
-        let targets = if cells.is_empty() {
-            self.shared.running()
-        } else {
-            cells
-        };
         // In this order: an end that comes now is told.
         self.shared.watch_ends(true);
-        let cells: Vec<_> = targets
+        let cells: Vec<_> = cells
             .into_iter()
             .filter_map(|cell| self.tell(cell, false, soft))
             .collect();

@@ -3,4 +3,5 @@
 mod adoption;
 mod append;
 mod cell_log;
+mod cells;
 mod journal;

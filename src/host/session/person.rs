@@ -81,7 +81,7 @@ impl Session {
             author: self.shared.terminal.person().author,
             ..CellSpec::default()
         };
-        let accepted = self.shared.accept(0, CellKind::Human, false, &how, &source);
+        let accepted = self.shared.accept(0, CellKind::Human, None, &how, &source);
         let Acceptance::New(id) = accepted else {
             return;
         };

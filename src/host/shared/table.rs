@@ -16,19 +16,20 @@ use crate::disk::SLOW;
 
 impl Shared {
     /// Takes a cell, or finds the one that has its key. A new one is to be run
-    /// or enqueued by the caller. `direct`: it came by the cell lane.
+    /// or enqueued by the caller. `lane`: the tag of the cell lane that it came by,
+    /// if it did.
     pub(crate) fn accept(
         &self,
         request: u64,
         kind: CellKind,
-        direct: bool,
+        lane: Option<u64>,
         how: &CellSpec,
         source: &str,
     ) -> Acceptance {
         let offer = Offer {
             request,
             kind,
-            direct,
+            lane,
             how,
             source,
         };
@@ -42,6 +43,11 @@ impl Shared {
             }
         }
         accepted
+    }
+
+    /// Cells come by the cell lane with this tag from now on.
+    pub(crate) fn use_lane(&self, tag: u64) {
+        self.state().cells.use_lane(tag);
     }
 
     /// Lets a cell wait for the main thread.

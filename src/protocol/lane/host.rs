@@ -82,7 +82,8 @@ pub enum HostCommand {
         follow: bool,
     },
     /// Answer with [`HostEvent::Finished`] of this cell: now if it has ended,
-    /// else when it does; [`HostEvent::Refused`] if the host never saw it.
+    /// else when it does. [`HostEvent::Refused`] with `unknown_cell` if the host
+    /// never saw it, with `lost` if it is forgotten.
     Await {
         /// The daemon's number for it.
         request: u64,
@@ -98,6 +99,10 @@ pub enum HostCommand {
         /// `fork` cells are interrupted too, and not killed. Version 3.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         soft: bool,
+        /// Nobody named them: those that the host does not know are left out, not
+        /// refused.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unnamed: bool,
     },
     /// Answer with [`HostEvent::Stack`].
     Stack {

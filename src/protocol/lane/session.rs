@@ -81,6 +81,9 @@ pub struct HostedSession {
     /// Cells that are not finished and have or want the main thread, the
     /// running one first.
     pub unfinished: Vec<CellId>,
+    /// Those of them that a person typed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfinished_humans: Vec<CellId>,
     /// All others that are not finished.
     #[serde(default)]
     pub unfinished_beside: Vec<CellId>,

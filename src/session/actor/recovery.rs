@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use pythond_protocol::lane::{CellFate, HostCommand, HostEnd, HostedSession};
+use pythond_protocol::lane::{CellFate, HostCommand, HostEnd, HostedSession, Lane};
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 
 use super::link::{Link, recover};
@@ -35,11 +35,17 @@ impl Session {
         self.link = Link::Up(lanes);
         self.set_held(hosted.held_by.clone());
         self.expected = None;
+        self.awaited.clear();
+        for cell in &hosted.unfinished {
+            // It came or began while nobody listened.
+            if !self.board.knows(*cell) {
+                self.board.inherit(*cell);
+            }
+        }
         for step in self.board.resume(hosted.next_cell) {
             match step {
                 Resume::Await { request, cell } => {
-                    self.resending.insert(request);
-                    self.control(&HostCommand::Await { request, cell }, b"");
+                    self.await_cell(request, cell);
                 }
                 Resume::Send { request } => {
                     if self.board.send_again(request).is_some() {
@@ -60,9 +66,12 @@ impl Session {
             }
         }
         for cell in self.watch.resume(hosted) {
+            if self.awaited.values().any(|awaited| *awaited == cell) {
+                continue;
+            }
             // Its end was told while nobody listened.
             let request = self.board.next_request();
-            self.control(&HostCommand::Await { request, cell }, b"");
+            self.await_cell(request, cell);
         }
         // Questions change nothing in a host, and an interrupt that arrives twice
         // is one: those on their way when the lanes broke are asked again.
@@ -77,6 +86,31 @@ impl Session {
             self.control(&HostCommand::Shutdown, b"");
         }
         self.publish_running();
+    }
+
+    /// The host does not know the end of a cell that it was asked for: it never
+    /// came, and goes again, or its end is not kept.
+    pub(super) fn not_found(&mut self, request: u64, cell: CellId, error: ErrorReply) {
+        let never_came = error.code == ErrorCode::UnknownCell;
+        if never_came && let Some(lane) = self.board.send_again(request) {
+            let id = self.board.get(request).and_then(|cell| cell.id);
+            if lane != Lane::Cell {
+                // The host says which id it gets; it may be the same.
+                self.awaited.insert(request, cell);
+            } else if id != Some(cell) {
+                self.watch.lost(cell);
+            }
+            self.send_cell(request);
+            return;
+        }
+        self.watch.lost(cell);
+        if let Some(cell) = self.board.remove(request) {
+            let answered = match error.code {
+                ErrorCode::Lost => RunAnswer::Lost(error),
+                _ => RunAnswer::Refused(error),
+            };
+            answer(cell.waiter, answered);
+        }
     }
 
     /// What the host still wrote before it died.

@@ -3,15 +3,16 @@
 //! one answer, nobody is forgotten.
 //!
 //! Both state machines are the real ones. What carries their words is the model's:
-//! a lane is a queue, and the main thread takes a cell from the cell lane in one
-//! step with accepting it.
+//! a lane is a queue. The main thread takes a cell from the cell lane in one step
+//! and accepts it in another: it may wait for the interpreter between them, while
+//! the lanes break and new ones come.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Mutex as GhostMutex;
 
-use pythond_protocol::CellId;
 use pythond_protocol::lane::{CellSpec, FinishedCell, Lane};
 use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::{CellId, ErrorCode};
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::sync::{Arc, Mutex};
 use shuttle::{Config, thread};
@@ -28,13 +29,14 @@ const BREAKS: usize = 3;
 enum Command {
     Run(u64, CellSpec, String, Option<CellId>),
     Await(u64, CellId),
+    Expect(CellId),
     Interrupt,
 }
 
 #[derive(Clone, Debug)]
 enum Event {
     Accepted(u64, CellId),
-    Refused(u64),
+    Refused(u64, ErrorCode),
     Finished(Box<FinishedCell>),
 }
 
@@ -45,11 +47,16 @@ const SILENCE: u32 = 2000;
 /// thread is one step of the model.
 struct World {
     up: bool,
-    to_main: VecDeque<Command>,
+    /// The tag of the newest cell lane, and what each still carries to the main
+    /// thread, those that are broken included.
+    lane: u64,
+    to_main: BTreeMap<u64, VecDeque<Command>>,
     to_io: VecDeque<Command>,
     from_main: VecDeque<Event>,
     from_io: VecDeque<Event>,
     cells: Cells,
+    keeps_one: bool,
+    newest_end: Option<CellId>,
     over: bool,
 }
 
@@ -87,7 +94,8 @@ fn end(id: CellId, status: CellStatus) -> FinishedCell {
 }
 
 impl World {
-    fn accept(&mut self, command: Command, direct: bool) -> Option<QueuedCell> {
+    fn accept(&mut self, command: Command, lane: Option<u64>) -> Option<QueuedCell> {
+        let direct = lane.is_some();
         let (request, id) = match command {
             Command::Run(request, how, source, after) => {
                 if let Some(before) = after {
@@ -97,7 +105,7 @@ impl World {
                 let offer = Offer {
                     request,
                     kind,
-                    direct,
+                    lane,
                     how: &how,
                     source: &source,
                 };
@@ -122,10 +130,18 @@ impl World {
                         self.from_io.push_back(Event::Accepted(request, id));
                         (request, id)
                     }
-                    Acceptance::Refused(error) => panic!("{error:?}"),
+                    Acceptance::Refused(error) => {
+                        self.from_io.push_back(Event::Refused(request, error.code));
+                        return None;
+                    }
+                    Acceptance::Stale => return None,
                 }
             }
             Command::Await(request, id) => (request, id),
+            Command::Expect(id) => {
+                self.cells.reserve(id);
+                return None;
+            }
             Command::Interrupt => {
                 let waiting = self.cells.queued().into_iter().next();
                 if let Some(cell) = waiting.and_then(|id| self.cells.dequeue(id)) {
@@ -137,7 +153,9 @@ impl World {
         match self.cells.find(id, request) {
             Found::Ended(end) => self.from_io.push_back(Event::Finished(end)),
             Found::Later => {}
-            Found::Unknown => self.from_io.push_back(Event::Refused(request)),
+            Found::Unknown(error) => {
+                self.from_io.push_back(Event::Refused(request, error.code));
+            }
         }
         None
     }
@@ -155,6 +173,12 @@ impl World {
             end.request = Some(request);
             self.from_io
                 .push_back(Event::Finished(Box::new(end.clone())));
+        }
+        // There is room for one or for all.
+        if let Some(older) = self.newest_end.replace(cell.id)
+            && self.keeps_one
+        {
+            self.cells.forget([older]);
         }
     }
 }
@@ -182,7 +206,11 @@ impl Daemon<'_> {
         let after = before.filter(|_| cell.lane == Lane::Control);
         let command = Command::Run(request, cell.how.clone(), cell.source.clone(), after);
         match cell.lane {
-            Lane::Cell => world.to_main.push_back(command),
+            Lane::Cell => world
+                .to_main
+                .entry(world.lane)
+                .or_default()
+                .push_back(command),
             Lane::Control | Lane::Terminal => world.to_io.push_back(command),
         }
         self.board.mark_sent(request);
@@ -207,12 +235,14 @@ impl Daemon<'_> {
                     self.answer(cell.waiter, "finished");
                 }
             }
-            Event::Refused(request) => {
-                if self.resending.remove(&request) {
+            Event::Refused(request, code) => {
+                let unknown = code == ErrorCode::UnknownCell;
+                if self.resending.remove(&request) && unknown {
                     self.board.send_again(request);
                     self.send(world, request);
                 } else if let Some(cell) = self.board.remove(request) {
-                    self.answer(cell.waiter, "refused");
+                    let lost = code == ErrorCode::Lost;
+                    self.answer(cell.waiter, if lost { "lost" } else { "refused" });
                 }
             }
         }
@@ -225,9 +255,10 @@ impl Daemon<'_> {
         while let Some(event) = world.from_io.pop_front() {
             self.event(world, event);
         }
-        world.to_main.clear();
         world.to_io.clear();
         world.cells.forget_requests();
+        world.lane += 1;
+        world.cells.use_lane(world.lane);
         world.up = true;
         for step in self.board.resume(world.cells.next_id()) {
             match step {
@@ -272,6 +303,11 @@ impl Daemon<'_> {
             } else if next < CLIENTS {
                 self.submit(world, next);
                 next += 1;
+                if let Some(cell) = self.board.on_cell_lane()
+                    && thread_rng().gen_bool(0.5)
+                {
+                    world.to_io.push_back(Command::Expect(cell));
+                }
             } else if self.all_were_told() {
                 world.over = true;
                 return;
@@ -283,15 +319,26 @@ impl Daemon<'_> {
 impl Model {
     /// The host's main thread. Only it runs cells.
     fn main_thread(&self) {
+        let mut lane = 0;
         loop {
             thread::yield_now();
+            let handed = {
+                let world = self.world.lock().unwrap();
+                if world.over {
+                    return;
+                }
+                world.lane
+            };
+            // It has looked, and waits for the interpreter.
+            thread::yield_now();
             let mut world = self.world.lock().unwrap();
-            if world.over {
-                return;
-            }
-            let cell = match world.to_main.pop_front() {
-                Some(command) => world.accept(command, true),
-                None => world.cells.next_queued(),
+            let came = world.to_main.get_mut(&lane);
+            let cell = match came.and_then(VecDeque::pop_front) {
+                Some(command) => world.accept(command, Some(lane)),
+                None => {
+                    lane = handed;
+                    world.cells.next_queued()
+                }
             };
             let Some(cell) = cell else { continue };
             world.cells.started(cell.id, Moment::now());
@@ -311,7 +358,7 @@ impl Model {
                 return;
             }
             if let Some(command) = world.to_io.pop_front() {
-                world.accept(command, false);
+                world.accept(command, None);
             }
         }
     }
@@ -329,7 +376,7 @@ impl Model {
             }
             let world = &mut *world;
             world.up = false;
-            for lane in [&mut world.to_main, &mut world.to_io] {
+            for lane in world.to_main.values_mut().chain([&mut world.to_io]) {
                 lane.truncate(thread_rng().gen_range(0..3));
             }
             for lane in [&mut world.from_main, &mut world.from_io] {
@@ -343,23 +390,30 @@ fn model() {
     let model = Arc::new(Model {
         world: Mutex::new(World {
             up: true,
-            to_main: VecDeque::new(),
+            lane: 0,
+            to_main: BTreeMap::new(),
             to_io: VecDeque::new(),
             from_main: VecDeque::new(),
             from_io: VecDeque::new(),
             cells: Cells::new(7),
+            keeps_one: thread_rng().gen_bool(0.5),
+            newest_end: None,
             over: false,
         }),
         ghost: GhostMutex::default(),
     });
-    let next = model.world.lock().unwrap().cells.next_id();
+    let next = {
+        let mut world = model.world.lock().unwrap();
+        world.cells.use_lane(0);
+        world.cells.next_id()
+    };
     let threads = [Model::main_thread, Model::io_thread, Model::breaker].map(|work| {
         let model = Arc::clone(&model);
         thread::spawn(move || work(&model))
     });
     Daemon {
         model: &model,
-        board: CellBoard::new(next),
+        board: CellBoard::new(next, 1),
         resending: HashSet::new(),
     }
     .run();
