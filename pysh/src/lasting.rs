@@ -114,8 +114,9 @@ impl<'a> Lasting<'a> {
             if waited >= TELL_AFTER && !outage.told {
                 outage.told = true;
                 let seconds = self.patience.as_secs_f64();
+                let way_out = watch.way_out();
                 self.render.note(&format!(
-                    "the daemon is gone; waiting up to {seconds} s for it to come back"
+                    "the daemon is gone; waiting up to {seconds} s for it to come back{way_out}"
                 ));
             }
             if pause_or_wake(outage.pause.min(self.patience - waited), &watch.wakes()) {
