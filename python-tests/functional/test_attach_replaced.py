@@ -218,6 +218,34 @@ def test_what_was_typed_before_ctrl_bracket_reaches_the_next_daemon(session: Ses
     assert session.value("late") == "42"
 
 
+def test_who_does_not_wait_for_that_is_told_what_is_missing(session: Session) -> None:
+    with client(session) as person:
+        person.wait_for(">>>")
+        session.daemon.crash()
+        person.type("late = 1\r")
+        person.press("ctrl-]")
+        person.wait_for_raw(b"; Ctrl-C gives up what it has not taken of what was typed\r\n")
+        person.press("ctrl-c")
+        assert person.wait_exit() == 0
+        person.wait_for("9 bytes that were typed may not have reached the session")
+    session.daemon.start()
+    assert not session.run("late")["ok"]
+
+
+def test_a_session_that_ended_meanwhile_gets_nothing_and_that_is_said(session: Session) -> None:
+    with client(session) as person:
+        person.wait_for(">>>")
+        session.daemon.crash()
+        os.kill(session.pid, signal.SIGKILL)
+        person.type("late = 1\r")
+        wait_until(lambda: person.unread() == 0, what="the keys were read")
+        session.daemon.start()
+        assert person.wait_exit() == 5
+        person.wait_for("9 bytes that were typed may not have reached the session")
+        person.wait_for("killed by SIGKILL")
+        assert person.modes() == person.modes_before
+
+
 def test_keys_are_read_while_there_is_no_daemon(session: Session) -> None:
     with client(session) as person:
         person.wait_for(">>>")

@@ -17,7 +17,7 @@ use super::dispatch::address;
 use super::typing::{Outside, Typing, ending};
 use crate::args::AttachArgs;
 use crate::failure::{Failure, Outcome};
-use crate::lasting::{Lasting, Outage};
+use crate::lasting::{Lasting, Outage, is_unreachable};
 use crate::render::Render;
 use crate::terminal::{Output, Signals, TerminalGuard, terminal_size};
 use crate::text::one_line;
@@ -51,15 +51,13 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
     let line = Lasting::new(address.clone(), render)?;
     let mut typing = Typing::new(args.read_only)?;
     let mut outage = Outage::default();
+    let mut told_to_wait = false;
     let mut guard: Option<TerminalGuard> = None;
     let (end, attachment, held) = loop {
         let size = terminal_size();
         let input = typing.input();
-        let mut outside = Outside {
-            signals: &signals,
-            typing: guard.is_some().then_some(&mut typing),
-            end: None,
-        };
+        let keyboard = guard.is_some().then_some(&mut typing);
+        let mut outside = Outside::new(&signals, keyboard);
         let client = match connected.take() {
             Some(client) => Ok(client),
             None => Client::connect(&address).map_err(Failure::from),
@@ -73,6 +71,14 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
                         connected = Some(client);
                         continue;
                     }
+                    Err(failure) => Err(failure),
+                }
+            }
+            // It was there, and is: a daemon that has just started may not know
+            // more.
+            Err(Failure::Reported(report)) if guard.is_some() && is_unreachable(&report) => {
+                match line.look_again(&report, &mut outside, &mut told_to_wait) {
+                    Ok(()) => continue,
                     Err(failure) => Err(failure),
                 }
             }
@@ -95,6 +101,7 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
             }
         };
         typing.attached(&reply);
+        told_to_wait = false;
         let guard = match &mut guard {
             Some(guard) => {
                 guard.go_on();
@@ -127,11 +134,7 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
             End::Lost(error) => {
                 drop(attachment);
                 let lost = Report::new("connection", String::new(), ExitCode::NoDaemon);
-                let mut outside = Outside {
-                    signals: &signals,
-                    typing: Some(&mut typing),
-                    end: None,
-                };
+                let mut outside = Outside::new(&signals, Some(&mut typing));
                 match line.again(lost, &mut outside, &mut outage) {
                     Ok(client) => connected = Some(client),
                     Err(_) => break (outside.end.unwrap_or(End::Lost(error)), None, held),
@@ -149,7 +152,7 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
         None => true,
     };
     if broke && matches!(end, End::Detached) {
-        deliver(&line, &person, &mut typing, &mut outage);
+        deliver(&line, &person, &mut typing);
     }
     if let Some(words) = typing.kept().farewell() {
         say(&format!("note: {words}\n"), render);
@@ -350,16 +353,14 @@ fn leave(mut attachment: Attachment, typing: &mut Typing, limit: Duration) -> bo
 /// The person has left, and the daemon was gone before it had what was typed last:
 /// gives it to the next one. The terminal is the person's again, and Ctrl-C ends
 /// this.
-fn deliver(line: &Lasting<'_>, person: &Person<'_>, typing: &mut Typing, outage: &mut Outage) {
+fn deliver(line: &Lasting<'_>, person: &Person<'_>, typing: &mut Typing) {
+    let mut outage = Outage::default();
     let mut broke = true;
     while broke && typing.kept().len() > 0 {
-        let mut outside = Outside {
-            signals: person.signals,
-            typing: None,
-            end: None,
-        };
+        let mut outside = Outside::new(person.signals, None);
+        outside.way_out = "; Ctrl-C gives up what it has not taken of what was typed";
         let lost = Report::new("connection", String::new(), ExitCode::NoDaemon);
-        let Ok(client) = line.again(lost, &mut outside, outage) else {
+        let Ok(client) = line.again(lost, &mut outside, &mut outage) else {
             return;
         };
         match attached_to(

@@ -127,8 +127,26 @@ pub(super) struct Outside<'a> {
     pub(super) signals: &'a Signals,
     /// None while the terminal is not ours.
     pub(super) typing: Option<&'a mut Typing>,
+    /// What a person who is told to wait can do instead.
+    pub(super) way_out: &'static str,
     /// What ended it.
     pub(super) end: Option<End>,
+}
+
+impl<'a> Outside<'a> {
+    /// Before the terminal is ours, or with its keyboard.
+    pub(super) fn new(signals: &'a Signals, typing: Option<&'a mut Typing>) -> Self {
+        let way_out = match typing {
+            Some(_) => "; Ctrl-] detaches",
+            None => "",
+        };
+        Self {
+            signals,
+            typing,
+            way_out,
+            end: None,
+        }
+    }
 }
 
 impl Watch for Outside<'_> {
@@ -170,13 +188,10 @@ impl Watch for Outside<'_> {
     }
 
     fn way_out(&mut self) -> &'static str {
-        match &mut self.typing {
-            Some(typing) => {
-                typing.waits = true;
-                "; Ctrl-] detaches"
-            }
-            None => "",
+        if let Some(typing) = &mut self.typing {
+            typing.waits = true;
         }
+        self.way_out
     }
 }
 
