@@ -59,16 +59,18 @@ impl AttachedTerminal {
             author,
             term: request.term,
             colorterm: request.colorterm,
+            input: request.input,
         };
         let (lane, message) = session.open_terminal(how).await?;
         let (event, first) = (message.header, message.body);
-        let (id, size, attached, held_by) = match event {
+        let (id, size, attached, held_by, input) = match event {
             TerminalEvent::Attached {
                 terminal,
                 size,
                 attached,
                 held_by,
-            } => (terminal, size, attached, held_by),
+                input,
+            } => (terminal, size, attached, held_by, input),
             TerminalEvent::Refused { error } => return Err(error),
             _ => return Err(crate::handlers::unexpected()),
         };
@@ -84,6 +86,8 @@ impl AttachedTerminal {
             held: held_by.is_some(),
             attached,
             host,
+            taken: input.map(|input| input.taken),
+            resumed: input.map(|input| input.resumed),
         };
         let terminal = Self {
             session,
@@ -147,6 +151,16 @@ impl AttachedTerminal {
                 held: held_by.is_some(),
                 author: held_by,
             }),
+            TerminalEvent::Taken { taken } => {
+                FromTerminal::Event(AttachEvent::InputTaken { taken })
+            }
+            TerminalEvent::Reattached => {
+                let name = self.session.name();
+                let message = format!(
+                    "this terminal was attached to session `{name}` again, by another connection"
+                );
+                FromTerminal::Closed(TerminalEnd::Reattached, message)
+            }
             TerminalEvent::Attached { .. } | TerminalEvent::Refused { .. } => FromTerminal::Nothing,
         }
     }

@@ -86,14 +86,8 @@ impl<'a> Lasting<'a> {
                     Ok(self.again(report, watch, &mut outage)?)
                 }
                 // The session was there, and is: whoever waited for it goes on to.
-                Err(Failure::Reported(report)) if resumed && report.code == UNREACHABLE => {
-                    if !std::mem::replace(&mut told, true) {
-                        self.render
-                            .note(&format!("{}; still waiting", report.message));
-                    }
-                    if pause_or_wake(LOOK_AGAIN, &watch.wakes()) {
-                        watch.woken()?;
-                    }
+                Err(Failure::Reported(report)) if resumed && is_unreachable(&report) => {
+                    self.look_again(&report, watch, &mut told)?;
                     // The daemon may be on its way as well.
                     Client::connect(&self.address)
                         .map_err(|error| Failure::Broken(Report::from(error)))
@@ -101,6 +95,24 @@ impl<'a> Lasting<'a> {
                 done => return done,
             };
         }
+    }
+
+    /// Pauses before a session that does not answer is asked again.
+    pub(crate) fn look_again(
+        &self,
+        report: &Report,
+        watch: &mut impl Watch,
+        told: &mut bool,
+    ) -> Result<(), Failure> {
+        if !std::mem::replace(told, true) {
+            let way_out = watch.way_out();
+            self.render
+                .note(&format!("{}; still waiting{way_out}", report.message));
+        }
+        if pause_or_wake(LOOK_AGAIN, &watch.wakes()) {
+            watch.woken()?;
+        }
+        Ok(())
     }
 
     /// A new connection after one that broke; fails with `report` if there is no
@@ -120,8 +132,9 @@ impl<'a> Lasting<'a> {
             if waited >= TELL_AFTER && !outage.told {
                 outage.told = true;
                 let seconds = self.patience.as_secs_f64();
+                let way_out = watch.way_out();
                 self.render.note(&format!(
-                    "the daemon is gone; waiting up to {seconds} s for it to come back"
+                    "the daemon is gone; waiting up to {seconds} s for it to come back{way_out}"
                 ));
             }
             if pause_or_wake(outage.pause.min(self.patience - waited), &watch.wakes()) {
@@ -163,6 +176,11 @@ impl<'a> Lasting<'a> {
             }
         }
     }
+}
+
+/// It tells of a session that does not answer.
+pub(crate) fn is_unreachable(report: &Report) -> bool {
+    report.code == UNREACHABLE
 }
 
 /// A time without a connection that lasted.

@@ -19,6 +19,11 @@ pub(crate) trait Watch {
 
     /// Does what there is to do, if anything; a failure ends the command.
     fn woken(&mut self) -> Result<(), Failure>;
+
+    /// The person is told that there is a wait; what they can do instead.
+    fn way_out(&mut self) -> &'static str {
+        ""
+    }
 }
 
 /// Waits for an answer.

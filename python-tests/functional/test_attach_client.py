@@ -85,6 +85,7 @@ def attach(binaries: Path, fake: FakeDaemon, mark: str) -> Iterator[Callable[...
             *words: str,
             answer: dict[str, Any] | None = None,
             env: dict[str, str] | None = None,
+            after: Callable[[], None] | None = None,
             **terminal: int,
         ) -> Attached:
             # A daemon of a few lines does not come back.
@@ -92,6 +93,8 @@ def attach(binaries: Path, fake: FakeDaemon, mark: str) -> Iterator[Callable[...
             environment = fake.environment(TEST_RUN_MARK=mark, **more)
             command = [binaries / "pysh", "attach", *(words or ("work",))]
             it = stack.enter_context(Terminal(command, env=environment, **terminal))
+            if after:
+                after()
             peer = fake.peer()
             request = peer.next()
             assert isinstance(request, str)
@@ -110,7 +113,10 @@ def attach(binaries: Path, fake: FakeDaemon, mark: str) -> Iterator[Callable[...
 def test_the_terminal_tells_what_it_is(attach: Callable[..., Attached]) -> None:
     it = attach(rows=30, cols=100, env={"COLORTERM": "truecolor"})
     assert it.request[:2] == ["attach", "work"]
+    keys = [word for word in it.request if word.startswith("--input-key=")]
+    assert len(keys) == 1
     assert set(it.request[2:]) == {
+        *keys,
         "30",
         "100",
         "--json",
@@ -472,6 +478,65 @@ def test_a_daemon_that_does_not_read_keeps_nobody(attach: Callable[..., Attached
     it.terminal.type("x" * 1_000_000)
     it.terminal.press("ctrl-]")
     it.ends(0, "detached from work")
+
+
+COUNTED = {"taken": 0, "resumed": False}
+
+
+def test_without_room_the_keyboard_is_read_only_to_leave(attach: Callable[..., Attached]) -> None:
+    it = attach(answer=reply(**COUNTED))
+    it.peer.reading.clear()
+    # More than what is kept for a session that takes nothing.
+    for _ in range(10):
+        it.terminal.type("x" * 1_000_000)
+    it.terminal.press("ctrl-]")
+    it.ends(0, "detached from work", "10000000 bytes that were typed may not have reached")
+
+
+def test_what_was_not_acknowledged_is_sent_again(attach: Callable[..., Attached]) -> None:
+    it = attach(answer=reply(**COUNTED), env={"PYTHOND_RECONNECT": "60"})
+    it.terminal.type("abcdef")
+    assert it.peer.typed(6) == b"abcdef"
+    it.peer.send({"event": "input_taken", "taken": 2})
+    it.peer.cut()
+    key = next(word for word in it.request if word.startswith("--input-key="))
+    for taken, rest in [(3, b"def"), (5, b"f")]:
+        it.peer = it.daemon.peer()
+        words = it.peer.next()
+        assert isinstance(words, str)
+        assert {key, "--resume"} <= set(words.split())
+        it.peer.send(reply(taken=taken, resumed=True))
+        it.peer.send(SCREEN)
+        assert it.peer.typed(len(rest)) == rest
+        it.peer.cut()
+    it.peer = it.daemon.peer()
+    assert isinstance(it.peer.next(), str)
+    it.peer.send(reply(taken=6, resumed=True))
+    it.peer.send(SCREEN + b"again")
+    it.terminal.wait_for("again")
+    it.detach()
+    assert "may not" not in it.terminal.text()
+
+
+def test_a_daemon_of_an_older_version_is_asked_without_a_key(
+    attach: Callable[..., Attached], fake: FakeDaemon
+) -> None:
+    def refuse() -> None:
+        peer = fake.peer()
+        request = peer.next()
+        assert isinstance(request, str)
+        assert "--input-key=" in request
+        message = "unknown option `--input-key`"
+        peer.send({"ok": False, "error": {"code": "usage", "message": message}})
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    # The first connection is refused before the fixture has the second one.
+    it = attach(after=thread.join)
+    assert not [word for word in it.request if word.startswith("--input-key")]
+    it.terminal.type("abc")
+    assert it.peer.typed(3) == b"abc"
+    it.detach()
 
 
 # What a session may write.

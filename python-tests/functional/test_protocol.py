@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -21,7 +22,7 @@ def turns(example: str) -> list[tuple[str, str]]:
     """Split an example into who speaks and what; indented lines go on."""
     messages: list[tuple[str, str]] = []
     for line in example.splitlines():
-        if line.startswith(("C: ", "S: ")):
+        if line.startswith(("C: ", "S: ", "B: ")):
             messages.append((line[0], line[3:]))
         else:
             who, text = messages[-1]
@@ -64,11 +65,19 @@ def test_there_are_examples():
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda it: it.split("\n")[0].strip("C: "))
 def test_an_example_is_what_a_daemon_says(shared_daemon: TestDaemon, example: str):
     ids: dict[str, str] = {}
-    with shared_daemon.session("work"), shared_daemon.connect() as wire:
+    with shared_daemon.session("work"), contextlib.ExitStack() as stack:
+        wire = stack.enter_context(shared_daemon.connect())
         messages = turns(example)
+        attached = False
         while messages:
             who, text = messages.pop(0)
+            if who == "B":
+                wire.send(text.encode())
+                continue
             if who == "C":
+                if attached and text.startswith("attach "):
+                    wire = stack.enter_context(shared_daemon.connect())
+                attached |= text.startswith("attach ")
                 for known, real in ids.items():
                     text = text.replace(known, real)
                 wire.send(text)
@@ -78,7 +87,7 @@ def test_an_example_is_what_a_daemon_says(shared_daemon: TestDaemon, example: st
             while messages and messages[0][0] == "S":
                 said.append(parsed(messages.pop(0)[1]))
             for _ in range(len(said)):
-                message = parsed(wire.receive())
+                message = parsed(wire.receive_text() if attached else wire.receive())
                 found = [it for it in said if is_said(it, message, ids)]
                 assert found, (message, said)
                 said.remove(found[0])

@@ -133,6 +133,11 @@ class Terminal:
             else:
                 self.type(KEYS.get(key, key))
 
+    def unread(self) -> int:
+        """Return how many typed bytes the program has not read."""
+        count = fcntl.ioctl(self._follower, termios.FIONREAD, b"\0\0\0\0")
+        return struct.unpack("i", count)[0]
+
     def paste(self, text: str) -> None:
         """Paste as a terminal with bracketed paste does."""
         self.type(f"{PASTE_BEGIN}{text}{PASTE_END}")

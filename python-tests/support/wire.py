@@ -43,6 +43,12 @@ class Wire:
         assert isinstance(message, str), f"a binary message: {message[:80]!r}"
         return message
 
+    def receive_text(self, timeout: float = 60) -> str:
+        """Return the next message that is no bytes of a terminal."""
+        while not isinstance(message := self.socket.recv(timeout), str):
+            pass
+        return message
+
     def ask(self, text: str, timeout: float = 60) -> str:
         """Send one frame and return its answer."""
         self.send(text)

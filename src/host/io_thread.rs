@@ -453,6 +453,7 @@ impl IoThread {
                 }
                 self.requests.forget();
                 lane.send(&HostEvent::Welcome(Box::new(self.shared.welcome())), b"")?;
+                self.terminals.another_daemon();
                 self.control = Some(lane);
                 self.control_since = Instant::now();
             }

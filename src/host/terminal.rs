@@ -7,6 +7,7 @@
 //! by the I/O thread.
 
 mod attached;
+mod input;
 mod label;
 mod pty;
 mod screen;

@@ -24,7 +24,7 @@ pub use self::framing::{Decoder, LaneError, Message, Prefix, decode, encode};
 pub use self::host::{HostCommand, HostEvent};
 pub use self::key::KeyDigest;
 pub use self::session::{HostInfo, HostStatus, HostedSession, SessionSpec};
-pub use self::terminal::{Attach, TerminalCommand, TerminalEvent};
+pub use self::terminal::{Attach, InputKey, InputTaken, TerminalCommand, TerminalEvent};
 pub use self::zygote::{
     CellFate, HostEnd, LIVING, Reached, TOMBSTONE, ZygoteCommand, ZygoteEvent, ZygoteHost,
     ZygoteInfo,

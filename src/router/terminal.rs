@@ -74,6 +74,7 @@ impl Connection<'_> {
                 self.left();
                 let close = match reason {
                     TerminalEnd::CutOff => End::Close(CloseCode::Again, "did not read"),
+                    TerminalEnd::Reattached => End::Close(CloseCode::Normal, "attached again"),
                     _ => End::Close(CloseCode::Normal, "session ended"),
                 };
                 Some(gone.unwrap_or(close))

@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use pythond_protocol::SessionName;
+use pythond_protocol::lane::InputKey;
 use pythond_protocol::verbs::attach::{AttachEvent, AttachReply, DETACH, TerminalSize};
 use pythond_protocol::verbs::hold::HoldReply;
 use serde::Deserialize;
@@ -31,6 +32,8 @@ pub struct AttachOptions {
     pub term: Option<String>,
     /// Its `COLORTERM`.
     pub colorterm: Option<String>,
+    /// What is typed is to be counted and acknowledged.
+    pub input: Option<InputKey>,
 }
 
 /// Bytes for the terminal.
@@ -188,6 +191,8 @@ fn attach_frame(session: &SessionName, options: &AttachOptions) -> Result<String
         .flag("read-only", options.read_only)
         .value("term", options.term.as_ref())?
         .value("colorterm", options.colorterm.as_ref())?
+        .value("input-key", options.input.as_ref().map(|input| &input.key))?
+        .flag("resume", options.input.as_ref().is_some_and(|it| it.resume))
         .arguments([options.size.rows, options.size.cols]);
     Ok(header.finish())
 }
@@ -221,12 +226,20 @@ mod tests {
     fn an_attach_arrives_as_it_was_asked_for() {
         let size = TerminalSize { rows: 24, cols: 80 };
         let session: SessionName = "work".parse().unwrap();
-        for (read_only, term) in [(false, None), (true, Some("xterm-256color".to_owned()))] {
+        let input = InputKey {
+            key: "pysh-0a1b".to_owned(),
+            resume: true,
+        };
+        for (read_only, term, input) in [
+            (false, None, Some(input)),
+            (true, Some("xterm-256color".to_owned()), None),
+        ] {
             let options = AttachOptions {
                 size,
                 read_only,
                 term: term.clone(),
                 colorterm: term.clone(),
+                input: input.clone(),
             };
             let frame = attach_frame(&session, &options).unwrap();
             let expected = AttachRequest {
@@ -235,6 +248,7 @@ mod tests {
                 read_only,
                 term: term.clone(),
                 colorterm: term,
+                input,
             };
             let parsed = Parsed::of(&Frame::parse(&frame).unwrap());
             assert_eq!(parsed.request, Ok(Request::Attach(expected)), "{frame}");

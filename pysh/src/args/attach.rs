@@ -16,6 +16,9 @@ What a session writes is filtered: what draws passes; what asks the terminal for
 an answer, sets its clipboard, its title or its colours, or tells it to encode
 keys in another way does not. Links pass if they lead to the web.
 
+If the daemon is replaced meanwhile, what is typed is kept and reaches the session
+once, also what was typed just before Ctrl-].
+
 Whatever ends it, the terminal is left as it was. The exit code is 0 after
 Ctrl-] and when the session was ended at its own prompt, 3 if the daemon has
 gone, 4 if this terminal was cut off because it did not take what the session

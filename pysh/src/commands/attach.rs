@@ -1,32 +1,33 @@
 //! `pysh attach [NAME]`.
 
 use std::io::IsTerminal as _;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use pythond_protocol::verbs::attach::{AttachReply, TerminalEnd, is_terminal_word};
-use pythond_protocol::{ExitCode, SessionName};
-use pythond_transport::{
-    Address, AttachOptions, Attachment, Client, Incoming, Report, TransportError, Waited,
+use pythond_protocol::lane::InputKey;
+use pythond_protocol::verbs::attach::{
+    AttachEvent, AttachReply, TerminalEnd, TerminalSize, is_terminal_word,
 };
+use pythond_protocol::{ExitCode, SessionName};
+use pythond_transport::{AttachOptions, Attachment, Client, Incoming, Report, TransportError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::stdio::stdin;
-use rustix::termios::QueueSelector;
-use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 
 use super::attached::{Attached, End, Person, SIGNALS};
 use super::dispatch::address;
+use super::typing::{Outside, Typing, ending};
 use crate::args::AttachArgs;
 use crate::failure::{Failure, Outcome};
-use crate::lasting::{Lasting, Outage};
+use crate::lasting::{Lasting, Outage, is_unreachable};
 use crate::render::Render;
 use crate::terminal::{Output, Signals, TerminalGuard, terminal_size};
 use crate::text::one_line;
-use crate::watch::Watch;
+use crate::watch::wait;
 
 /// How long the daemon may take to acknowledge that we leave. The person has
 /// the terminal back already.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
+/// So many times as long while it has not acknowledged all that was typed.
+const UNTAKEN: u32 = 4;
 /// How long the terminal may take to take the last words.
 const SAY_LIMIT: Duration = Duration::from_millis(300);
 
@@ -48,87 +49,120 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
         unfiltered: args.unfiltered,
     };
     let line = Lasting::new(address.clone(), render)?;
+    let mut typing = Typing::new(args.read_only)?;
     let mut outage = Outage::default();
-    let mut first = true;
-    loop {
-        let options = options(args.read_only);
-        let (attachment, reply) = match attached_to(connected.take(), &address, &person, &options) {
-            Err(Failure::Broken(report) | Failure::NotBegun(report)) => {
-                connected = Some(line.again(report, &mut Leaving(&signals), &mut outage)?);
-                continue;
-            }
-            done => done?,
+    let mut told_to_wait = false;
+    let mut guard: Option<TerminalGuard> = None;
+    let (end, attachment, held) = loop {
+        let size = terminal_size();
+        let input = typing.input();
+        let keyboard = guard.is_some().then_some(&mut typing);
+        let mut outside = Outside::new(&signals, keyboard);
+        let client = match connected.take() {
+            Some(client) => Ok(client),
+            None => Client::connect(&address).map_err(Failure::from),
         };
-        if std::mem::take(&mut first) {
-            render.talk(&banner(&reply));
-            // What stands on the screen is scrolled away, where it can be
-            // found again: the session's screen is drawn over it.
-            render.talk(&"\n".repeat(usize::from(options.size.rows)));
-        }
-        let guard = TerminalGuard::enter().map_err(|error| {
-            let message = format!("the terminal cannot be put into raw mode: {error}");
-            Report::new("terminal", message, ExitCode::Refused)
-        })?;
-        let mut attached = Attached::new(&person, attachment, guard, options.size, reply.held);
+        let attached =
+            client.and_then(|client| attached_to(client, &person, size, input, &mut outside));
+        let attached = match attached {
+            Err(Failure::Broken(report) | Failure::NotBegun(report)) => {
+                match line.again(report, &mut outside, &mut outage) {
+                    Ok(client) => {
+                        connected = Some(client);
+                        continue;
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+            // It was there, and is: a daemon that has just started may not know
+            // more.
+            Err(Failure::Reported(report)) if guard.is_some() && is_unreachable(&report) => {
+                match line.look_again(&report, &mut outside, &mut told_to_wait) {
+                    Ok(()) => continue,
+                    Err(failure) => Err(failure),
+                }
+            }
+            done => done,
+        };
+        let (attachment, reply) = match (attached, outside.end) {
+            (Ok(attached), _) => attached,
+            (Err(_), Some(End::Signal(signal))) if guard.is_none() => {
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+                return Err(Failure::Ended);
+            }
+            (Err(_), Some(end)) => break (end, None, false),
+            (Err(Failure::Reported(report)), None) if typing.is_refused(&report) => continue,
+            (Err(failure), None) => {
+                drop(guard);
+                if let Some(words) = typing.kept().farewell() {
+                    render.note(&words);
+                }
+                return Err(failure);
+            }
+        };
+        typing.attached(&reply);
+        told_to_wait = false;
+        let guard = match &mut guard {
+            Some(guard) => {
+                guard.go_on();
+                guard
+            }
+            None => {
+                render.talk(&banner(&reply));
+                // What stands on the screen is scrolled away, where it can be
+                // found again: the session's screen is drawn over it.
+                render.talk(&"\n".repeat(usize::from(size.rows)));
+                let entered = TerminalGuard::enter();
+                guard.insert(entered.map_err(|error| raw_mode_failed(&error))?)
+            }
+        };
+        let mut attached = Attached::new(&person, attachment, guard, &mut typing, size, reply.held);
         let began = Instant::now();
-        let mut end = attached.run();
+        let end = attached.run();
         outage.was_over_for(began.elapsed());
         let held = attached.held();
         let attachment = attached.into_attachment();
-        if matches!(end, End::Continued) {
-            // Of the stop and its end; a resize is seen anyway.
-            match ending(&signals) {
-                Some(signal) => end = End::Signal(signal),
-                None => {
-                    leave(attachment, Duration::ZERO);
-                    continue;
+        match end {
+            End::Continued => {
+                // Of the stop and its end; a resize is seen anyway.
+                if let Some(signal) = ending(&signals) {
+                    break (End::Signal(signal), Some(attachment), held);
+                }
+                leave(attachment, &mut typing, Duration::ZERO);
+                guard.again().map_err(|error| raw_mode_failed(&error))?;
+            }
+            End::Lost(error) => {
+                drop(attachment);
+                let lost = Report::new("connection", String::new(), ExitCode::NoDaemon);
+                let mut outside = Outside::new(&signals, Some(&mut typing));
+                match line.again(lost, &mut outside, &mut outage) {
+                    Ok(client) => connected = Some(client),
+                    Err(_) => break (outside.end.unwrap_or(End::Lost(error)), None, held),
                 }
             }
+            end => break (end, Some(attachment), held),
         }
-        if let End::Lost(_) = end {
-            let lost = Report::new("connection", String::new(), ExitCode::NoDaemon);
-            match line.again(lost, &mut Leaving(&signals), &mut outage) {
-                Ok(client) => {
-                    // What was typed into nothing is not for the session.
-                    let _ = rustix::termios::tcflush(stdin(), QueueSelector::IFlush);
-                    connected = Some(client);
-                    continue;
-                }
-                Err(Failure::Ended) => return Err(Failure::Ended),
-                Err(_) => {}
-            }
-        }
-        let (text, exit) = told(&args.name, &end, held, render);
-        say(&text, render);
-        if !matches!(end, End::Closed(..) | End::Lost(_)) {
-            leave(attachment, GOODBYE_LIMIT);
-        }
-        if let End::Signal(signal) = end {
-            // Ends the process as the signal would have, so that its parent
-            // sees why; if it cannot, the exit code says nearly the same.
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
-        }
-        return Ok(exit);
+    };
+    drop(guard);
+    let (text, exit) = told(&args.name, &end, held, render);
+    say(&text, render);
+    let broke = match attachment {
+        Some(_) if matches!(end, End::Closed(..)) => false,
+        Some(attachment) => leave(attachment, &mut typing, GOODBYE_LIMIT),
+        None => true,
+    };
+    if broke && matches!(end, End::Detached) {
+        deliver(&line, &person, &mut typing);
     }
-}
-
-/// A signal that ends programs ends the wait for a daemon.
-struct Leaving<'a>(&'a Signals);
-
-impl Watch for Leaving<'_> {
-    fn wakes(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.0.as_fd()]
+    if let Some(words) = typing.kept().farewell() {
+        say(&format!("note: {words}\n"), render);
     }
-
-    fn woken(&mut self) -> Result<(), Failure> {
-        match ending(self.0) {
-            Some(signal) => {
-                let _ = signal_hook::low_level::emulate_default_handler(signal);
-                Err(Failure::Ended)
-            }
-            None => Ok(()),
-        }
+    if let End::Signal(signal) = end {
+        // Ends the process as the signal would have, so that its parent
+        // sees why; if it cannot, the exit code says nearly the same.
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
     }
+    Ok(exit)
 }
 
 /// Says something after the end, though not for ever: a terminal that does not
@@ -143,12 +177,6 @@ fn say(text: &str, render: &Render) {
         .and_then(|()| output.drain(SAY_LIMIT));
 }
 
-/// A signal that came and that ends programs.
-fn ending(signals: &Signals) -> Option<i32> {
-    let mut came = signals.take().into_iter();
-    came.find(|signal| ![SIGCONT, SIGTSTP, SIGWINCH].contains(signal))
-}
-
 fn no_terminal(session: &SessionName) -> Report {
     Report::new(
         "usage",
@@ -161,42 +189,36 @@ fn no_terminal(session: &SessionName) -> Report {
     ))
 }
 
-fn options(read_only: bool) -> AttachOptions {
+fn raw_mode_failed(error: &std::io::Error) -> Report {
+    let message = format!("the terminal cannot be put into raw mode: {error}");
+    Report::new("terminal", message, ExitCode::Refused)
+}
+
+fn options(person: &Person<'_>, size: TerminalSize, input: Option<InputKey>) -> AttachOptions {
     let word = |name| {
         let value = std::env::var(name).ok();
         value.filter(|value| is_terminal_word(value))
     };
     AttachOptions {
-        size: terminal_size(),
-        read_only,
+        size,
+        read_only: person.read_only,
         term: word("TERM"),
         colorterm: word("COLORTERM"),
+        input,
     }
 }
 
-/// Attaches; a signal that ends programs ends the wait.
+/// Attaches; what is listened to may end the wait.
 fn attached_to(
-    connected: Option<Client>,
-    address: &Address,
+    mut client: Client,
     person: &Person<'_>,
-    options: &AttachOptions,
+    size: TerminalSize,
+    input: Option<InputKey>,
+    outside: &mut Outside<'_>,
 ) -> Result<(Attachment, AttachReply), Failure> {
-    let mut client = match connected {
-        Some(client) => client,
-        None => Client::connect(address)?,
-    };
-    let mut pending = client.attach(person.session, options)?;
-    let reply = loop {
-        match pending.wait_or_wake(&[person.signals.as_fd()])? {
-            Waited::Reply(reply) => break reply.value,
-            Waited::Woken => {
-                if let Some(signal) = ending(person.signals) {
-                    let _ = signal_hook::low_level::emulate_default_handler(signal);
-                    return Err(Failure::Ended);
-                }
-            }
-        }
-    };
+    let options = options(person, size, input);
+    let pending = client.attach(person.session, &options)?;
+    let reply = wait(pending, outside)?.value;
     let session = person.session.clone();
     Ok((Attachment::of(client, session), reply))
 }
@@ -278,22 +300,41 @@ fn told(session: &SessionName, end: &End, held: bool, render: &Render) -> (Strin
     (report.to_human(render.colour()), report.exit)
 }
 
-/// Detaches in order: closing at once could lose what was typed last.
-fn leave(mut attachment: Attachment, limit: Duration) {
-    let deadline = Instant::now() + limit;
-    if attachment.send_detach().is_err() {
-        return;
+/// Detaches in order: closing at once could lose what was typed last. True if the
+/// connection broke before the session had all of it.
+fn leave(mut attachment: Attachment, typing: &mut Typing, limit: Duration) -> bool {
+    let kept = typing.kept();
+    while let Some(piece) = kept.next(usize::MAX) {
+        if attachment.send_typed(&piece).is_err() {
+            return true;
+        }
     }
+    let limit = match kept.len() {
+        0 => limit,
+        _ => limit * UNTAKEN,
+    };
+    let deadline = Instant::now() + limit;
+    let mut detaches = false;
     loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !detaches && (kept.len() == 0 || left.is_zero()) {
+            detaches = true;
+            if attachment.send_detach().is_err() {
+                return kept.len() > 0;
+            }
+        }
         match attachment.take() {
-            Ok(Some(Incoming::Closed)) | Err(_) => return,
+            Ok(Some(Incoming::Closed)) | Err(_) => return kept.len() > 0,
+            Ok(Some(Incoming::Event(AttachEvent::InputTaken { taken }))) => {
+                kept.acknowledged(taken);
+                continue;
+            }
             Ok(Some(_)) => continue,
             Ok(None) => {}
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let Some(left) = Some(left).filter(|left| !left.is_zero()) else {
-            return;
-        };
+        if left.is_zero() {
+            return false;
+        }
         let mut flags = PollFlags::IN;
         if attachment.unsent() > 0 {
             flags |= PollFlags::OUT;
@@ -301,10 +342,41 @@ fn leave(mut attachment: Attachment, limit: Duration) {
         let limit: Option<Timespec> = left.try_into().ok();
         let mut descriptors = [PollFd::from_borrowed_fd(attachment.as_fd(), flags)];
         if poll(&mut descriptors, limit.as_ref()).is_err() {
-            return;
+            return false;
         }
         if attachment.flush().is_err() {
+            return kept.len() > 0;
+        }
+    }
+}
+
+/// The person has left, and the daemon was gone before it had what was typed last:
+/// gives it to the next one. The terminal is the person's again, and Ctrl-C ends
+/// this.
+fn deliver(line: &Lasting<'_>, person: &Person<'_>, typing: &mut Typing) {
+    let mut outage = Outage::default();
+    let mut broke = true;
+    while broke && typing.kept().len() > 0 {
+        let mut outside = Outside::new(person.signals, None);
+        outside.way_out = "; Ctrl-C gives up what it has not taken of what was typed";
+        let lost = Report::new("connection", String::new(), ExitCode::NoDaemon);
+        let Ok(client) = line.again(lost, &mut outside, &mut outage) else {
             return;
+        };
+        match attached_to(
+            client,
+            person,
+            terminal_size(),
+            typing.input(),
+            &mut outside,
+        ) {
+            Ok((attachment, reply)) => {
+                typing.attached(&reply);
+                broke = leave(attachment, typing, GOODBYE_LIMIT);
+            }
+            Err(Failure::Broken(_) | Failure::NotBegun(_)) => {}
+            // What is left is told.
+            Err(_) => return,
         }
     }
 }

@@ -12,17 +12,19 @@ use rustix::io::Errno;
 use rustix::stdio::stdin;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 
+use super::typing::{OurKey, Typing};
 use crate::terminal::escapes::ScreenFilter;
-use crate::terminal::{Keys, Output, Signals, TerminalGuard, Typed, terminal_size};
+use crate::terminal::{Output, Signals, TerminalGuard, terminal_size};
 
 /// The signals that mean something to an attached terminal.
 pub(super) const SIGNALS: [i32; 7] = [SIGWINCH, SIGCONT, SIGTSTP, SIGTERM, SIGHUP, SIGINT, SIGQUIT];
 
 /// Bytes that wait for the terminal until no more are taken from the daemon.
 const OUTPUT_AHEAD: usize = 64 << 10;
-/// Bytes that wait for the daemon until no more are taken from the terminal;
-/// Ctrl-] is not seen then, signals are.
-const INPUT_AHEAD: usize = 8 << 20;
+/// Bytes that wait for the daemon until it is given no more of what was typed.
+const INPUT_AHEAD: usize = 256 << 10;
+/// Most typed bytes in one message.
+const INPUT_PIECE: usize = 64 << 10;
 /// Messages that are taken until the other ends are looked at.
 const MESSAGES_AT_ONCE: usize = 64;
 
@@ -55,10 +57,10 @@ pub(super) struct Person<'a> {
 pub(super) struct Attached<'a> {
     person: &'a Person<'a>,
     attachment: Attachment,
-    guard: TerminalGuard,
+    guard: &'a mut TerminalGuard,
+    typing: &'a mut Typing,
     output: Output,
     filter: ScreenFilter,
-    keys: Keys,
     size: TerminalSize,
     /// Agents' cells wait, or were asked to.
     held: bool,
@@ -76,7 +78,8 @@ impl<'a> Attached<'a> {
     pub(super) fn new(
         person: &'a Person<'a>,
         attachment: Attachment,
-        guard: TerminalGuard,
+        guard: &'a mut TerminalGuard,
+        typing: &'a mut Typing,
         size: TerminalSize,
         held: bool,
     ) -> Self {
@@ -84,9 +87,9 @@ impl<'a> Attached<'a> {
             person,
             attachment,
             guard,
+            typing,
             output: Output::open(),
             filter: ScreenFilter::new(),
-            keys: Keys::default(),
             size,
             held,
             held_here: false,
@@ -101,7 +104,8 @@ impl<'a> Attached<'a> {
         self.held && !self.held_here
     }
 
-    /// Goes on until something ends it. The terminal is what it was then.
+    /// Goes on until something ends it. The terminal is what it was then, but for
+    /// its keys if the daemon is lost, which may come back.
     pub(super) fn run(&mut self) -> End {
         // The window may have changed while the daemon was asked.
         let end = match self.resized() {
@@ -119,7 +123,11 @@ impl<'a> Attached<'a> {
         if self.output.discard() || self.person.unfiltered {
             self.guard.torn();
         }
-        self.guard.leave();
+        if matches!(end, End::Lost(_)) {
+            self.guard.pause();
+        } else {
+            self.guard.leave();
+        }
         end
     }
 
@@ -133,6 +141,8 @@ impl<'a> Attached<'a> {
         let (mut typed, mut came) = (false, false);
         let mut signalled = false;
         let at_once = self.more && self.output.waiting() < OUTPUT_AHEAD;
+        self.send_typed();
+        let may_read = self.typing.may_read();
         {
             let standard_input = stdin();
             let mut descriptors = vec![PollFd::new(self.person.signals, PollFlags::IN)];
@@ -142,8 +152,7 @@ impl<'a> Attached<'a> {
                     descriptors.len() - 1
                 })
             };
-            let room = self.attachment.unsent() < INPUT_AHEAD;
-            let input = watch(room, standard_input, PollFlags::IN);
+            let input = watch(may_read.is_ok(), standard_input, PollFlags::IN);
             let mut flags = PollFlags::empty();
             if self.output.waiting() < OUTPUT_AHEAD {
                 flags |= PollFlags::IN;
@@ -157,7 +166,11 @@ impl<'a> Attached<'a> {
                 self.output.as_fd(),
                 PollFlags::OUT,
             );
-            let limit = at_once.then(Timespec::default);
+            let limit = match may_read {
+                _ if at_once => Some(Timespec::default()),
+                Err(full) => full.try_into().ok(),
+                Ok(()) => None,
+            };
             match poll(&mut descriptors, limit.as_ref()) {
                 Ok(_) => {
                     let ready = |at: Option<usize>| {
@@ -230,23 +243,11 @@ impl<'a> Attached<'a> {
     }
 
     fn typed(&mut self) -> Result<(), End> {
-        let mut bytes = [0; 16 << 10];
-        let count = match rustix::io::read(stdin(), &mut bytes[..]) {
-            Ok(0) => return Err(End::TerminalGone),
-            Ok(count) => count,
-            Err(Errno::INTR | Errno::AGAIN) => return Ok(()),
-            Err(_) => return Err(End::TerminalGone),
-        };
-        for typed in self.keys.take(&bytes[..count]) {
-            match typed {
-                Typed::Detach => return Err(End::Detached),
-                _ if self.person.read_only => {}
-                Typed::Bytes(bytes) => {
-                    if self.broken.is_none() {
-                        self.broken = self.attachment.send_typed(bytes).err();
-                    }
-                }
-                Typed::Hold => {
+        for key in self.typing.read()? {
+            self.send_typed();
+            match key {
+                OurKey::Detach => return Err(End::Detached),
+                OurKey::Hold => {
                     self.held = !self.held;
                     let held = self.held;
                     self.held_here = held;
@@ -258,6 +259,16 @@ impl<'a> Attached<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Sends what was typed, as far as the daemon takes it.
+    fn send_typed(&mut self) {
+        while self.broken.is_none() && self.attachment.unsent() < INPUT_AHEAD {
+            let Some(piece) = self.typing.kept().next(INPUT_PIECE) else {
+                return;
+            };
+            self.sent(|attachment| attachment.send_typed(&piece));
+        }
     }
 
     fn came(&mut self) -> Result<(), End> {
@@ -281,6 +292,9 @@ impl<'a> Attached<'a> {
                 }
                 Incoming::Event(AttachEvent::Held { held, .. }) | Incoming::Held(Some(held)) => {
                     self.held = held
+                }
+                Incoming::Event(AttachEvent::InputTaken { taken }) => {
+                    self.typing.kept().acknowledged(taken);
                 }
                 Incoming::Held(None) => {
                     self.held = !self.held;

@@ -22,6 +22,7 @@ mod run_interrupt;
 mod stack;
 mod status;
 mod submission;
+mod typing;
 mod vars;
 mod version;
 mod wait;

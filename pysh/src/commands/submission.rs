@@ -50,17 +50,21 @@ pub(super) fn read(
 pub(super) fn labelled(labels: LabelArgs) -> Result<SubmitOptions, Failure> {
     Ok(SubmitOptions {
         // Sending it again after a connection that broke is harmless then.
-        key: Some(labels.id.map_or_else(new_key, Ok)?),
+        key: Some(
+            labels
+                .id
+                .map_or_else(|| new_key("an id for the cell"), Ok)?,
+        ),
         author: author(labels.author)?,
         ..SubmitOptions::default()
     })
 }
 
 /// A key that nobody has used.
-fn new_key() -> Result<String, Report> {
+pub(super) fn new_key(what: &str) -> Result<String, Report> {
     let mut bytes = [0; 16];
     let failed = |error| {
-        let message = format!("cannot choose an id for the cell: {error}");
+        let message = format!("cannot choose {what}: {error}");
         Report::new("internal", message, ExitCode::Refused)
     };
     getrandom::fill(&mut bytes).map_err(failed)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crossterm::terminal::{disable_raw_mode, enable_raw_mode};
 use rustix::stdio::stdin;
-use rustix::termios::{QueueSelector, tcflush};
+use rustix::termios::{OptionalActions, OutputModes, QueueSelector, tcflush, tcgetattr, tcsetattr};
 
 use super::Output;
 use super::escapes::Modes;
@@ -79,6 +79,37 @@ impl TerminalGuard {
         }
     }
 
+    /// Takes what the session drew off the terminal, for words of ours. Keys are
+    /// read as before, and pastes are still marked.
+    pub(crate) fn pause(&mut self) {
+        let pastes = self.modes.pastes();
+        let Some(Undo { modes, torn }) = undo().take() else {
+            return;
+        };
+        let mut bytes = leaving(&modes, torn);
+        self.modes = Modes::default();
+        if pastes {
+            self.modes = Modes::only_pastes();
+            bytes.extend_from_slice(b"\x1b[?2004h");
+        }
+        *undo() = Some(Undo {
+            modes: self.modes.clone(),
+            torn: false,
+        });
+        write(&bytes);
+        process_output(true);
+    }
+
+    /// The session draws again.
+    pub(crate) fn go_on(&mut self) {
+        if self.modes.pastes() {
+            write(b"\x1b[?2004l");
+        }
+        process_output(false);
+        self.modes = Modes::default();
+        *undo() = Some(Undo::default());
+    }
+
     /// Makes the terminal what it was. Once more does nothing.
     pub(crate) fn leave(&mut self) {
         self.modes = Modes::default();
@@ -102,6 +133,16 @@ fn restore() {
     let Some(Undo { modes, torn }) = undo().take() else {
         return;
     };
+    write(&leaving(&modes, torn));
+    if modes.reports() {
+        // Reports of the mouse are no commands for the shell.
+        let _ = tcflush(stdin(), QueueSelector::IFlush);
+    }
+    let _ = disable_raw_mode();
+}
+
+/// What makes the screen what it was.
+fn leaving(modes: &Modes, torn: bool) -> Vec<u8> {
     let mut bytes = Vec::new();
     if torn {
         // Ends a string, and aborts any other sequence.
@@ -110,13 +151,21 @@ fn restore() {
     bytes.extend(modes.leave());
     // What is said next has a line of its own, and nothing below it.
     bytes.extend_from_slice(b"\r\n\x1b[J");
+    bytes
+}
+
+fn write(bytes: &[u8]) {
     let mut output = Output::open();
     let _ = output
-        .write(&bytes)
+        .write(bytes)
         .and_then(|()| output.drain(RESTORE_LIMIT));
-    if modes.reports() {
-        // Reports of the mouse are no commands for the shell.
-        let _ = tcflush(stdin(), QueueSelector::IFlush);
-    }
-    let _ = disable_raw_mode();
+}
+
+/// Whether a newline of ours begins a line, as it does outside of raw mode.
+fn process_output(on: bool) {
+    let Ok(mut modes) = tcgetattr(stdin()) else {
+        return;
+    };
+    modes.output_modes.set(OutputModes::OPOST, on);
+    let _ = tcsetattr(stdin(), OptionalActions::Now, &modes);
 }

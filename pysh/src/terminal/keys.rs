@@ -29,6 +29,11 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    /// What comes next is pasted.
+    pub(crate) fn pasting(&self) -> bool {
+        self.pasting
+    }
+
     /// Takes a piece apart. Nothing is kept back: what is not a key of ours is
     /// for the session, at once.
     pub(crate) fn take<'a>(&mut self, bytes: &'a [u8]) -> Vec<Typed<'a>> {

@@ -3,12 +3,14 @@
 
 pub(crate) mod escapes;
 mod guard;
+mod kept;
 mod keys;
 mod output;
 mod signals;
 mod size;
 
 pub(crate) use guard::TerminalGuard;
+pub(crate) use kept::{Kept, Room};
 pub(crate) use keys::{Keys, Typed};
 pub(crate) use output::Output;
 pub(crate) use signals::Signals;

@@ -5,13 +5,16 @@ use std::collections::VecDeque;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use pythond_protocol::lane::{Attach, Message, TerminalCommand, TerminalEvent};
+use pythond_protocol::lane::{
+    Attach, InputKey, InputTaken, Message, TerminalCommand, TerminalEvent,
+};
 use pythond_protocol::outcome::CellKind;
 use pythond_protocol::verbs::attach::TerminalSize;
 use pythond_protocol::{ErrorCode, ErrorReply};
 use rustix::io::Errno;
 use rustix::termios::{LocalModes, QueueSelector, SpecialCodeIndex};
 
+use super::input::Inputs;
 use super::screen::Screen;
 use super::{DEFAULT_SIZE, Leader, Person};
 use crate::interrupt;
@@ -51,9 +54,22 @@ struct Attached {
     looked: Option<(Instant, u64)>,
     /// It is not waited for.
     stalled: bool,
+    /// Some of its input was taken, and it was not told.
+    took: bool,
 }
 
 impl Attached {
+    /// It may type.
+    fn types(&self) -> bool {
+        self.how.as_ref().is_some_and(|how| !how.read_only)
+    }
+
+    /// What its input is counted by.
+    fn key(&self) -> Option<&str> {
+        let input = self.how.as_ref()?.input.as_ref()?;
+        Some(input.key.as_str())
+    }
+
     /// True while what is written has to wait for this terminal.
     fn holds_back(&mut self) -> bool {
         if self.lane.waiting() <= FAR_BEHIND {
@@ -94,6 +110,8 @@ pub(crate) struct Terminals {
     next_id: u64,
     /// What was typed and the terminal has not taken.
     typed: VecDeque<u8>,
+    /// How much was, by whom.
+    inputs: Inputs,
     /// Somebody who is attached is far behind, and reads on.
     held_back: bool,
     /// Those who were cut off and whose going is still to be seen to.
@@ -110,6 +128,7 @@ impl Terminals {
             attached: Vec::new(),
             next_id: 0,
             typed: VecDeque::new(),
+            inputs: Inputs::default(),
             held_back: false,
             cut_off: Vec::new(),
         }
@@ -125,8 +144,14 @@ impl Terminals {
             told: false,
             looked: None,
             stalled: false,
+            took: false,
         });
         self.next_id
+    }
+
+    /// Another daemon is there.
+    pub(crate) fn another_daemon(&mut self) {
+        self.inputs.another_daemon();
     }
 
     /// What to wait for: descriptor and events; none is the terminal itself.
@@ -237,9 +262,7 @@ impl Terminals {
     pub(crate) fn serve(&mut self, id: u64, events: i16) -> Vec<Arrived> {
         let mut arrived = Vec::new();
         if self.serve_lane(id, events, &mut arrived).is_err() {
-            self.attached.retain(|attached| attached.id != id);
-            arrived.push(Arrived::Left(id));
-            self.see_off();
+            arrived.extend(self.remove(|attached| attached.id == id));
         }
         self.count();
         arrived
@@ -250,19 +273,35 @@ impl Terminals {
         if self.cut_off.is_empty() {
             return Vec::new();
         }
-        self.see_off();
+        self.see_off(None);
         self.count();
         let gone = std::mem::take(&mut self.cut_off);
         gone.into_iter().map(Arrived::Left).collect()
     }
 
-    /// Somebody is gone.
-    fn see_off(&mut self) {
+    /// Takes out those who are gone.
+    fn remove(&mut self, gone: impl Fn(&Attached) -> bool) -> Vec<Arrived> {
+        let (left, stay) = self.attached.drain(..).partition(gone);
+        self.attached = stay;
+        let mut arrived = Vec::new();
+        for attached in left {
+            let typed = attached.types().then(|| attached.key()).flatten();
+            self.see_off(typed);
+            arrived.push(Arrived::Left(attached.id));
+        }
+        arrived
+    }
+
+    /// Somebody is gone; who typed with a key may come back with it.
+    fn see_off(&mut self, key: Option<&str>) {
         self.settle_size();
-        let types = |it: &Attached| it.how.as_ref().is_some_and(|how| !how.read_only);
-        if !self.attached.iter().any(types) {
-            self.shared.terminal.note_abandoned();
-            self.let_output_go_on();
+        if self.attached.iter().any(Attached::types) {
+            return;
+        }
+        self.let_output_go_on();
+        match key {
+            Some(key) => self.inputs.left(key),
+            None => self.shared.terminal.note_abandoned(),
         }
     }
 
@@ -296,7 +335,21 @@ impl Terminals {
         while let Some(message) = self.of(id)?.lane.next::<TerminalCommand>()? {
             self.obey(id, message, arrived)?;
         }
-        Ok(())
+        self.tell_taken(id)
+    }
+
+    /// Tells how much input was taken: it is the session's from now on.
+    fn tell_taken(&mut self, id: u64) -> Result<(), LaneLost> {
+        let attached = self.of(id)?;
+        if !std::mem::take(&mut attached.took) {
+            return Ok(());
+        }
+        let key = attached.key().map(str::to_owned);
+        let Some(taken) = key.and_then(|key| self.inputs.taken(&key)) else {
+            return Ok(());
+        };
+        let told = TerminalEvent::Taken { taken };
+        self.of(id)?.lane.send(&told, b"")
     }
 
     fn obey(
@@ -307,7 +360,7 @@ impl Terminals {
     ) -> Result<(), LaneLost> {
         match message.header {
             TerminalCommand::Attach(how) => {
-                self.attach(id, how)?;
+                self.attach(id, how, arrived)?;
                 arrived.push(Arrived::Nudge);
             }
             TerminalCommand::Input => self.input(id, &message.body, arrived)?,
@@ -322,7 +375,7 @@ impl Terminals {
         Ok(())
     }
 
-    fn attach(&mut self, id: u64, how: Attach) -> Result<(), LaneLost> {
+    fn attach(&mut self, id: u64, how: Attach, arrived: &mut Vec<Arrived>) -> Result<(), LaneLost> {
         let Some(leader) = &self.leader else {
             let error = ErrorReply::new(
                 ErrorCode::NotAvailable,
@@ -346,6 +399,18 @@ impl Terminals {
             colorterm: how.colorterm.clone(),
         };
         let (screen, read_only) = (how.screen, how.read_only);
+        let input = how.input.clone();
+        if let Some(input) = &input {
+            arrived.extend(self.take_place_of(id, &input.key));
+        }
+        if !read_only
+            && self
+                .inputs
+                .came(input.as_ref().map(|input| input.key.as_str()))
+        {
+            self.shared.terminal.note_abandoned();
+        }
+        let known = input.as_ref().map(|input| self.begin_input(input));
         // What was written until now is part of the screen that it gets.
         self.read_leader();
         self.of(id)?.how = Some(how);
@@ -362,6 +427,7 @@ impl Terminals {
             size: self.size,
             attached: self.shared.terminal.attached(),
             held_by: self.shared.held_by(),
+            input: known,
         };
         let attached = self.of(id)?;
         attached.lane.send(&event, &first)?;
@@ -373,12 +439,35 @@ impl Terminals {
             self.shared.terminal.want(person);
         }
         self.say_what_runs();
-        if screen && !read_only && self.shared.terminal.attached() == 1 {
+        let resumed = known.is_some_and(|known| known.resumed);
+        if input.is_some_and(|input| input.resume) && !resumed {
+            self.shared
+                .terminal
+                .say("[pythond] the connection broke, and what was typed last may be missing");
+        }
+        if screen && !read_only && !resumed && self.shared.terminal.attached() == 1 {
             self.shared.terminal.say(
                 "[pythond] Ctrl-] detaches, Ctrl-\\ lets agents wait, exit() ends the session",
             );
         }
         Ok(())
+    }
+
+    /// A terminal comes back on a connection of its own. What is still on its way
+    /// by the one before is not taken any more: it is sent again.
+    fn take_place_of(&mut self, id: u64, key: &str) -> Vec<Arrived> {
+        let before = |it: &Attached| it.id != id && it.key() == Some(key);
+        for attached in self.attached.iter_mut().filter(|it| before(it)) {
+            // One that is gone need not be told.
+            let _ = attached.lane.send(&TerminalEvent::Reattached, b"");
+        }
+        self.remove(before)
+    }
+
+    fn begin_input(&mut self, input: &InputKey) -> InputTaken {
+        let attached = &self.attached;
+        let is_attached = |key: &str| attached.iter().any(|it| it.key() == Some(key));
+        self.inputs.begin(input, is_attached)
     }
 
     /// Somebody who comes while an agent's cell runs finds no prompt yet.
@@ -409,11 +498,19 @@ impl Terminals {
     /// it would hit whatever runs by then, and all children of agents' cells.
     fn input(&mut self, id: u64, bytes: &[u8], arrived: &mut Vec<Arrived>) -> Result<(), LaneLost> {
         let shared = self.shared;
-        match &self.of(id)?.how {
+        let attached = self.of(id)?;
+        match &attached.how {
             Some(how) if !how.read_only && !bytes.is_empty() => {
                 shared.terminal.set_author(&how.author);
             }
             _ => return Ok(()),
+        }
+        if let Some(key) = attached.key().map(str::to_owned) {
+            attached.took = true;
+            self.inputs.take(&key, bytes.len());
+        }
+        if self.inputs.gives_up() {
+            shared.terminal.note_abandoned();
         }
         if bytes.contains(&INTERRUPT_KEY) {
             interrupt::stop_completing();

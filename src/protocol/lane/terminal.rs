@@ -24,6 +24,29 @@ pub struct Attach {
     /// How many colours it has (`COLORTERM`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub colorterm: Option<String>,
+    /// Asks for what it types to be counted. A host that does not know this says
+    /// nothing of it in [`TerminalEvent::Attached`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<InputKey>,
+}
+
+/// Whose typing is counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InputKey {
+    /// Drawn by the client; the same over all its connections.
+    pub key: String,
+    /// It was attached before, and what it typed then may not have arrived.
+    pub resume: bool,
+}
+
+/// How far the input of a key was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputTaken {
+    /// Bytes, from the first that came with this key.
+    pub taken: u64,
+    /// The key was known: they are counted over the connections before, too.
+    pub resumed: bool,
 }
 
 /// From the daemon to a host, on a terminal lane.
@@ -53,7 +76,18 @@ pub enum TerminalEvent {
         attached: u64,
         /// Who lets agents' new cells wait.
         held_by: Option<String>,
+        /// How far its input was taken, if that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        input: Option<InputTaken>,
     },
+    /// So many bytes of its input were taken by now. Only who has asked for it is
+    /// told.
+    Taken {
+        /// As in [`InputTaken`].
+        taken: u64,
+    },
+    /// The last: a terminal with the same input key is attached in its place.
+    Reattached,
     /// Nobody can attach.
     Refused {
         /// Why.

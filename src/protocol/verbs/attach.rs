@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::options::{Header, existing_session};
+use super::submit::take_label;
+use crate::lane::InputKey;
 use crate::names::{SessionId, SessionName};
 use crate::{ErrorCode, ErrorReply};
 
@@ -35,12 +37,15 @@ pub struct AttachRequest {
     pub term: Option<String>,
     /// Its `COLORTERM`.
     pub colorterm: Option<String>,
+    /// What it types is to be counted, and it is told how much was taken.
+    pub input: Option<InputKey>,
 }
 
 pub(super) fn parse(header: &mut Header<'_>) -> Result<AttachRequest, ErrorReply> {
     let read_only = header.take_flag("read-only");
     let term = terminal_word(header, "term")?;
     let colorterm = terminal_word(header, "colorterm")?;
+    let input = input_key(header)?;
     let usage = "attach <name> [<rows> <cols>]";
     header.finish(3, usage)?;
     let Some(name) = header.arguments.first() else {
@@ -58,7 +63,21 @@ pub(super) fn parse(header: &mut Header<'_>) -> Result<AttachRequest, ErrorReply
         read_only,
         term,
         colorterm,
+        input,
     })
+}
+
+fn input_key(header: &mut Header<'_>) -> Result<Option<InputKey>, ErrorReply> {
+    let key = take_label(header, "input-key")?;
+    let resume = header.take_flag("resume");
+    match key {
+        Some(key) => Ok(Some(InputKey { key, resume })),
+        None if resume => Err(ErrorReply::new(
+            ErrorCode::Usage,
+            "`--resume` needs an `--input-key`",
+        )),
+        None => Ok(None),
+    }
 }
 
 /// The name of a session that must be there, with 0.4's words if it is not.
@@ -157,6 +176,13 @@ pub struct AttachReply {
     pub attached: u64,
     /// Name of the machine.
     pub host: String,
+    /// With `--input-key`: how many bytes that this client typed the session has
+    /// taken, over all connections with the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<u64>,
+    /// With `--input-key`: the session knew the key. Else `taken` is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<bool>,
 }
 
 /// What happens while a terminal is attached. Clients pass over what they do
@@ -179,6 +205,13 @@ pub enum AttachEvent {
         /// Who has asked for it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         author: Option<String>,
+    },
+    /// With `--input-key`: the session has taken so many bytes that this client
+    /// typed, over all connections with the key. It has them whatever happens to
+    /// the daemon.
+    InputTaken {
+        /// Bytes, from the first.
+        taken: u64,
     },
     /// Last: the connection is closed after it.
     TerminalClosed {
@@ -206,6 +239,8 @@ pub enum TerminalEnd {
     Died,
     /// The client did not take what the session wrote; close code 1013.
     CutOff,
+    /// A terminal with the same input key was attached in its place.
+    Reattached,
     /// A word that came after this version.
     #[serde(other)]
     #[cfg_attr(feature = "schema", schemars(skip))]
@@ -216,7 +251,7 @@ pub enum TerminalEnd {
 mod tests {
     use super::*;
     use crate::Frame;
-    use crate::verbs::{Parsed, Request};
+    use crate::verbs::{Parsed, ReplyFormat, Request};
 
     fn parsed(text: &str) -> Result<Request, ErrorReply> {
         Parsed::of(&Frame::parse(text).unwrap()).request
@@ -277,6 +312,30 @@ mod tests {
             );
         }
         assert!(refused(&format!("attach work --term={}", "x".repeat(65))).contains("1 to 64"));
+    }
+
+    #[test]
+    fn input_is_counted_for_who_asks() {
+        assert_eq!(attach("attach work --json").input, None);
+        let input = |resume| InputKey {
+            key: "k1".to_owned(),
+            resume,
+        };
+        let text = "attach work 24 80 --json --input-key=k1";
+        assert_eq!(attach(text).input, Some(input(false)));
+        assert_eq!(attach(&format!("{text} --resume")).input, Some(input(true)));
+        for wrong in ["--input-key", "--input-key=", "--input-key=\u{1b}"] {
+            assert!(
+                refused(&format!("attach work --json {wrong}")).contains("input-key"),
+                "{wrong:?}"
+            );
+        }
+        let long = "x".repeat(129);
+        assert!(refused(&format!("attach work --json --input-key={long}")).contains("128"));
+        assert!(refused("attach work --json --resume").contains("--input-key"));
+        // Who is told of it is told in JSON.
+        let parsed = Parsed::of(&Frame::parse("attach work --input-key=k1").unwrap());
+        assert_eq!(parsed.format, ReplyFormat::Json);
     }
 
     #[test]

@@ -131,6 +131,7 @@ impl Parsed {
         let events = match frame.verb {
             "events" => true,
             "out" => header.options.iter().any(follows),
+            "attach" => header.options.iter().any(|(key, _)| *key == "input-key"),
             _ => false,
         };
         let format = if json || tag.is_some() || events {

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 /// Private modes that are on when nobody has touched them.
 const ON_BY_DEFAULT: [u16; 2] = [7, 25];
+/// The mode in which a terminal puts marks around pasted text.
+const PASTES: u16 = 2004;
 
 /// The state of a terminal as far as a session has changed it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,19 @@ impl Modes {
         self.changed
             .iter()
             .any(|mode| matches!(mode, 9 | 1000..=1004))
+    }
+
+    /// Pastes are marked.
+    pub(crate) fn pastes(&self) -> bool {
+        self.changed.contains(&PASTES)
+    }
+
+    /// As it was, but that pastes are marked.
+    pub(crate) fn only_pastes() -> Self {
+        Self {
+            changed: BTreeSet::from([PASTES]),
+            ..Self::default()
+        }
     }
 
     pub(super) fn private(&mut self, mode: u16, on: bool) {
