@@ -104,7 +104,7 @@ impl PrivateDir {
         Arc::clone(&self.fd.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn checked(fd: OwnedFd, path: PathBuf) -> Result<Self, PrivateFsError> {
+    pub(crate) fn checked(fd: OwnedFd, path: PathBuf) -> Result<Self, PrivateFsError> {
         let stat = fstat(&fd, &path)?;
         check_owner(&stat, &path)?;
         let mode = stat.st_mode & 0o7777;
@@ -138,15 +138,21 @@ impl PrivateDir {
     /// # Errors
     /// [`PrivateFsError::Io`].
     pub fn entries(&self) -> Result<Vec<String>, PrivateFsError> {
+        let names = self.all_entries()?.into_iter();
+        Ok(names.filter_map(|name| name.into_string().ok()).collect())
+    }
+
+    /// Names of all entries, whatever they are, in no order.
+    ///
+    /// # Errors
+    /// [`PrivateFsError::Io`].
+    pub fn all_entries(&self) -> Result<Vec<OsString>, PrivateFsError> {
         let failed = |errno: Errno| PrivateFsError::io("list", &self.path, errno);
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(self.fd()).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name().to_owned().into_bytes();
-            if let Ok(name) = OsString::from_vec(name).into_string()
-                && name != "."
-                && name != ".."
-            {
-                names.push(name);
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
             }
         }
         Ok(names)
@@ -192,7 +198,15 @@ impl PrivateDir {
     /// # Errors
     /// As [`Self::open_file`], and [`PrivateFsError::TooBig`].
     pub fn read_file(&self, name: &str, limit_bytes: u64) -> Result<Vec<u8>, PrivateFsError> {
-        let file = self.open_file(name)?;
+        self.read_opened(self.open_file(name)?, name, limit_bytes)
+    }
+
+    pub(crate) fn read_opened(
+        &self,
+        file: File,
+        name: &str,
+        limit_bytes: u64,
+    ) -> Result<Vec<u8>, PrivateFsError> {
         let path = self.path.join(name);
         let mut content = Vec::new();
         file.take(limit_bytes.saturating_add(1))
@@ -323,7 +337,7 @@ pub(crate) fn check_owner(stat: &Stat, path: &Path) -> Result<(), PrivateFsError
 }
 
 /// `O_DIRECTORY|O_NOFOLLOW` answers `ENOTDIR` for a symbolic link (open(2)).
-fn explain_open(path: &Path, errno: Errno) -> PrivateFsError {
+pub(crate) fn explain_open(path: &Path, errno: Errno) -> PrivateFsError {
     let is_link = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
     match errno {
         Errno::NOTDIR | Errno::LOOP if is_link => PrivateFsError::Symlink(path.to_owned()),

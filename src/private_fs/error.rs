@@ -39,6 +39,22 @@ pub enum PrivateFsError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Others may put files where what we keep secret or believe would be.
+    #[error("`{}` can be written by others (mode {mode:04o}), so nothing below it can be trusted; close it with `chmod go-w {}`", .path.display(), .path.display())]
+    UnsafeParent {
+        /// Where.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Others may read a secret, or write what we believe.
+    #[error("`{}` is open to others (mode {mode:04o}); close it with `chmod 600 {}`", .path.display(), .path.display())]
+    FileOpenToOthers {
+        /// Where.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// The file is no regular file.
     #[error("`{}` is not a regular file; move it away", .0.display())]
     NotAFile(PathBuf),

@@ -11,6 +11,8 @@ mod error;
 mod lock;
 pub mod paths;
 mod socket;
+mod stamp;
+mod strict;
 
 pub use dir::PrivateDir;
 pub use error::PrivateFsError;
@@ -19,3 +21,5 @@ pub use socket::{
     PeerCredentials, bind_at, connect_at, connect_at_nonblocking, peer_credentials,
     remove_socket_at,
 };
+pub use stamp::{DirStamp, EntryStamp};
+pub use strict::Strictness;

@@ -16,7 +16,13 @@ ONLY = {
     "tokio-tungstenite": {"pythond"},
     "tungstenite": {"pythond-transport", "pythond-bench"},
     "pythond-host": set(),
+    "rcgen": {"pythond-identity"},
+    "ring": {"pythond-identity"},
+    "x509-parser": {"pythond-identity"},
+    "pythond-identity": {"pyctl"},
 }
+# Cryptography has one source; these would be a second.
+NEVER = {"aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys", "native-tls"}
 PROTOCOL_MAY_HAVE = {"base64", "serde", "serde_json", "sha1", "thiserror"}
 # Only behind a feature that no program asks for.
 PROTOCOL_MAY_OFFER = {"schemars"}
@@ -91,6 +97,8 @@ def main():
         name = package["name"]
         if not permitted(package["license"] or "none", allowed):
             problems.append(f"{name}: licence `{package['license']}` is not allowed")
+        if name in NEVER:
+            problems.append(f"{name} must not be among the dependencies")
         if package["id"] not in ours:
             continue
         direct = {d["name"] for d in package["dependencies"] if d["kind"] != "dev"}
