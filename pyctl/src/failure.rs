@@ -1,5 +1,8 @@
 //! Why a command ends early.
 
+use std::error::Error as _;
+
+use pythond_identity::IdentityError;
 use pythond_protocol::ExitCode;
 use pythond_transport::{ClientError, Report};
 
@@ -24,5 +27,25 @@ impl From<Report> for Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         Self::Reported(error.into())
+    }
+}
+
+impl From<IdentityError> for Failure {
+    fn from(error: IdentityError) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        // What is shown as the error itself has its cause's text already.
+        if let IdentityError::Fs(inner) = &error {
+            cause = inner.source();
+        }
+        while let Some(inner) = cause {
+            message.push_str(&format!(": {inner}"));
+            cause = inner.source();
+        }
+        let report = Report::new(error.code(), message, ExitCode::Refused);
+        match error.hint() {
+            Some(hint) => report.with_hint(hint).into(),
+            None => report.into(),
+        }
     }
 }

@@ -51,6 +51,12 @@ pub enum IdentityError {
         /// What is not.
         missing: PathBuf,
     },
+    /// When the announced pair takes over is not known.
+    #[error("`{}` does not say when the next certificate is used", .path.display())]
+    OwnTime {
+        /// Where.
+        path: PathBuf,
+    },
     /// The certificate is that of another key.
     #[error("the key `{}` does not belong to the certificate `{}`", .key.display(), .certificate.display())]
     OwnMismatch {
@@ -128,6 +134,7 @@ impl IdentityError {
             Self::OwnCertificate { .. }
             | Self::OwnKey { .. }
             | Self::OwnHalf { .. }
+            | Self::OwnTime { .. }
             | Self::OwnMismatch { .. } => Some(
                 "put the right file back, or make a new pair with `pyctl cert rotate`; other \
                  machines must then pin or trust the new certificate",
@@ -157,6 +164,7 @@ impl IdentityError {
             Self::OwnCertificate { .. }
             | Self::OwnKey { .. }
             | Self::OwnHalf { .. }
+            | Self::OwnTime { .. }
             | Self::OwnMismatch { .. } => "own_certificate_damaged",
             Self::RotationUnderWay { .. } => "rotation_under_way",
             Self::Make(_) | Self::Time | Self::Random => "internal",
@@ -173,6 +181,7 @@ impl IdentityError {
             Self::OwnCertificate { .. }
                 | Self::OwnKey { .. }
                 | Self::OwnHalf { .. }
+                | Self::OwnTime { .. }
                 | Self::OwnMismatch { .. }
                 | Self::Fs(PrivateFsError::FileOpenToOthers { .. })
         )

@@ -15,9 +15,9 @@ use zeroize::Zeroizing;
 use crate::IdentityError;
 use crate::pem::encode;
 
-/// So much before its first use a certificate is valid already: the clocks of
+/// So much before it is made a certificate is valid already: the clocks of
 /// other machines may be behind.
-pub(crate) const SKEW: Duration = Duration::from_secs(60 * 60);
+const SKEW: Duration = Duration::from_secs(60 * 60);
 /// Ten years, as in 0.4.
 const LIFE: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 const NAMES: [&str; 2] = ["localhost", "pythond"];
@@ -28,15 +28,15 @@ pub(crate) struct Made {
     pub(crate) key: Zeroizing<String>,
 }
 
-/// A pair that is used from this time on.
-pub(crate) fn make(used_from: UnixTime) -> Result<Made, IdentityError> {
+/// A pair that may be used at once, and is meant to be used from some time on.
+pub(crate) fn make(now: UnixTime, used_from: UnixTime) -> Result<Made, IdentityError> {
     let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?);
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params
         .distinguished_name
         .push(DnType::CommonName, "pythond");
-    params.not_before = date(seconds(used_from).saturating_sub(SKEW.as_secs()))?;
+    params.not_before = date(seconds(now).saturating_sub(SKEW.as_secs()))?;
     params.not_after = date(seconds(used_from).saturating_add(LIFE.as_secs()))?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

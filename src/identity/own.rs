@@ -13,7 +13,7 @@ use rcgen::KeyPair;
 use rustls_pki_types::{PrivateKeyDer, UnixTime};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::make::{SKEW, make, seconds};
+use crate::make::{make, seconds};
 use crate::pem::{self, LIMIT_BYTES};
 use crate::store::{Store, read};
 use crate::{Certificate, IdentityError};
@@ -22,6 +22,9 @@ const CERTIFICATE: &str = "cert.pem";
 const KEY: &str = "key.pem";
 const NEXT_CERTIFICATE: &str = "next-cert.pem";
 const NEXT_KEY: &str = "next-key.pem";
+/// When that pair takes over, in seconds since 1970. It is no part of the
+/// certificate, which must be of use at once if somebody wants it so.
+const NEXT_FROM: &str = "next-from";
 
 /// A certificate with its key. Shows no key.
 #[derive(Debug)]
@@ -127,7 +130,7 @@ impl Store {
         }
         let _lock = self.lock()?;
         if self.settled(now)?.is_none() {
-            self.stage(now)?;
+            self.stage(now, now)?;
             self.install()?;
         }
         self.present()
@@ -145,7 +148,15 @@ impl Store {
         now: UnixTime,
     ) -> Result<(Rotation, OwnIdentity), IdentityError> {
         let _lock = self.lock()?;
-        let done = match self.settled(now) {
+        let mut found = self.settled(now);
+        // What is used now is not given up for what was only announced.
+        if matches!(&found, Err(error) if error.is_a_damaged_pair()) && self.is_usable() {
+            for name in [NEXT_CERTIFICATE, NEXT_KEY, NEXT_FROM] {
+                self.tls.remove(name)?;
+            }
+            found = self.settled(now);
+        }
+        let done = match found {
             Ok(None) => self.replace(now, Rotation::Made)?,
             Ok(Some(found)) => match (&found.announced, overlap) {
                 (Some(announced), Overlap::For(_)) => {
@@ -159,7 +170,7 @@ impl Store {
                 (None, Overlap::For(time)) => {
                     let used_from = seconds(now).saturating_add(time.as_secs());
                     let used_from = Duration::from_secs(used_from);
-                    self.stage(UnixTime::since_unix_epoch(used_from))?;
+                    self.stage(now, UnixTime::since_unix_epoch(used_from))?;
                     Rotation::Announced
                 }
                 (None, Overlap::None) => self.replace(now, Rotation::Replaced)?,
@@ -170,8 +181,20 @@ impl Store {
         Ok((done, self.present()?))
     }
 
+    /// Whether the pair in its place is one, whatever stands beside it.
+    fn is_usable(&self) -> bool {
+        let certificate = self.read(CERTIFICATE, Strictness::Public);
+        let key = self.read(KEY, Strictness::Secret);
+        match (certificate, key) {
+            (Ok(Some(certificate)), Ok(Some(key))) => {
+                self.pair(&certificate, &key, [CERTIFICATE, KEY]).is_ok()
+            }
+            _ => false,
+        }
+    }
+
     fn replace(&self, now: UnixTime, done: Rotation) -> Result<Rotation, IdentityError> {
-        self.stage(now)?;
+        self.stage(now, now)?;
         self.install()?;
         Ok(done)
     }
@@ -232,9 +255,7 @@ impl Store {
                 let announced = match (next, next_key) {
                     (Some(next), Some(next_key)) => {
                         let pair = pair(&next, &next_key, [NEXT_CERTIFICATE, NEXT_KEY])?;
-                        let not_before = seconds(pair.certificate.validity().not_before);
-                        let used_from = Duration::from_secs(not_before).saturating_add(SKEW);
-                        let used_from = UnixTime::since_unix_epoch(used_from);
+                        let used_from = self.used_from()?;
                         Some(Announced { pair, used_from })
                     }
                     _ => None,
@@ -250,12 +271,27 @@ impl Store {
         }
     }
 
+    fn used_from(&self) -> Result<UnixTime, IdentityError> {
+        let content = self
+            .read(NEXT_FROM, Strictness::Public)?
+            .ok_or_else(|| self.half(NEXT_CERTIFICATE, NEXT_FROM))?;
+        std::str::from_utf8(&content)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .map(|seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+            .ok_or_else(|| IdentityError::OwnTime {
+                path: self.tls.path().join(NEXT_FROM),
+            })
+    }
+
     /// Writes a pair that is used from this time on, beside the one that is used.
-    fn stage(&self, used_from: UnixTime) -> Result<(), IdentityError> {
+    fn stage(&self, now: UnixTime, used_from: UnixTime) -> Result<(), IdentityError> {
         // The certificate makes it real, so it goes first and comes last.
         self.tls.remove(NEXT_CERTIFICATE)?;
         self.tls.sync()?;
-        let made = make(used_from)?;
+        let made = make(now, used_from)?;
+        let from = format!("{}\n", seconds(used_from));
+        self.tls.write_whole(NEXT_FROM, from.as_bytes())?;
         self.tls.write_whole(NEXT_KEY, made.key.as_bytes())?;
         self.tls
             .write_whole(NEXT_CERTIFICATE, made.certificate.as_bytes())?;
@@ -271,6 +307,7 @@ impl Store {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.tls.remove(NEXT_FROM)?;
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 """Nothing is decided by the wall clock: where it is read, it is only shown.
 
+But for certificates: from when and until when one is valid is a time of the calendar.
 Durations and time-outs use the clock that no one can set.
 """
 
@@ -8,10 +9,11 @@ import sys
 from pathlib import Path
 
 READS = re.compile(
-    r"SystemTime|Timestamp::now|Zoned::now|ClockId::Realtime|\btime\.time\(|\bimport datetime"
+    r"SystemTime|Timestamp::now|Zoned::now|UnixTime::now|ClockId::Realtime|\btime\.time\(|\bimport datetime"
 )
 """How the wall clock is read."""
 SHOWN = {
+    "pyctl/src/commands/identity.rs": (1, "whether a certificate is valid, which a clock decides"),
     "src/access_log.rs": (2, "the time of a line"),
     "src/events.rs": (3, "the time of an event"),
     "src/host/cell.rs": (1, "the time of a record"),

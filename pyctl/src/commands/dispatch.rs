@@ -4,7 +4,10 @@ use clap::CommandFactory as _;
 use pythond_protocol::ExitCode;
 use pythond_transport::{Address, AddressVariables, ClientError};
 
-use super::{completions, man, restart, start, status, stop, version};
+use super::{
+    cert, completions, man, pin, restart, start, status, stop, token, trust, unpin, untrust,
+    version,
+};
 use crate::args::{Cli, Command};
 use crate::failure::Outcome;
 use crate::render::Render;
@@ -21,6 +24,12 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::Stop(args) => stop::stop(&args, render),
         Command::Restart => restart::restart(render),
         Command::Status => status::status(render),
+        Command::Cert(args) => cert::cert(&args, render),
+        Command::Pin(args) => pin::pin(&args, render),
+        Command::Unpin(args) => unpin::unpin(&args, render),
+        Command::Trust(args) => trust::trust(&args, render),
+        Command::Untrust(args) => untrust::untrust(&args, render),
+        Command::Token(args) => token::token(&args, render),
         Command::Version => version::version(render),
         Command::Completions(args) => completions::completions(&args, render),
         Command::Man(args) => man::man(&args, render),

@@ -1,12 +1,19 @@
 //! One file per command.
 
+mod cert;
 mod completions;
 mod dispatch;
+mod identity;
 mod man;
+mod pin;
 mod restart;
 mod start;
 mod status;
 mod stop;
+mod token;
+mod trust;
+mod unpin;
+mod untrust;
 mod version;
 
 pub(crate) use dispatch::dispatch;

@@ -171,6 +171,8 @@ fn a_rotation_can_be_finished_at_once() {
     let (done, own) = home.store().rotate(Overlap::None, now()).unwrap();
     assert_eq!(done, Rotation::Finished);
     assert_eq!(own.pair.certificate, new);
+    assert_eq!(new.validity().at(now()), ValidityState::Valid);
+    assert_eq!(home.listing(), ["cert.pem", "key.pem"]);
     let (done, own) = home.store().rotate(Overlap::None, now()).unwrap();
     assert_eq!(done, Rotation::Replaced);
     assert_ne!(own.pair.certificate, new);
@@ -231,4 +233,34 @@ fn two_who_ask_first_get_the_same_pair() {
             .collect()
     });
     assert!(made.iter().all(|certificate| *certificate == made[0]));
+}
+
+#[test]
+fn an_announced_pair_of_no_use_is_an_error_until_somebody_rotates() {
+    type Harm = (&'static str, Option<&'static [u8]>);
+    let harms: [Harm; 4] = [
+        ("next-cert.pem", Some(b"")),
+        ("next-key.pem", Some(b"")),
+        ("next-from", Some(b"soon")),
+        ("next-from", None),
+    ];
+    for (name, content) in harms {
+        let home = Home::new();
+        let overlap = Overlap::For(Duration::from_secs(WEEK));
+        let old = home.store().own_or_make(now()).unwrap();
+        home.store().rotate(overlap, now()).unwrap();
+        match content {
+            Some(content) => replace(&home.tls(name), content),
+            None => std::fs::remove_file(home.tls(name)).unwrap(),
+        }
+        let error = home.store().own(now()).unwrap_err();
+        assert!(
+            error.hint().unwrap().contains("pyctl cert rotate"),
+            "{name}"
+        );
+        let (done, own) = home.store().rotate(overlap, now()).unwrap();
+        assert_eq!(done, Rotation::Announced);
+        assert_eq!(own.pair.certificate, old.pair.certificate, "{name}");
+        home.store().own(now()).unwrap().unwrap();
+    }
 }

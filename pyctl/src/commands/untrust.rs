@@ -1,0 +1,39 @@
+//! `pyctl untrust CERT|FINGERPRINT`.
+
+use pythond_identity::Fingerprint;
+use pythond_protocol::ExitCode;
+use pythond_transport::Report;
+use serde_json::{Value, json};
+
+use super::identity::{fingerprint, read_certificate, store};
+use super::trust::{client_json, client_line};
+use crate::args::UntrustArgs;
+use crate::failure::Outcome;
+use crate::render::Render;
+
+pub(super) fn untrust(args: &UntrustArgs, render: &Render) -> Outcome {
+    let whom = match args.which.to_str().and_then(fingerprint) {
+        Some(fingerprint) => fingerprint,
+        None => Fingerprint::Certificate(read_certificate(&args.which)?.fingerprint()),
+    };
+    let gone = store()?.untrust(whom)?;
+    if gone.is_empty() {
+        let report = Report::new(
+            "not_trusted",
+            format!("no trusted client is `{whom}`"),
+            ExitCode::Refused,
+        );
+        let hint = "`pyctl trust` lists those that are";
+        return Err(report.with_hint(hint).into());
+    }
+    if render.json {
+        let gone: Vec<Value> = gone.iter().map(client_json).collect();
+        render.line(&json!({ "ok": true, "untrusted": gone }).to_string())?;
+    } else {
+        render.line("OK not trusted any more:")?;
+        for client in &gone {
+            render.line(&client_line(client))?;
+        }
+    }
+    Ok(ExitCode::Success)
+}
