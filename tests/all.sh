@@ -35,6 +35,7 @@ packages() {
     local missing=()
     have g++ || missing+=(g++)
     have strace || missing+=(strace)
+    have openssl || missing+=(openssl)
     have tmux || missing+=(tmux)
     have node || missing+=(nodejs)
     have npm || missing+=(npm)

@@ -20,9 +20,10 @@ mod watch;
 
 pub use address::{AddressError, DEFAULT_PORT, PeerAddress};
 pub use certificate::{Certificate, CertificateError, Validity, ValidityState};
-pub use error::IdentityError;
+pub use error::{IdentityError, PinLineError};
 pub use fingerprint::{CertificateFingerprint, Fingerprint, KeyFingerprint, NotAFingerprint};
 pub use own::{Announced, Overlap, OwnIdentity, OwnPair, Rotation};
+pub use pem::PemError;
 pub use pins::{Pin, PinVerdict, Pins};
 pub use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 pub use store::Store;

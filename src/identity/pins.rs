@@ -12,6 +12,7 @@ use pythond_private_fs::Strictness;
 
 pub use verdict::PinVerdict;
 
+use crate::error::PinLineError;
 use crate::store::{Store, read};
 use crate::trusted::{is, known};
 use crate::{
@@ -58,6 +59,16 @@ pub struct Pins {
     pub pins: Vec<Pin>,
 }
 
+impl Pins {
+    /// The pins of a file like `~/.pythond/tls/pins`.
+    ///
+    /// # Errors
+    /// The number of the first line that is wrong, from 1, and what is wrong.
+    pub fn parse(content: &[u8]) -> Result<Self, (usize, PinLineError)> {
+        lines::parse(content).map(|pins| Self { pins })
+    }
+}
+
 impl Store {
     /// All pins.
     ///
@@ -65,12 +76,14 @@ impl Store {
     /// [`IdentityError`] if any of it cannot be read or is damaged; nothing may be
     /// believed then.
     pub fn pins(&self) -> Result<Pins, IdentityError> {
-        let mut pins =
-            lines::parse(&self.pin_lines()?).map_err(|(line, reason)| IdentityError::Pins {
+        let parsed = Pins::parse(&self.pin_lines()?);
+        let mut pins = parsed
+            .map_err(|(line, reason)| IdentityError::Pins {
                 path: self.tls.path().join(FILE),
                 line,
                 reason,
-            })?;
+            })?
+            .pins;
         for (certificate, known) in known(&self.trusted_servers_dir()?)? {
             let old = Pin {
                 address: None,

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 READS = re.compile(
-    r"SystemTime|Timestamp::now|Zoned::now|UnixTime::now|ClockId::Realtime|\btime\.time\(|\bimport datetime"
+    r"SystemTime|Timestamp::now|Zoned::now|UnixTime::now|ClockId::Realtime"
+    r"|\btime\.time\(|\bimport datetime"
 )
 """How the wall clock is read."""
 SHOWN = {

@@ -11,7 +11,7 @@ root=$(cd ../../.. && pwd)
 seconds=${1:-60}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(frame lane escapes journal records adoption)
+[ ${#targets[@]} -gt 0 ] || targets=(frame lane escapes journal records adoption identity)
 
 triple=$(rustc -vV | sed -n 's/^host: //p')
 out=${CARGO_TARGET_DIR:-$root/target}/fuzz
