@@ -73,8 +73,8 @@ impl Session {
             let request = self.board.next_request();
             self.await_cell(request, cell);
         }
-        // Questions change nothing in a host, and an interrupt that arrives twice
-        // is one: those on their way when the lanes broke are asked again.
+        // Those on their way when the lanes broke are asked again, under their
+        // numbers: most change nothing in a host, and an interrupt it knows.
         let asks = self.asks.iter();
         let asks: Vec<_> = asks
             .map(|(request, (question, _))| (*request, question.clone()))
