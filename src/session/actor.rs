@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{FinishedCell, HostCommand, HostEvent, HostedSession, Lane, Message};
@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::death;
 use super::handle::{
-    Accepted, Answer, EndReason, Last, LastOutput, Question, RunAnswer, SessionHandle,
+    Accepted, Answer, EndReason, Last, LastOutput, Question, Resent, RunAnswer, SessionHandle,
     SessionMessage, SessionShared, Submit, View, Waiter,
 };
 use super::state::{CellBoard, Demand, MAX_QUEUED_BYTES, Phase, Refusal, permit};
@@ -112,10 +112,6 @@ pub(crate) fn start(
         .collect();
     let watch = Watch::new(events, &hosted);
     let held_by = hosted.held_by.clone();
-    let now = Instant::now();
-    let began = now
-        .checked_sub(Duration::from_millis(hosted.age_ms))
-        .unwrap_or(now);
     let shared = Arc::new(SessionShared {
         hosted,
         process: HostProcess::of(pid),
@@ -127,7 +123,6 @@ pub(crate) fn start(
             held_by,
         }),
         dead: CancellationToken::new(),
-        began,
         socket: (Arc::clone(&dir), socket.clone()),
     });
     let handle = SessionHandle {
@@ -312,7 +307,9 @@ impl Session {
             Lane::Cell => &mut lanes.cell,
             Lane::Control | Lane::Terminal => &mut lanes.control,
         };
-        let how = cell.how.clone();
+        let mut how = cell.how.clone();
+        let resent = cell.waiter.resent.map(Resent::age);
+        how.resent_ms = resent.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
         let command = match cell.kind {
             CellKind::Run => HostCommand::Run {
                 request,

@@ -12,7 +12,7 @@ use crate::host_process::{Lanes, is_alive};
 use crate::litter;
 use crate::session::death;
 use crate::session::fate::{self, Sent};
-use crate::session::handle::{EndReason, Last, LastOutput, RunAnswer, View, Waiter};
+use crate::session::handle::{EndReason, Last, LastOutput, Resent, RunAnswer, View, Waiter};
 use crate::session::state::{Cell, Phase, Resume};
 use crate::tombstones;
 
@@ -176,7 +176,7 @@ impl Session {
                     kind: cell.kind,
                     source: &cell.source,
                     how: &cell.how,
-                    resent: cell.waiter.resent,
+                    resent: cell.waiter.resent.map(Resent::age),
                 };
                 let told = fate::answer(name, &tombstone, &last, sent);
                 answer(cell.waiter, told);
