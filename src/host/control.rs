@@ -212,7 +212,7 @@ impl Control {
                 return None;
             }
             // The I/O thread itself does these.
-            HostCommand::Hold { .. } | HostCommand::Resize { .. } | HostCommand::ListenAgain => {
+            HostCommand::Hold { .. } | HostCommand::Resize { .. } | HostCommand::LookAround => {
                 return None;
             }
         };

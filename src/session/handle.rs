@@ -182,7 +182,7 @@ pub(super) enum SessionMessage {
         reply: oneshot::Sender<Result<Answer, ErrorReply>>,
     },
     /// Let the host listen again if somebody removed its socket.
-    ListenAgain,
+    LookAround,
     /// Ask the host to end.
     End {
         reason: EndReason,
@@ -662,7 +662,7 @@ impl SessionHandle {
         }
         let (dir, socket) = &self.shared.socket;
         tombstones::expect(dir, self.hosted(), self.process().pid(), socket);
-        let _ = self.inbox.send(SessionMessage::ListenAgain).await;
+        let _ = self.inbox.send(SessionMessage::LookAround).await;
     }
 
     /// Ends the session: asks, waits, forces. True if it is gone.
