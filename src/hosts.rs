@@ -228,7 +228,7 @@ impl Hosts {
         wanted(&host.session.0).then(|| {
             let exit = self.exits.watch(zygote.info.pid, socket);
             let dir = Arc::clone(&self.dir);
-            Unreached::new(host, zygote.said, zygote.info.pid, dir, exit, &self.tracker)
+            Unreached::new(host, zygote.info.pid, dir, exit, &self.tracker)
         })
     }
 

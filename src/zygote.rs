@@ -77,8 +77,6 @@ struct Signs {
 pub(crate) struct ZygoteHandle {
     /// What it said of itself.
     pub(crate) info: Arc<ZygoteInfo>,
-    /// When.
-    pub(crate) said: std::time::Instant,
     process: HostProcess,
     signs: Arc<Mutex<Signs>>,
     inbox: mpsc::Sender<Ask>,
@@ -219,7 +217,6 @@ pub(crate) fn start(
     }));
     let handle = ZygoteHandle {
         info: Arc::clone(&info),
-        said: std::time::Instant::now(),
         process: HostProcess::of(info.pid),
         signs: Arc::clone(&signs),
         inbox: sender,

@@ -238,6 +238,7 @@ FATAL_OR_NOT = {
         "import ctypes, signal\nlibc = ctypes.CDLL(None)\nsignal.signal(signal.SIGUSR2, lambda *a: None)\n"
         "for t in os.listdir('/proc/self/task'):\n    libc.syscall(234, os.getpid(), int(t), 12)"
     ),
+    "main_thread_ended_by_a_system_call": "import ctypes\nctypes.CDLL(None).syscall(60, 0)",
     "fork_child_returns_from_the_cell": "p = os.fork()\nif p: os.waitpid(p, os.WNOHANG)",
     "fork_child_exits_by_system_exit": "p = os.fork()\nif p == 0: raise SystemExit(0)",
     "stdin_is_a_directory": "os.dup2(os.open('/', os.O_RDONLY), 0)",

@@ -204,7 +204,9 @@ def test_a_daemon_killed_at_any_step_of_a_command_leaves_nothing_behind(
     command.prepare("counted")
     with daemon.connect() as wire, kills.counted(daemon.pid) as calls:
         wire.ask(command.text("counted"))
-    assert calls.total() > 10, calls
+    # All that a command needs at least: it was seen.
+    assert calls["recvfrom"], calls
+    assert calls["sendto"], calls
     daemon.json("run neighbour --json\nx = 41")
     killed = 0
     for round, (call, number) in enumerate(kills.steps(calls, TORTURE), 1):

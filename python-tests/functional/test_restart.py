@@ -221,7 +221,9 @@ def test_a_run_in_a_session_that_is_stopped_meanwhile_gives_its_result(
     os.kill(session.pid, signal.SIGSTOP)
     try:
         if how == "restart":
-            assert daemon.pyctl("restart").returncode == 0
+            done = daemon.pyctl("restart")
+            assert done.returncode == 0
+            assert done.stdout.endswith(f"; 1 session kept; {session.name} is stopped\n")
         else:
             daemon.crash()
             daemon.start()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
-from support.daemon import Session
+import pytest
+
+from support.daemon import Session, TestDaemon
 from support.waiting import wait_until
 from support.wire import text_of
 
@@ -110,3 +113,24 @@ def test_a_cell_is_cancelled_with_its_client_if_that_was_asked_for(session: Sess
     session.interrupt(first)
     assert session.value("'never' in globals()") == "False"
     assert text_of(session.run("print(1)")["stdout"]) == "1\n"
+
+
+@pytest.mark.parametrize("verb", ["run", "wait"])
+def test_who_waits_when_the_daemon_stops_is_told_the_same(
+    make_daemon: Callable[..., TestDaemon], verb: str
+) -> None:
+    daemon = make_daemon().start()
+    session = daemon.new("work")
+    code = "print('in'); import threading; threading.Event().wait()"
+    if verb == "run":
+        client = daemon.popen("pysh", "run", "work", code)
+        wait_until(lambda: session.status()["running"], what="the cell runs")
+    else:
+        cell = session.detach(code)
+        session.wait_for_output(cell, "in")
+        client = daemon.popen("pysh", "wait", "work", cell)
+        wait_until(lambda: "cmd=wait" in daemon.access_log().read_text(), what="it waits")
+    assert daemon.stop() == 0
+    _, err = client.communicate(timeout=30)
+    assert client.returncode == 5
+    assert b"session `work` died: the daemon stopped while cell" in err

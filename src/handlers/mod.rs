@@ -201,6 +201,7 @@ pub(crate) async fn handle(
     request: Request,
     format: ReplyFormat,
 ) -> Reply {
+    let received = Instant::now();
     match (&request, about(&request)) {
         (Request::Info | Request::Help, _) => {}
         (_, Some(name)) => context.adopted(name).await,
@@ -212,7 +213,9 @@ pub(crate) async fn handle(
         Request::Info => Ok(info::handle(context)),
         Request::Stop(request) => stop::handle(context, request, format).await,
         Request::New(request) => new::handle(context, request, format).await,
-        Request::Submit(request) => submit::handle(context, caller, request, format).await,
+        Request::Submit(request) => {
+            submit::handle(context, caller, request, received, format).await
+        }
         Request::Poll(request) => poll::handle(context, request, format).await,
         Request::Wait(request) => wait::handle(context, request, format).await,
         Request::Out(request) => out::handle(context, caller, request, format).await,

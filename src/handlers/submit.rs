@@ -15,26 +15,22 @@ use tokio::time::Instant;
 use super::output::OutputReader;
 use super::{Caller, Context, Reply, cell_reply};
 use crate::session::{
-    Accepted, LastOutput, Question, RunAnswer, SessionHandle, Submission, Submit,
+    Accepted, LastOutput, Question, Resent, RunAnswer, SessionHandle, Submission, Submit,
 };
 
 /// How long a cell may take to end after its time-out until its client is told
 /// that it has not.
 const TIMEOUT_GRACE: Duration = Duration::from_millis(500);
 
+/// Submits a cell; the request came at the time `received`.
 pub(super) async fn handle(
     context: &Arc<Context>,
     caller: &Caller,
     request: SubmitRequest,
+    received: std::time::Instant,
     format: ReplyFormat,
 ) -> Result<Reply, ErrorReply> {
     let session = context.registry.get(&request.session)?;
-    if let Some(ago) = request.options.resent
-        && !session.is_dead()
-        && session.age() < ago
-    {
-        return Err(younger(&session));
-    }
     let SubmitRequest {
         kind,
         source,
@@ -53,29 +49,20 @@ pub(super) async fn handle(
             .clone()
             .unwrap_or_else(|| caller.author.clone()),
         max_result: options.max_result.or(context.limits.fork_result),
+        resent_ms: None,
     };
     let submit = Submit {
         kind,
         source,
         how,
         busy_fails: options.busy_fails,
-        resent: options.resent,
+        resent: options.resent.map(|ago| Resent { ago, at: received }),
     };
     let submission = session.submit(submit).await?;
     if matches!(kind, CellKind::Fire | CellKind::Fork) {
         return begun(&session, submission, kind, format).await;
     }
     run(context, caller, session, submission, &options, format).await
-}
-
-/// The session that a cell was sent to is gone, and this one has its name.
-fn younger(session: &SessionHandle) -> ErrorReply {
-    let name = session.name();
-    ErrorReply::new(
-        ErrorCode::Lost,
-        format!("session `{name}` is younger than this request: the one it was sent to is gone"),
-    )
-    .with_hint("nobody can know whether it ran there; look before you send it again")
 }
 
 /// The id of a submitted cell; else why it has none.

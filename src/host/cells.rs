@@ -60,6 +60,8 @@ pub(crate) struct Offer<'a> {
     pub(crate) lane: Option<u64>,
     pub(crate) how: &'a CellSpec,
     pub(crate) source: &'a str,
+    /// How long the session is there.
+    pub(crate) age: Duration,
 }
 
 impl Offer<'_> {
@@ -278,6 +280,7 @@ impl Cells {
             lane,
             how,
             source,
+            age,
         } = *offer;
         let direct = lane.is_some();
         if direct && lane != self.lane {
@@ -298,6 +301,14 @@ impl Cells {
                 }
                 return Acceptance::Refused(ErrorReply::id_reused(key, *id));
             }
+        }
+        let resent = how.resent_ms.map(Duration::from_millis);
+        if resent.is_some_and(|ago| age < ago) {
+            let message = "the session is younger than this request: \
+                 the one it was sent to is gone";
+            let error = ErrorReply::new(ErrorCode::Lost, message.to_owned());
+            let hint = "nobody can know whether it ran there; look before you send it again";
+            return Acceptance::Refused(error.with_hint(hint));
         }
         let is_full = |running: usize, most: u64| running as u64 >= most;
         if kind == CellKind::Fire && !how.queue && is_full(self.beside_running, self.limits.fires) {

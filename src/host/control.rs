@@ -4,6 +4,7 @@
 mod interrupts;
 mod readers;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use rustix::process::Signal;
 
-use self::interrupts::Told;
+use self::interrupts::{Interrupted, Told};
 use self::readers::{Fetch, Follower, Reading};
 use crate::cells::{Acceptance, Found, QueuedCell};
 use crate::children::Family;
@@ -54,6 +55,8 @@ pub(crate) struct Control {
     followers: Vec<Follower>,
     fetches: Vec<Fetch>,
     told: Vec<Told>,
+    /// The newest interrupts, with what came of them at once.
+    interrupted: VecDeque<Interrupted>,
     asked: Vec<Asked>,
     /// An interrupt of the main thread has to be repeated until it is seen.
     pub(crate) repeating: bool,
@@ -66,6 +69,7 @@ impl Control {
             followers: Vec::new(),
             fetches: Vec::new(),
             told: Vec::new(),
+            interrupted: VecDeque::new(),
             asked: Vec::new(),
             repeating: false,
         }
@@ -208,7 +212,7 @@ impl Control {
                 return None;
             }
             // The I/O thread itself does these.
-            HostCommand::Hold { .. } | HostCommand::Resize { .. } | HostCommand::ListenAgain => {
+            HostCommand::Hold { .. } | HostCommand::Resize { .. } | HostCommand::LookAround => {
                 return None;
             }
         };

@@ -9,7 +9,7 @@ use pythond_private_fs::PrivateDir;
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{Hello, HostCommand, HostEvent, Lane, Message};
 use pythond_protocol::outcome::CellKind;
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::process::{Resource, Rlimit};
@@ -510,8 +510,11 @@ impl IoThread {
                     self.answer(&HostEvent::Resized { request }, b"")?;
                     continue;
                 }
-                HostCommand::ListenAgain => {
+                HostCommand::LookAround => {
                     self.listen_again();
+                    if main_is_gone() {
+                        end_without_main();
+                    }
                     continue;
                 }
                 _ => {}
@@ -607,13 +610,40 @@ fn accept_in_spite_of_limits(listener: &OwnedFd) -> Result<OwnedFd, Errno> {
     accepted
 }
 
+/// The main thread has ended while the process goes on: by a system call of its
+/// own, for Python's own end is that of the process.
+fn main_is_gone() -> bool {
+    let pid = rustix::process::getpid().as_raw_nonzero();
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{pid}/stat"));
+    // The name in parentheses may hold anything.
+    stat.is_ok_and(|stat| {
+        let state = stat.rsplit_once(") ").map(|(_, state)| state);
+        state.is_some_and(|state| state.starts_with(['Z', 'X']))
+    })
+}
+
+/// Ends the session, whose cells nothing could run any more.
+fn end_without_main() -> ! {
+    end_with("pythond: the session's main thread has ended by a system call of its own\n")
+}
+
 /// Ends the session, and says why in its last words.
 fn end_out_of_reach(errno: Errno) -> ! {
     let words = format!(
         "pythond: no daemon can connect to this session any more ({errno}): \
          its limit of open files is too low\n"
     );
-    // Its exit status tells as well.
-    let _ = rustix::io::write(rustix::stdio::stderr(), words.as_bytes());
+    end_with(&words)
+}
+
+/// Ends the session. Its exit status tells where its last words find no room.
+fn end_with(words: &str) -> ! {
+    let stderr = rustix::stdio::stderr();
+    // This thread is the one that would make room in the pipe. With a limit of no
+    // open files it cannot even be asked.
+    let mut set = [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)];
+    if !matches!(poll(&mut set, Some(&Timespec::default())), Ok(0)) {
+        let _ = rustix::io::write(stderr, words.as_bytes());
+    }
     sys::exit_now(OUT_OF_REACH_STATUS)
 }

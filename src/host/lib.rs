@@ -13,6 +13,7 @@ mod cell_log;
 mod cells;
 mod changes;
 mod children;
+mod clock;
 mod control;
 mod disk;
 mod ends;

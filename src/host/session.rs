@@ -120,7 +120,6 @@ impl Session {
             start,
             cold_reason,
             created_at: jiff::Timestamp::now().to_string(),
-            age_ms: 0,
             unfinished: Vec::new(),
             unfinished_humans: Vec::new(),
             unfinished_beside: Vec::new(),

@@ -8,13 +8,14 @@ mod waking;
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{HostEvent, HostInfo, HostedSession, LINK_VERSION};
 use pythond_protocol::outcome::CellKind;
 
 use crate::cells::Cells;
+use crate::clock::since_boot;
 use crate::disk::Disk;
 use crate::journal::Journal;
 use crate::outputs::Outputs;
@@ -43,8 +44,8 @@ pub(crate) struct Shared {
     hosted: OnceLock<HostedSession>,
     /// The runtime directory, and the name of its socket there.
     place: OnceLock<(String, String)>,
-    /// When it became this session.
-    assigned: OnceLock<Instant>,
+    /// When it became this session, after the machine came up.
+    assigned: OnceLock<Duration>,
     state: Mutex<State>,
     /// Public names in the namespace when they were last counted.
     vars: AtomicU64,
@@ -160,7 +161,6 @@ impl Shared {
             session.unfinished_humans = state.cells.unfinished_of(CellKind::Human);
             session.unfinished_forks = state.cells.unfinished_of(CellKind::Fork);
             session.queued = state.cells.queued();
-            session.age_ms = self.age_ms();
             session.next_cell = state.cells.next_id();
             session.not_recorded = self.trouble();
             session.held_by = state.held.as_ref().map(|held| held.by.clone());
@@ -182,9 +182,10 @@ impl Shared {
             .map(|hosted| hosted.spec.directory.as_str())
     }
 
-    fn age_ms(&self) -> u64 {
-        let age = self.assigned.get().map(Instant::elapsed);
-        u64::try_from(age.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+    /// How long it is this session.
+    fn age(&self) -> Duration {
+        let assigned = self.assigned.get();
+        assigned.map_or(Duration::ZERO, |at| since_boot().saturating_sub(*at))
     }
 
     /// The session's name.
@@ -205,7 +206,7 @@ impl Shared {
 
     /// Says which session this is. Once.
     pub(crate) fn assign(&self, hosted: HostedSession) {
-        self.assigned.get_or_init(Instant::now);
+        self.assigned.get_or_init(since_boot);
         self.hosted.get_or_init(|| hosted);
         self.wake_io();
     }

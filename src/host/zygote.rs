@@ -374,7 +374,6 @@ impl Zygote {
                 pid: *pid,
                 socket: format!("{}.sock", host.name),
                 session: host.session.clone()?,
-                age_ms: u64::try_from(host.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             })
         });
         sessions.collect()

@@ -8,19 +8,20 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{FinishedCell, HostCommand, HostEvent, HostedSession, Lane, Message};
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::death;
 use super::handle::{
-    Accepted, Answer, EndReason, Last, LastOutput, Question, RunAnswer, SessionHandle,
+    Accepted, Answer, EndReason, Last, LastOutput, Question, Resent, RunAnswer, SessionHandle,
     SessionMessage, SessionShared, Submit, View, Waiter,
 };
 use super::state::{CellBoard, Demand, MAX_QUEUED_BYTES, Phase, Refusal, permit};
@@ -40,6 +41,8 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Questions without an answer that are remembered before they are looked over.
 const MANY_QUESTIONS: usize = 64;
+/// How often a host in which cells run is asked to look around.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// Most questions that wait for new lanes.
 const MOST_ASKS: usize = 4096;
 /// Most bytes of questions that wait for a host to take them.
@@ -112,10 +115,6 @@ pub(crate) fn start(
         .collect();
     let watch = Watch::new(events, &hosted);
     let held_by = hosted.held_by.clone();
-    let now = Instant::now();
-    let began = now
-        .checked_sub(Duration::from_millis(hosted.age_ms))
-        .unwrap_or(now);
     let shared = Arc::new(SessionShared {
         hosted,
         process: HostProcess::of(pid),
@@ -127,7 +126,6 @@ pub(crate) fn start(
             held_by,
         }),
         dead: CancellationToken::new(),
-        began,
         socket: (Arc::clone(&dir), socket.clone()),
     });
     let handle = SessionHandle {
@@ -176,6 +174,8 @@ impl Session {
         let mut exit = Some(exit);
         // Handles may all go; the session stays until its host does.
         let mut inbox_open = true;
+        let mut look = tokio::time::interval(LOOK_AROUND);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let exit = loop {
             tokio::select! {
                 biased;
@@ -197,6 +197,7 @@ impl Session {
                     // The zygote is gone; the lanes alone will tell.
                     Err(_) => exit = None,
                 },
+                _ = look.tick(), if self.watch.something_runs() => self.look_around(),
             }
         };
         self.take_last_words();
@@ -221,7 +222,7 @@ impl Session {
                 Ok(_) => self.question(question, reply),
                 Err(refusal) => drop(reply.send(Err(self.refusal(refusal)))),
             },
-            SessionMessage::ListenAgain => self.control(&HostCommand::ListenAgain, b""),
+            SessionMessage::LookAround => self.look_around(),
             SessionMessage::End { reason } => {
                 if let Ok(phase) = permit(self.phase, Demand::End) {
                     self.phase = phase;
@@ -312,7 +313,9 @@ impl Session {
             Lane::Cell => &mut lanes.cell,
             Lane::Control | Lane::Terminal => &mut lanes.control,
         };
-        let how = cell.how.clone();
+        let mut how = cell.how.clone();
+        let resent = cell.waiter.resent.map(Resent::age);
+        how.resent_ms = resent.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
         let command = match cell.kind {
             CellKind::Run => HostCommand::Run {
                 request,
@@ -389,6 +392,13 @@ impl Session {
         if let Link::Up(lanes) = &mut self.link {
             // Our own small words always fit; a broken lane shows when read.
             let _ = lanes.control.send(command, body);
+        }
+    }
+
+    /// Lets the host see to what only it can see.
+    fn look_around(&mut self) {
+        if matches!(&self.link, Link::Up(lanes) if lanes.control.waiting() == 0) {
+            self.control(&HostCommand::LookAround, b"");
         }
     }
 
@@ -544,7 +554,11 @@ impl Session {
             .and_then(|request| self.asks.remove(&request));
         if let Some((_, reply)) = asked {
             self.publish_running();
-            let _ = reply.send(Ok((HostEvent::Finished(finished), log)));
+            let answer = match self.ended_with_session(&finished) {
+                Some(error) => Err(error),
+                None => Ok((HostEvent::Finished(finished), log)),
+            };
+            let _ = reply.send(answer);
             return;
         }
         let found = self.board.finished(&finished);
@@ -555,17 +569,23 @@ impl Session {
         }
     }
 
+    /// Nobody asked to interrupt the cell: the session was ended.
+    fn ended_with_session(&self, finished: &FinishedCell) -> Option<ErrorReply> {
+        if self.phase != Phase::Ending || finished.status != CellStatus::Interrupted {
+            return None;
+        }
+        let tombstone = death::tombstone(None, self.told, Some(finished.cell));
+        let name = &self.shared.hosted.spec.session;
+        Some(death::died(name, &tombstone))
+    }
+
     fn answer_finished(&self, waiter: Waiter, finished: Box<FinishedCell>, log: Vec<u8>) {
-        if self.phase == Phase::Ending && finished.status == CellStatus::Interrupted {
-            // Nobody asked to interrupt it: the session was ended.
-            let cell = Some(finished.cell);
-            let tombstone = death::tombstone(None, self.told, cell);
-            let error = death::died(&self.shared.hosted.spec.session, &tombstone);
+        if let Some(error) = self.ended_with_session(&finished) {
             let output = LastOutput {
                 log,
                 lost: finished.truncated,
             };
-            answer(waiter, RunAnswer::Died(cell, error, output));
+            answer(waiter, RunAnswer::Died(Some(finished.cell), error, output));
             return;
         }
         answer(waiter, RunAnswer::Finished(finished, log));

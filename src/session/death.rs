@@ -103,7 +103,6 @@ pub(super) fn hardly_known(
         start: StartKind::Fork,
         cold_reason: None,
         created_at: unknown(),
-        age_ms: 0,
         unfinished: Vec::new(),
         unfinished_humans: Vec::new(),
         unfinished_beside: Vec::new(),

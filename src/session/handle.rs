@@ -70,8 +70,24 @@ pub(crate) struct Submit {
     pub(crate) how: CellSpec,
     /// Refuse it rather than let it wait.
     pub(crate) busy_fails: bool,
-    /// It was sent before, so long ago.
-    pub(crate) resent: Option<Duration>,
+    /// It was sent before.
+    pub(crate) resent: Option<Resent>,
+}
+
+/// A request says that the same was sent before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resent {
+    /// How long ago that was when the request came.
+    pub(crate) ago: Duration,
+    /// When it came.
+    pub(crate) at: Instant,
+}
+
+impl Resent {
+    /// How long ago the first one was sent.
+    pub(crate) fn age(self) -> Duration {
+        self.ago.saturating_add(self.at.elapsed())
+    }
 }
 
 impl Submit {
@@ -81,7 +97,7 @@ impl Submit {
             kind: self.kind,
             source: &self.source,
             how: &self.how,
-            resent: self.resent,
+            resent: self.resent.map(Resent::age),
         }
     }
 }
@@ -100,8 +116,8 @@ pub(crate) struct Submission {
 pub(super) struct Waiter {
     pub(super) accepted: Option<oneshot::Sender<Accepted>>,
     pub(super) end: oneshot::Sender<RunAnswer>,
-    /// It was sent before, so long ago.
-    pub(super) resent: Option<Duration>,
+    /// It was sent before.
+    pub(super) resent: Option<Resent>,
 }
 
 /// Why a session is ended by us.
@@ -166,7 +182,7 @@ pub(super) enum SessionMessage {
         reply: oneshot::Sender<Result<Answer, ErrorReply>>,
     },
     /// Let the host listen again if somebody removed its socket.
-    ListenAgain,
+    LookAround,
     /// Ask the host to end.
     End {
         reason: EndReason,
@@ -329,8 +345,6 @@ pub(super) struct SessionShared {
     pub(super) process: HostProcess,
     pub(super) view: Mutex<View>,
     pub(super) dead: CancellationToken,
-    /// When its process became this session.
-    pub(super) began: Instant,
     /// Where the host listens, or listened.
     pub(super) socket: (Arc<PrivateDir>, String),
 }
@@ -365,7 +379,6 @@ impl SessionHandle {
             process,
             view,
             dead,
-            began: Instant::now(),
             socket,
         });
         Self {
@@ -407,11 +420,6 @@ impl SessionHandle {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
-    }
-
-    /// For how long it is there.
-    pub(crate) fn age(&self) -> Duration {
-        self.shared.began.elapsed()
     }
 
     /// What is left of it, if it died.
@@ -654,7 +662,7 @@ impl SessionHandle {
         }
         let (dir, socket) = &self.shared.socket;
         tombstones::expect(dir, self.hosted(), self.process().pid(), socket);
-        let _ = self.inbox.send(SessionMessage::ListenAgain).await;
+        let _ = self.inbox.send(SessionMessage::LookAround).await;
     }
 
     /// Ends the session: asks, waits, forces. True if it is gone.

@@ -11,7 +11,7 @@ mod watch;
 pub(crate) use actor::{Connected, start};
 pub(crate) use death::bury;
 pub(crate) use handle::{
-    Accepted, EndReason, LastOutput, OutputRange, Question, RunAnswer, SessionHandle, Submission,
-    Submit,
+    Accepted, EndReason, LastOutput, OutputRange, Question, Resent, RunAnswer, SessionHandle,
+    Submission, Submit,
 };
 pub(crate) use unreached::Unreached;

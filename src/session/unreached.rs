@@ -2,7 +2,7 @@
 //! named all the same, and what is sent to it is passed on when it goes on.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::ZygoteHost;
@@ -29,10 +29,9 @@ pub(crate) struct Unreached {
 }
 
 impl Unreached {
-    /// Stands in for what a zygote told of, at that time; `exit` is how it ends.
+    /// Stands in for what a zygote told of; `exit` is how it ends.
     pub(crate) fn new(
         host: &ZygoteHost,
-        told: Instant,
         zygote_pid: i32,
         dir: Arc<PrivateDir>,
         exit: oneshot::Receiver<HostExit>,
@@ -40,9 +39,6 @@ impl Unreached {
     ) -> Self {
         let (sender, inbox) = mpsc::channel(INBOX);
         let (found, answer) = oneshot::channel();
-        let began = told
-            .checked_sub(Duration::from_millis(host.age_ms))
-            .unwrap_or(told);
         let shared = Arc::new(SessionShared {
             hosted: tombstones::hosted(&dir, &host.socket)
                 .unwrap_or_else(|| hardly_known(host.session.clone(), zygote_pid)),
@@ -55,7 +51,6 @@ impl Unreached {
                 held_by: None,
             }),
             dead: CancellationToken::new(),
-            began,
             socket: (dir, host.socket.clone()),
         });
         let handle = SessionHandle {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use pythond_protocol::lane::{HostCommand, HostEvent};
 use pythond_protocol::outcome::CellStatus;
+use pythond_protocol::verbs::interrupt::InterruptOutcome;
 use pythond_protocol::verbs::list::SessionState;
 use pythond_protocol::verbs::submit::FireReply;
 use pythond_protocol::{CellId, ErrorCode};
@@ -300,4 +301,45 @@ fn a_persons_cell_that_began_while_the_lanes_were_broken_makes_the_session_busy(
         wire.sessions()[0].state == SessionState::Idle
     });
     assert_eq!(wire.value("work", "1 + 1"), "2");
+}
+
+#[test]
+fn an_interrupt_that_is_asked_for_again_over_new_lanes_is_one() {
+    let mut daemon = TestDaemon::start();
+    let mut wire = daemon.connect();
+    wire.create("work");
+    let first = wire.run("work", "seen = []").cell_id.unwrap();
+    let cell = CellId::from_u64(first.as_u64() + 1).unwrap();
+    let gate = Gate::new(&daemon, "gate");
+    let (started, inside) = (daemon.root().join("started"), gate.code());
+    let inside = inside.replace('\n', "\n        ");
+    let code = format!(
+        "import time\ntry:\n    open({started:?}, 'w').close()\n    while True: time.sleep(0.002)\n\
+         except KeyboardInterrupt:\n    seen.append(1)\n    try:\n        {inside}\n    \
+         except KeyboardInterrupt:\n        seen.append(2)"
+    );
+    wire.submit("work", &code);
+    eventually("the cell runs", || started.exists());
+    daemon.crash();
+
+    let interrupt = HostCommand::Interrupt {
+        request: 5,
+        cells: vec![cell],
+        soft: false,
+        unnamed: false,
+    };
+    for tag in [98, 99] {
+        let (mut lane, _) = HostLane::open(&daemon, tag);
+        lane.send(&interrupt);
+        let answer = lane.next();
+        let HostEvent::Interrupted { request: 5, cells } = answer else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(cells.len(), 1, "{cells:?}");
+        assert_eq!(cells[0].cell_id, cell);
+        assert_eq!(cells[0].outcome, InterruptOutcome::Pending, "{cells:?}");
+    }
+    gate.open();
+    daemon.start_again();
+    assert_eq!(daemon.connect().value("work", "seen"), "[1]");
 }

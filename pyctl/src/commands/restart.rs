@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::info::InfoReply;
+use pythond_protocol::verbs::list::{SessionState, SessionSummary};
 use pythond_transport::{Address, Client, ClientError, Reply, Report};
 
 use super::dispatch::address;
@@ -23,19 +24,35 @@ pub(super) fn restart(render: &Render) -> Outcome {
     let mut client = Client::connect(&address)?;
     let before = client.info()?.value.boot;
     client.restart()?;
-    let info = wait_for_next(&address, before.as_deref())?;
+    wait_for_next(&address, before.as_deref())?;
+    let mut client = Client::connect(&address)?;
+    // It answers when it has taken the sessions over.
+    let list = client.list()?.value.sessions;
+    let info = client.info()?;
     if render.json {
         render.line(info.json())?;
     } else {
         let info = &info.value;
         render.line(&format!(
-            "OK restarted pythond {} pid={}; {} kept",
+            "OK restarted pythond {} pid={}; {}",
             info.version,
             info.pid,
-            sessions(info.sessions)
+            kept(&list)
         ))?;
     }
     Ok(ExitCode::Success)
+}
+
+fn kept(list: &[SessionSummary]) -> String {
+    let alive = list.iter().filter(|it| it.state != SessionState::Dead);
+    let kept = format!("{} kept", sessions(alive.count() as u64));
+    let stopped = list.iter().filter(|it| it.state == SessionState::Stopped);
+    let stopped: Vec<_> = stopped.map(|it| it.session.as_str()).collect();
+    match &stopped[..] {
+        [] => kept,
+        [one] => format!("{kept}; {one} is stopped"),
+        more => format!("{kept}; {} are stopped", more.join(", ")),
+    }
 }
 
 fn wait_for_next(address: &Address, before: Option<&str>) -> Result<Reply<InfoReply>, Report> {

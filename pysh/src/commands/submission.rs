@@ -1,10 +1,11 @@
 //! What `run`, `fire` and `fork` have in common: code, options and their echo.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pythond_protocol::verbs::submit::SubmitOptions;
 use pythond_protocol::{ExitCode, SessionName};
 use pythond_transport::Report;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::args::{EchoArgs, LabelArgs, SourceArgs, label};
 use crate::failure::Failure;
@@ -72,17 +73,22 @@ pub(super) fn new_key(what: &str) -> Result<String, Report> {
     Ok(format!("pysh-{digits}"))
 }
 
-/// When a cell was sent for the first time.
+/// How long ago the machine came up, by a clock that goes on while it sleeps.
+fn since_boot() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
+/// When a cell was sent for the first time, after the machine came up.
 #[derive(Debug, Default)]
-pub(super) struct Sent(Option<Instant>);
+pub(super) struct Sent(Option<Duration>);
 
 impl Sent {
     /// It is sent now; how long ago it was for the first time, if this is not it.
     pub(super) fn again(&mut self) -> Option<Duration> {
         match self.0 {
-            Some(first) => Some(first.elapsed()),
+            Some(first) => Some(since_boot().saturating_sub(first)),
             None => {
-                self.0 = Some(Instant::now());
+                self.0 = Some(since_boot());
                 None
             }
         }

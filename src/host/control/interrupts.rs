@@ -16,6 +16,17 @@ use crate::{cell, ends, fire, fork, interrupt, stack};
 /// How long an interrupt may take until it is told as pending.
 const INTERRUPT_PATIENCE: Duration = Duration::from_millis(50);
 
+/// Interrupts that are remembered: more than a daemon has on their way.
+const MOST_INTERRUPTED: usize = 256;
+
+/// An interrupt that was carried out. A daemon whose lanes broke asks again: that
+/// is the same one, which the cell may have dealt with already.
+#[derive(Debug)]
+pub(super) struct Interrupted {
+    request: u64,
+    cells: Vec<InterruptedCell>,
+}
+
 /// Cells that were told to stop, and who wants to know what came of it.
 #[derive(Debug)]
 pub(super) struct Told {
@@ -32,6 +43,12 @@ impl Control {
         soft: bool,
         unnamed: bool,
     ) -> Option<Outgoing> {
+        let again = self.interrupted.iter().find(|it| it.request == request);
+        if let Some(Interrupted { cells, .. }) = again {
+            let cells = cells.clone();
+            self.tell_what_comes(request, cells);
+            return None;
+        }
         // One that the main thread has not read yet is known by its number. In this
         // order: what is not expected any more when it is asked has been accepted.
         let shared = self.shared;
@@ -44,12 +61,25 @@ impl Control {
         } else if let Some(cell) = cells.iter().find(unknown) {
             return Some((unknown_cell(request, *cell), Vec::new()));
         }
-        // In this order: an end that comes now is told.
-        self.shared.watch_ends(true);
         let cells: Vec<_> = cells
             .into_iter()
             .filter_map(|cell| self.tell(cell, false, soft))
             .collect();
+        if self.interrupted.len() == MOST_INTERRUPTED {
+            self.interrupted.pop_front();
+        }
+        self.interrupted.push_back(Interrupted {
+            request,
+            cells: cells.clone(),
+        });
+        self.tell_what_comes(request, cells);
+        None
+    }
+
+    /// Answers an interrupt once its cells have ended, or in a while.
+    fn tell_what_comes(&mut self, request: u64, cells: Vec<InterruptedCell>) {
+        // In this order: an end that comes now is told.
+        self.shared.watch_ends(true);
         self.told.push(Told {
             request,
             cells,
@@ -60,7 +90,6 @@ impl Control {
         for (event, body) in self.tell_what_came() {
             self.shared.send(event, body);
         }
-        None
     }
 
     /// Tells one cell to stop; `fork` cells are killed unless `soft`. None if it

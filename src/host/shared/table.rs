@@ -32,6 +32,7 @@ impl Shared {
             lane,
             how,
             source,
+            age: self.age(),
         };
         let digest = offer.digest();
         let mut state = self.state();

@@ -10,10 +10,10 @@ use pythond_protocol::limits::size_text;
 use pythond_protocol::outcome::ProcessEnd;
 use pythond_protocol::output_log::{self, Stream};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
-use rustix::time::ClockId;
 
 use super::{Host, Spare, Zygote};
 use crate::assignment;
+use crate::clock::since_boot;
 use crate::journal::Journal;
 use crate::{limits, sys};
 
@@ -145,7 +145,7 @@ impl Zygote {
         let last_stderr = String::from_utf8_lossy(last).into_owned();
         let (fates, fates_are_all) = journal.as_ref().map(Journal::fates).unwrap_or_default();
         let age = u64::try_from(host.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let died_ns = since_boot();
+        let died_ns = u64::try_from(since_boot().as_nanos()).unwrap_or(u64::MAX);
         let hosted = self.written_down(&host.name);
         // A daemon takes its word back before it tells a session to end.
         let ordered = hosted.is_none() && end == (ProcessEnd::Exited { status: 0 });
@@ -267,13 +267,6 @@ fn cpu_ticks(pid: i32) -> u64 {
     let words = stat.rsplit_once(')').map_or("", |(_, words)| words);
     let ticks = words.split_whitespace().skip(11).take(2);
     ticks.filter_map(|it| it.parse::<u64>().ok()).sum()
-}
-
-/// Now, in ns since the machine came up.
-fn since_boot() -> u64 {
-    let now = rustix::time::clock_gettime(ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 /// What is left in a pipe, at most 64 KiB.

@@ -27,6 +27,10 @@ pub struct CellSpec {
     /// Most bytes that may come back from the child of a `fork` cell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_result: Option<u64>,
+    /// It was sent before, so long ago, in milliseconds: maybe to another session
+    /// of this name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resent_ms: Option<u64>,
 }
 
 /// What a host knows of a cell, its output and its end apart.

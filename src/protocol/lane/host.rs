@@ -146,8 +146,9 @@ pub enum HostCommand {
         /// In characters.
         size: TerminalSize,
     },
-    /// Listen again if somebody removed the socket or its directory.
-    ListenAgain,
+    /// See whether all is there that others need: listen again if somebody removed
+    /// the socket or its directory, end if the main thread is gone.
+    LookAround,
     /// Run the exit handlers and end, interrupting a running cell.
     Shutdown,
     /// Run a cell in a child process; the body is its source. Version 3.

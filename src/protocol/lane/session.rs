@@ -75,9 +75,6 @@ pub struct HostedSession {
     pub cold_reason: Option<String>,
     /// When it was created: RFC 3339, UTC.
     pub created_at: String,
-    /// How long ago that was by a clock that nobody sets, in milliseconds.
-    #[serde(default)]
-    pub age_ms: u64,
     /// Cells that are not finished and have or want the main thread, the
     /// running one first.
     pub unfinished: Vec<CellId>,

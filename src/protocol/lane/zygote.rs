@@ -186,6 +186,4 @@ pub struct ZygoteHost {
     pub socket: String,
     /// Name, id and generation.
     pub session: (SessionName, SessionId, u64),
-    /// For how long it has been that session.
-    pub age_ms: u64,
 }

@@ -12,7 +12,7 @@ use crate::host_process::{Lanes, is_alive};
 use crate::litter;
 use crate::session::death;
 use crate::session::fate::{self, Sent};
-use crate::session::handle::{EndReason, Last, LastOutput, RunAnswer, View, Waiter};
+use crate::session::handle::{EndReason, Last, LastOutput, Resent, RunAnswer, View, Waiter};
 use crate::session::state::{Cell, Phase, Resume};
 use crate::tombstones;
 
@@ -73,8 +73,8 @@ impl Session {
             let request = self.board.next_request();
             self.await_cell(request, cell);
         }
-        // Questions change nothing in a host, and an interrupt that arrives twice
-        // is one: those on their way when the lanes broke are asked again.
+        // Those on their way when the lanes broke are asked again, under their
+        // numbers: most change nothing in a host, and an interrupt it knows.
         let asks = self.asks.iter();
         let asks: Vec<_> = asks
             .map(|(request, (question, _))| (*request, question.clone()))
@@ -176,7 +176,7 @@ impl Session {
                     kind: cell.kind,
                     source: &cell.source,
                     how: &cell.how,
-                    resent: cell.waiter.resent,
+                    resent: cell.waiter.resent.map(Resent::age),
                 };
                 let told = fate::answer(name, &tombstone, &last, sent);
                 answer(cell.waiter, told);

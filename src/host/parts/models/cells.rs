@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Mutex as GhostMutex;
+use std::time::Duration;
 
 use pythond_protocol::lane::{CellSpec, FinishedCell, Lane};
 use pythond_protocol::outcome::{CellKind, CellStatus};
@@ -108,6 +109,7 @@ impl World {
                     lane,
                     how: &how,
                     source: &source,
+                    age: Duration::ZERO,
                 };
                 let accepted = self.cells.accept(&offer, offer.digest(), Moment::now());
                 match accepted {

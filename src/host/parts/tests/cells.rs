@@ -1,5 +1,7 @@
 //! The table of a session's cells.
 
+use std::time::Duration;
+
 use pythond_protocol::lane::CellSpec;
 use pythond_protocol::outcome::CellKind;
 use pythond_protocol::{CellId, ErrorCode};
@@ -15,6 +17,7 @@ fn offer(cells: &mut Cells, lane: Option<u64>) -> Acceptance {
         lane,
         how: &CellSpec::default(),
         source: "1",
+        age: Duration::ZERO,
     };
     cells.accept(&offer, None, Moment::now())
 }
@@ -73,4 +76,35 @@ fn a_cell_of_a_lane_before_the_last_welcome_is_stale() {
     cells.use_lane(2);
     assert!(!from(&mut cells, 1));
     assert!(from(&mut cells, 2));
+}
+
+#[test]
+fn a_cell_that_was_sent_before_the_session_began_is_taken_only_if_it_is_known() {
+    let mut cells = Cells::new(SALT);
+    let mut offer = |key: &str, age_ms, resent_ms| {
+        let how = CellSpec {
+            key: Some(key.to_owned()),
+            resent_ms,
+            ..CellSpec::default()
+        };
+        let offer = Offer {
+            request: 1,
+            kind: CellKind::Run,
+            lane: None,
+            how: &how,
+            source: "1",
+            age: Duration::from_millis(age_ms),
+        };
+        cells.accept(&offer, offer.digest(), Moment::now())
+    };
+    let is_lost =
+        |accepted| matches!(accepted, Acceptance::Refused(error) if error.code == ErrorCode::Lost);
+    assert!(is_lost(offer("new", 9, Some(10))));
+    assert!(matches!(offer("new", 10, Some(10)), Acceptance::New(_)));
+    // It is here: whatever clocks say, it came here.
+    assert!(matches!(
+        offer("new", 10, Some(11)),
+        Acceptance::Existing(..)
+    ));
+    assert!(matches!(offer("other", 0, None), Acceptance::New(_)));
 }
