@@ -204,6 +204,30 @@ def test_a_process_that_ends_itself_well_is_a_death_too(daemon: TestDaemon, alon
         next_daemon(daemon)
 
 
+def test_a_death_between_the_look_of_a_daemon_and_its_greeting_is_told(
+    daemon: TestDaemon,
+) -> None:
+    session = daemon.new("work")
+    zygote = daemon.info()["zygotes"][0]["pid"]
+    daemon.crash()
+    # As a daemon does that ends a session and is ended itself.
+    for path in daemon.runtime.rglob("h-*.session"):
+        path.unlink()
+    os.kill(zygote, signal.SIGSTOP)
+    os.kill(session.pid, signal.SIGKILL)
+    daemon.start()
+    try:
+        # Its zygote writes it down before it hears of this daemon.
+        assert daemon.list() == {}
+        assert tombstones(daemon) == []
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+    wait_until(lambda: "work" in daemon.list(), what="it is listed")
+    assert "SIGKILL" in session.status()["death"]["cause"]
+    assert daemon.ask("kill work").startswith("OK")
+    assert tombstones(daemon) == []
+
+
 def test_a_session_that_was_told_to_end_leaves_no_word(daemon: TestDaemon) -> None:
     daemon.new("killed")
     assert daemon.ask("kill killed").startswith("OK")

@@ -169,3 +169,30 @@ def test_a_zygote_that_is_poisoned_by_a_preload_gives_sessions_that_start_cold_w
         assert session.out("import sys; print('poison' in sys.modules)") == "True\n"
     works_and_its_end_is_told(daemon, "s1")
     assert daemon.json("run early --json\nx + 1")["result"] == "42"
+
+
+def test_a_spare_that_is_being_made_at_a_stop_is_gone_with_the_daemon(
+    daemon: TestDaemon, tmp_path: Path
+) -> None:
+    slow, born = tmp_path / "slow", tmp_path / "born"
+    # A folder whose content changes would have the environment made anew.
+    path = tmp_path / "path"
+    path.mkdir()
+    (path / "newborn.py").write_text(
+        "import os, random, time\n"
+        "def linger():\n"
+        f"    if os.path.exists({str(slow)!r}):\n"
+        f"        open({str(born)!r}, 'w').close()\n"
+        "        time.sleep(30)\n"
+        # What a process does to be unlike the one that it was forked from.
+        "random.seed = linger\n"
+    )
+    options = {"preload": ["newborn"], "env": {"PYTHONPATH": str(path)}}
+    assert daemon.new("first", **options).created["start"] == "fork"
+    wait_until(lambda: len(kills.spares(daemon)) == 6, what="two environments have their spares")
+    slow.touch()
+    daemon.new("second", **options)
+    wait_until(born.exists, what="a spare is being made")
+    assert daemon.stop() == 0
+    assert daemon.processes() == {}
+    assert not [path for path in daemon.runtime.rglob("h-*") if path.is_file()]

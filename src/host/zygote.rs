@@ -19,7 +19,7 @@ use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::names::{SessionId, SessionName};
 use pythond_protocol::verbs::new::PythonInfo;
 use rustix::net::{SocketAddrUnix, SocketFlags};
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions};
 
 use self::birth::BACKLOG;
 use crate::lane_socket::{LaneLost, LaneSocket};
@@ -75,6 +75,7 @@ pub(crate) fn main(py: Python<'_>, launch: Launch, listener: OwnedFd) -> PyResul
         hosts: HashMap::new(),
         empty_groups: Vec::new(),
         ended: VecDeque::new(),
+        written: VecDeque::new(),
         failure,
         namespace,
         retired: false,
@@ -140,7 +141,10 @@ struct Zygote {
     hosts: HashMap<i32, Host>,
     /// Groups of sessions that are gone, until nothing is left in them.
     empty_groups: Vec<Group>,
+    /// Ends of hosts that could not be written down.
     ended: VecDeque<(ZygoteEvent, Vec<u8>)>,
+    /// Names of those that were: a daemon that looked before does not know it.
+    written: VecDeque<String>,
     cannot_fork: Option<String>,
     /// What every session begins with.
     namespace: Option<Namespace>,
@@ -262,8 +266,13 @@ impl Zygote {
     }
 
     fn leave(&mut self) {
-        // Spares see the end of their sockets and end too.
         for spare in std::mem::take(&mut self.spares) {
+            if let Some(pid) = Pid::from_raw(spare.pid) {
+                // It holds nothing, and may be about to make its files. Whoever
+                // waits for our end finds none of either.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+                let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+            }
             self.remove_files(&spare.host.name);
         }
         self.finished = true;
@@ -364,6 +373,12 @@ impl Zygote {
             .send(&ZygoteEvent::Welcome(Box::new(info)), b"")?;
         for (event, log) in self.ended.drain(..) {
             connection.lane.send(&event, &log)?;
+        }
+        // Those that are still there: no daemon took the word away.
+        let words: Vec<_> = self.written_ends().collect();
+        let lane = &mut self.connections[index].lane;
+        for end in words {
+            lane.send(&ZygoteEvent::Exited(Box::new(end)), b"")?;
         }
         Ok(true)
     }

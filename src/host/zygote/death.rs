@@ -181,12 +181,26 @@ impl Zygote {
                 let _ = connection.lane.send(&event, &log);
             }
         }
-        if !written {
+        if written {
+            self.written.push_back(host.name);
+        } else {
             self.ended.push_back((event, log));
+        }
+        if self.written.len() > REMEMBERED_ENDS {
+            self.written.pop_front();
         }
         if self.ended.len() > REMEMBERED_ENDS {
             self.ended.pop_front();
         }
+    }
+
+    /// What was written down of hosts that ended, and not taken away since.
+    pub(super) fn written_ends(&self) -> impl Iterator<Item = HostEnd> {
+        self.written.iter().filter_map(|name| {
+            let name = format!("{name}.{TOMBSTONE}");
+            let content = self.directory.read_file(&name, MOST_WRITTEN_DOWN).ok()?;
+            serde_json::from_slice(&content).ok()
+        })
     }
 
     /// What a daemon wrote down of a session that lives.
