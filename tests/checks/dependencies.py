@@ -19,7 +19,10 @@ ONLY = {
     "rcgen": {"pythond-identity"},
     "ring": {"pythond-identity"},
     "x509-parser": {"pythond-identity"},
-    "pythond-identity": {"pyctl"},
+    "rustls": {"pythond-tls", "pythond-transport"},
+    "tokio-rustls": {"pythond"},
+    "pythond-identity": {"pyctl", "pythond", "pythond-tls", "pythond-transport"},
+    "pythond-tls": {"pythond", "pythond-transport"},
 }
 # Cryptography has one source; these would be a second.
 NEVER = {"aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys", "native-tls"}

@@ -1,0 +1,8 @@
+//! What both ends of a connection to another machine demand of TLS, from the
+//! files that `pythond-identity` keeps: configurations for rustls, and why a peer
+//! is not believed.
+//!
+//! Opens no socket: whoever has one hands it to rustls with what is made here.
+#![forbid(unsafe_code)]
+
+mod provider;
