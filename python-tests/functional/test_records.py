@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -285,7 +286,13 @@ def test_what_is_kept_of_finished_cells_is_configured_and_told(
     none = {"cells": 0, "memory_bytes": 0, "file_bytes": 0, "forgotten": 0, "budget": budget}
     assert session.status()["kept"] == none
     cells = [session.run(f"print({number})")["cell_id"] for number in range(8)]
-    kept = session.status()["kept"]
+
+    def all_counted() -> dict[str, Any] | None:
+        # A cell is counted after its reply.
+        kept = session.status()["kept"]
+        return kept if kept["cells"] + kept["forgotten"] == 8 else None
+
+    kept = wait_until(all_counted, what="all cells are counted")
     assert (kept["cells"], kept["forgotten"]) == (5, 3)
     assert 0 < kept["memory_bytes"] < 10_000
     assert list(session.cells()) == cells[3:]
