@@ -11,6 +11,7 @@ use pythond_private_fs::paths::{self, PathVariables, SocketPlace};
 use pythond_protocol::limits::SessionLimits;
 
 use crate::daemon_limits::DaemonLimits;
+use crate::network::listen::ListenAddress;
 use crate::settings::{self, Settings, SettingsError};
 
 /// Live Python sessions that outlast their clients.
@@ -58,6 +59,37 @@ pub struct DaemonArgs {
     /// Only say whether we could start.
     #[arg(long, hide = true)]
     pub check: bool,
+    /// Who else is let in.
+    #[command(flatten)]
+    pub listen: ListenArgs,
+}
+
+/// Who else is let in than processes on this machine.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ListenArgs {
+    /// Listen for other machines too; may be given several times. The port is 7399 if it is not
+    /// said. What is not loopback is always encrypted (TLS).
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Vec<ListenAddress>,
+    /// Encrypt connections on loopback as well.
+    #[arg(long, requires = "listen")]
+    pub tls: bool,
+    /// Print the token and the certificate's fingerprint.
+    #[arg(long, requires = "listen")]
+    pub show_token: bool,
+}
+
+impl ListenArgs {
+    /// The same as arguments again.
+    #[must_use]
+    pub fn to_arguments(&self) -> Vec<String> {
+        let addresses = self
+            .listen
+            .iter()
+            .map(|it| format!("--listen={}", it.as_typed()));
+        let tls = self.tls.then(|| "--tls".to_owned());
+        addresses.chain(tls).collect()
+    }
 }
 
 /// A variable or setting that makes no sense.
@@ -94,6 +126,10 @@ pub enum ConfigError {
 pub struct Config {
     /// Where to listen.
     pub socket: SocketPlace,
+    /// Where to listen for other machines, and how.
+    pub listen: ListenArgs,
+    /// The user's home directory, which has the keys.
+    pub home: PathBuf,
     /// Directory of host sockets, the lock and `access.log`.
     pub runtime_dir: PathBuf,
     /// Where sessions keep their files.
@@ -156,6 +192,8 @@ impl Config {
             detached: args.detached,
             inherit: args.inherit,
             activated: args.activated,
+            listen: args.listen.clone(),
+            home,
             socket,
             cwd,
         })

@@ -14,6 +14,7 @@ use pythond_private_fs::{
 };
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::stop::StopRequest;
+use pythond_tls::server::KeysError;
 use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -30,9 +31,11 @@ use crate::guard;
 use crate::handlers::{Context, GRACE};
 use crate::handover;
 use crate::hosts::Hosts;
-use crate::listener::{BACKLOG, Listener};
+use crate::listener::{BACKLOG, Entrance, Listeners, NetworkListener, UnixListener};
 use crate::log::Log;
 use crate::log_file::LogFile;
+use crate::network::listen::{ListenError, Listening, listen};
+use crate::network::{self, Network};
 use crate::registry::Registry;
 use crate::session::EndReason;
 use crate::supervisor;
@@ -70,6 +73,16 @@ pub enum DaemonError {
     /// The socket or the runtime directory cannot be used.
     #[error(transparent)]
     Files(#[from] PrivateFsError),
+    /// Other machines could not reach us.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// What says who may come in cannot be used.
+    #[error("cannot listen for other machines{}", .source.hint().map(|hint| format!(" ({hint})")).unwrap_or_default())]
+    Keys {
+        /// What is wrong with it.
+        #[from]
+        source: KeysError,
+    },
     /// The system refuses something that we cannot do without.
     #[error("cannot {action}")]
     System {
@@ -103,30 +116,41 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         mut lock,
         socket,
         activated,
+        network: listening,
     } = claim(&config)?;
     let open_files = raise_open_files();
     let log = open_log(&config, &dir)?;
     let mut signals = Signals::new()?;
     let (orphans_in, orphans) = mpsc::unbounded_channel();
+    let entrance = Entrance::new(config.limits, log.clone());
+    let place = (!activated).then(|| config.socket.path.clone());
+    let failed = DaemonError::system("listen");
+    let unix = UnixListener::new(socket, place, Arc::clone(&entrance)).map_err(&failed)?;
+    let mut listeners = Listeners {
+        unix,
+        network: Vec::new(),
+        entrance,
+    };
+    let network = match listening.is_empty() {
+        true => None,
+        false => Some(Network::load(config.home.clone(), log.clone())?),
+    };
+    if let Some(network) = &network {
+        for listening in listening {
+            let (network, entrance) = (Arc::clone(network), Arc::clone(&listeners.entrance));
+            let listener = NetworkListener::new(listening, config.listen.tls, network, entrance);
+            listeners.network.push(listener.map_err(&failed)?);
+        }
+    }
     let context = context(
         &config,
         dir,
         log.clone(),
         Arc::new(Exits::new(orphans_in)),
         open_files,
+        (network, &listeners),
     );
-    let listener = Listener::new(
-        socket,
-        (!activated).then(|| config.socket.path.clone()),
-        config.limits,
-        log.clone(),
-    )
-    .map_err(DaemonError::system("listen"))?;
-    log.note(&format!(
-        "pythond pid={} ws://{}",
-        std::process::id(),
-        config.socket.path.display()
-    ));
+    announce(&config, &context, &listeners)?;
     let background = context.hosts.tracker.clone();
     background.spawn(bury_orphans(Arc::clone(&context), orphans));
     adopt(&context).await;
@@ -138,8 +162,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let connections = TaskTracker::new();
     supervisor::tell_ready();
     tokio::select! {
-        () = listener.run(&context, &connections) => {}
-        () = guard::guard(&context, &listener, &mut lock) => {}
+        () = listeners.run(&context, &connections) => {}
+        () = guard::guard(&context, &listeners.unix, &mut lock) => {}
         () = signals.next() => {}
     }
     let end = match context.leaving.get() {
@@ -149,13 +173,13 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     match end {
         StopRequest::EndSessions => {
             supervisor::tell_stopping();
-            stop(&context, listener, &connections, signals).await;
+            stop(&context, listeners, &connections, signals).await;
             log.note("pythond stopped");
         }
         StopRequest::KeepSessions => {
             supervisor::tell_stopping();
             leave(&context, &connections).await;
-            drop(listener);
+            drop(listeners);
             log.note("pythond stopped; its sessions go on");
         }
         StopRequest::Restart => {
@@ -164,14 +188,31 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             log.note("pythond restarts");
             log.flush();
             let failed = DaemonError::system("hand over to the next daemon");
-            let socket = listener.into_socket().map_err(&failed)?;
-            return Err(failed(handover::become_next(&config, activated, socket)));
+            let sockets = listeners.into_sockets().map_err(&failed)?;
+            return Err(failed(handover::become_next(&config, activated, sockets)));
         }
     }
     if !activated && let Err(error) = remove_socket_at(&config.socket.path) {
         log.note(&format!("WARN: {}", chain(&error)));
     }
     log.flush();
+    Ok(())
+}
+
+/// Says that we are there, and to whom. A token is for whoever asked for it.
+fn announce(config: &Config, context: &Context, listeners: &Listeners) -> Result<(), DaemonError> {
+    let log = &context.hosts.log;
+    log.note(&format!(
+        "pythond pid={} ws://{}",
+        std::process::id(),
+        config.socket.path.display()
+    ));
+    for listener in &listeners.network {
+        log.note(&format!("listening for other machines: {}", listener.url()));
+    }
+    if config.listen.show_token && !config.detached && !config.inherit {
+        network::print_secrets(&config.home)?;
+    }
     Ok(())
 }
 
@@ -197,6 +238,8 @@ struct Claim {
     socket: OwnedFd,
     /// A service manager made the socket.
     activated: bool,
+    /// Sockets that other machines can reach.
+    network: Vec<Listening>,
 }
 
 /// Takes the lock and the socket, or says who has them.
@@ -214,16 +257,18 @@ fn claim(config: &Config) -> Result<Claim, DaemonError> {
     let path = &config.socket.path;
     if config.inherit {
         let failed = DaemonError::system("take over the socket in our standard input");
-        let socket = handover::inherited_socket(path).map_err(failed)?;
+        let (socket, inherited) = handover::inherited_sockets(path).map_err(failed)?;
         let activated = config.activated;
         return Ok(Claim {
             dir,
             lock,
             socket,
             activated,
+            network: listen(&config.listen.listen, inherited)?,
         });
     }
     let failed = DaemonError::system("take the socket of the service manager");
+    let network = listen(&config.listen.listen, Vec::new())?;
     if let Some(socket) = supervisor::socket_for(path, BACKLOG).map_err(failed)? {
         let activated = true;
         return Ok(Claim {
@@ -231,6 +276,7 @@ fn claim(config: &Config) -> Result<Claim, DaemonError> {
             lock,
             socket,
             activated,
+            network,
         });
     }
     match connect_at_nonblocking(path) {
@@ -254,6 +300,7 @@ fn claim(config: &Config) -> Result<Claim, DaemonError> {
         lock,
         socket,
         activated,
+        network,
     })
 }
 
@@ -317,6 +364,7 @@ fn context(
     log: Log,
     exits: Arc<Exits>,
     open_files: Option<Rlimit>,
+    (network, listeners): (Option<Arc<Network>>, &Listeners),
 ) -> Arc<Context> {
     let tracker = TaskTracker::new();
     let mut boot = [0; 4];
@@ -356,6 +404,12 @@ fn context(
         session_limits: config.session_limits,
         sessions_dir: config.sessions_dir.clone(),
         socket: config.socket.path.clone(),
+        endpoints: listeners
+            .network
+            .iter()
+            .map(NetworkListener::endpoint)
+            .collect(),
+        network,
         host: rustix::system::uname()
             .nodename()
             .to_string_lossy()
@@ -470,14 +524,14 @@ async fn bury_orphans(context: Arc<Context>, mut orphans: mpsc::UnboundedReceive
 /// The one place where the order of the end is written.
 async fn stop(
     context: &Arc<Context>,
-    listener: Listener,
+    listeners: Listeners,
     connections: &TaskTracker,
     mut signals: Signals,
 ) {
     context.stop.cancel();
     context.hosts.zygotes.refuse();
     context.registry.close();
-    drop(listener);
+    drop(listeners);
     let orderly = async {
         let ends =
             context

@@ -60,6 +60,7 @@ pub fn start(config: &Config) -> Result<u32, DetachError> {
     close_fds::set_fds_cloexec(FIRST_FREE, &[]);
     let mut child = Command::new(&config.executable)
         .args(["daemon", "--detached"])
+        .args(config.listen.to_arguments())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::from(log))

@@ -10,13 +10,13 @@ use pythond_private_fs::{LockGuard, LockOutcome};
 use crate::daemon::LOCK;
 use crate::error::chain;
 use crate::handlers::Context;
-use crate::listener::Listener;
+use crate::listener::UnixListener;
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Looks until it is dropped; `lock` is the one in the directory that is there.
-pub(crate) async fn guard(context: &Context, listener: &Listener, lock: &mut LockGuard) {
+pub(crate) async fn guard(context: &Context, listener: &UnixListener, lock: &mut LockGuard) {
     let mut directory = Trouble::default();
     let mut socket = Trouble::default();
     // A lock that was lost with its directory.

@@ -27,6 +27,7 @@ mod listener;
 mod litter;
 mod log;
 mod log_file;
+pub mod network;
 mod peer;
 mod registry;
 mod router;

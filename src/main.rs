@@ -7,6 +7,7 @@ use clap::{CommandFactory as _, Parser as _};
 use pythond::config::{Args, Command, Config, DaemonArgs};
 use pythond::daemon;
 use pythond::detach::{self, DetachError};
+use pythond::network;
 use pythond_protocol::ExitCode as Code;
 
 fn main() -> ExitCode {
@@ -56,13 +57,20 @@ fn serve(args: &DaemonArgs) -> Result<ExitCode, Failure> {
     }
     if args.detach {
         return match detach::start(&config) {
-            Ok(pid) => print(|out| {
-                writeln!(
-                    out,
-                    "pythond pid={pid} ws://{}",
-                    config.socket.path.display()
-                )
-            }),
+            Ok(pid) => {
+                print(|out| {
+                    writeln!(
+                        out,
+                        "pythond pid={pid} ws://{}",
+                        config.socket.path.display()
+                    )
+                })?;
+                if config.listen.show_token {
+                    let printed = network::print_secrets(&config.home);
+                    printed.map_err(|error| (Code::Refused as u8, error.into()))?;
+                }
+                Ok(ExitCode::SUCCESS)
+            }
             Err(DetachError::Refused { words, code }) => Err((code, anyhow::anyhow!(words))),
             Err(error) => Err((Code::Refused as u8, error.into())),
         };

@@ -18,7 +18,6 @@ use pythond_protocol::verbs::stop::NOTHING_BEGUN;
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
 use pythond_protocol::{ErrorCode, ErrorReply};
 use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -31,6 +30,8 @@ use self::terminal::from_terminal;
 use crate::access_log::{AccessLog, Fields};
 use crate::admission::Place;
 use crate::handlers::{self, Caller, Context, Reply};
+use crate::listener::Stream;
+use crate::network::keys::Dismissed;
 use crate::terminal::AttachedTerminal;
 
 /// How long a client may take to answer our close.
@@ -52,7 +53,7 @@ const EVENTS_AHEAD: usize = 4;
 /// before it is left behind.
 const STALL: Duration = Duration::from_secs(10);
 
-type Socket = WebSocketStream<UnixStream>;
+type Socket = WebSocketStream<Stream>;
 type Incoming = Option<Result<Message, WsError>>;
 
 /// Why a connection ends.
@@ -66,13 +67,25 @@ enum End {
     MakesRoom,
 }
 
-/// Serves a connection until it ends.
+impl End {
+    fn dismissal(why: Dismissed) -> Self {
+        let code = match why {
+            // It may come again at once, and meets another certificate.
+            Dismissed::OldCertificate => CloseCode::Restart,
+            Dismissed::NotTrusted | Dismissed::OldToken => CloseCode::Policy,
+        };
+        Self::Close(code, why.reason())
+    }
+}
+
+/// Serves a connection until it ends, or until it may not stay.
 pub(crate) async fn serve(
     mut socket: Socket,
     context: Arc<Context>,
     access: &mut AccessLog,
     author: String,
     place: &Place,
+    dismissed: impl Future<Output = Dismissed>,
 ) {
     let (events_in, events) = mpsc::channel(EVENTS_AHEAD);
     let mut connection = Connection {
@@ -89,7 +102,12 @@ pub(crate) async fn serve(
         place,
         silent: true,
     };
-    let end = connection.serve().await;
+    let end = tokio::select! {
+        biased;
+        // What is half sent is sent whole before our goodbye, or not at all.
+        why = dismissed => End::dismissal(why),
+        end = connection.serve() => end,
+    };
     drop(connection);
     let (code, reason, waits) = match end {
         End::Gone => return,

@@ -70,6 +70,16 @@ pub(crate) struct StartArgs {
     /// Go to the background and return when the daemon answers.
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Listen for other machines too; may be given several times. The port is 7399 if it is not
+    /// said. What is not loopback is always encrypted (TLS).
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Vec<String>,
+    /// Encrypt connections on loopback as well.
+    #[arg(long, requires = "listen")]
+    pub(crate) tls: bool,
+    /// Print the token and the certificate's fingerprint.
+    #[arg(long, requires = "listen")]
+    pub(crate) show_token: bool,
 }
 
 #[derive(Debug, Args)]
@@ -177,6 +187,7 @@ mod tests {
             &["stop", "now"],
             &["status", "work"],
             &["start", "--tls"],
+            &["start", "--show-token"],
             &["cert", "rotate", "--now", "--overlap", "3"],
             &["cert", "rotate", "--overlap", "0"],
             &["pin", "a", "b", "c"],

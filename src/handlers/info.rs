@@ -1,8 +1,24 @@
 //! `info`.
 
-use pythond_protocol::verbs::info::{InfoReply, ZygoteSummary};
+use pythond_protocol::verbs::info::{InfoReply, NetworkSummary, ZygoteSummary};
 
 use super::{Context, Reply};
+use crate::network::Network;
+
+fn summary(network: &Network) -> NetworkSummary {
+    match network.keys.current() {
+        Ok(keys) => NetworkSummary {
+            certificate: Some(keys.certificate().to_string()),
+            client_certificates: keys.demand_certificates(),
+            error: None,
+        },
+        Err(why) => NetworkSummary {
+            certificate: None,
+            client_certificates: true,
+            error: Some(why.to_string()),
+        },
+    }
+}
 
 pub(super) fn handle(context: &Context) -> Reply {
     let sessions = context.registry.all();
@@ -24,6 +40,8 @@ pub(super) fn handle(context: &Context) -> Reply {
     Reply::json(&InfoReply {
         ok: true,
         endpoint: format!("unix:{}", context.socket.display()),
+        listen: context.endpoints.clone(),
+        network: context.network.as_deref().map(summary),
         pid: std::process::id(),
         boot: Some(context.hosts.events.boot().to_owned()),
         version: env!("CARGO_PKG_VERSION").to_owned(),

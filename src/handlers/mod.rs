@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use pythond_private_fs::cgroup::Delegated;
 use pythond_protocol::limits::SessionLimits;
+use pythond_protocol::verbs::info::Endpoint;
 use pythond_protocol::verbs::stop::StopRequest;
 use pythond_protocol::verbs::{ReplyFormat, Request};
 use pythond_protocol::{ErrorReply, SessionName};
@@ -47,6 +48,7 @@ use crate::adoption::Adoption;
 use crate::daemon_limits::DaemonLimits;
 use crate::environment::{Environment, EnvironmentError};
 use crate::hosts::Hosts;
+use crate::network::Network;
 use crate::registry::Registry;
 
 /// How long a host may take to end by itself, and again after SIGTERM.
@@ -76,6 +78,10 @@ pub(crate) struct Context {
     pub(crate) sessions_dir: PathBuf,
     /// The socket's path.
     pub(crate) socket: PathBuf,
+    /// Where other machines can reach us.
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// What decides about those that do, if any can.
+    pub(crate) network: Option<Arc<Network>>,
     /// Name of the machine.
     pub(crate) host: String,
     /// When the daemon started.

@@ -6,3 +6,4 @@
 #![forbid(unsafe_code)]
 
 mod provider;
+pub mod server;

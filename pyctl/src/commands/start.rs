@@ -31,6 +31,14 @@ pub(super) fn start(args: &StartArgs, _render: &Render) -> Outcome {
     if args.detach {
         command.arg("--detach");
     }
+    for address in &args.listen {
+        command.arg(format!("--listen={address}"));
+    }
+    for (on, word) in [(args.tls, "--tls"), (args.show_token, "--show-token")] {
+        if on {
+            command.arg(word);
+        }
+    }
     Err(not_started(daemon.as_os_str(), &command.exec()).into())
 }
 

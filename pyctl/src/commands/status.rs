@@ -1,7 +1,7 @@
 //! `pyctl status`.
 
 use pythond_protocol::ExitCode;
-use pythond_protocol::verbs::info::{InfoReply, ZygoteSummary};
+use pythond_protocol::verbs::info::{Endpoint, InfoReply, ZygoteSummary};
 use pythond_transport::{Address, Client, Reply, Report};
 use serde_json::Value;
 
@@ -84,8 +84,32 @@ fn alive(address: &Address, info: &InfoReply) -> String {
             info.sessions, info.max_sessions
         ),
     ];
+    lines.extend(network(info));
     lines.extend(info.zygotes.iter().map(zygote));
     lines.join("\n")
+}
+
+/// Where other machines reach it, and who of them may come in.
+fn network(info: &InfoReply) -> Vec<String> {
+    let endpoint = |endpoint: &Endpoint| {
+        let scheme = if endpoint.tls { "wss" } else { "ws" };
+        format!("listening: {scheme}://{}", endpoint.address)
+    };
+    let mut lines: Vec<String> = info.listen.iter().map(endpoint).collect();
+    if let Some(network) = &info.network {
+        lines.extend(
+            network
+                .certificate
+                .iter()
+                .map(|it| format!("certificate: {it}")),
+        );
+        lines.push(match (&network.error, network.client_certificates) {
+            (Some(error), _) => format!("clients: nobody is let in: {error}"),
+            (None, true) => "clients: need the token and a trusted certificate".to_owned(),
+            (None, false) => "clients: need the token".to_owned(),
+        });
+    }
+    lines
 }
 
 fn zygote(zygote: &ZygoteSummary) -> String {

@@ -10,6 +10,12 @@ pub struct InfoReply {
     pub ok: bool,
     /// Address, for example `unix:/run/user/1000/pythond.sock`.
     pub endpoint: String,
+    /// Where other machines can reach it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listen: Vec<Endpoint>,
+    /// What other machines see of it, if any can reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkSummary>,
     /// Process id.
     pub pid: u32,
     /// Another one after each start, also where the process id stays.
@@ -27,6 +33,30 @@ pub struct InfoReply {
     pub runtime_dir: String,
     /// The environments that are kept ready.
     pub zygotes: Vec<ZygoteSummary>,
+}
+
+/// An address that is listened on for other machines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Endpoint {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// Connections are encrypted.
+    pub tls: bool,
+}
+
+/// Who may come in from other machines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct NetworkSummary {
+    /// SHA-256 of the certificate that clients are shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// Clients need a certificate, beside the token.
+    pub client_certificates: bool,
+    /// Why nobody is let in, if nobody is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// One environment that is kept ready.

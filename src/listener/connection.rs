@@ -1,0 +1,136 @@
+//! One connection from its first byte to its last.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+
+use super::gate::{Gate, Guest};
+use super::{BUSY, Entrance, Stream, rejected, request};
+use crate::access_log::{AccessLog, Fields};
+use crate::admission::Place;
+use crate::handlers::Context;
+use crate::router;
+
+/// How long a client may take for its handshake, whatever it consists of.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// Read and write buffers of a connection begin with this many bytes.
+const BUFFER: usize = 16 << 10;
+
+/// What becomes a connection.
+pub(super) struct Connection {
+    pub(super) context: Arc<Context>,
+    pub(super) entrance: Arc<Entrance>,
+    pub(super) access: AccessLog,
+    /// Who submits its cells, unless it says another name.
+    pub(super) author: String,
+    /// What a connection from a network has to pass.
+    pub(super) gate: Option<Gate>,
+}
+
+/// A handshake that is done.
+type Shaken = (WebSocketStream<Stream>, Option<Guest>);
+
+impl Connection {
+    pub(super) async fn serve(mut self, stream: Stream, place: &Place) {
+        let shake = async {
+            // One that said nothing can still be told why it has to go.
+            tokio::select! {
+                () = stream.something_came() => {}
+                () = place.makes_room() => {
+                    if !self.is_encrypted() {
+                        stream.say(BUSY);
+                    }
+                    return Err("busy".to_owned());
+                }
+            }
+            tokio::select! {
+                shaken = self.shake(stream) => shaken,
+                () = place.makes_room() => Err("busy".to_owned()),
+            }
+        };
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE_DEADLINE, shake) => shaken,
+            () = self.context.stop.cancelled() => return,
+        };
+        let detail = match shaken {
+            Ok(Ok((socket, guest))) => {
+                place.introduced();
+                self.access.event("connect", &Fields::default());
+                self.attend(socket, guest, place).await;
+                self.access.event("disconnect", &Fields::default());
+                return;
+            }
+            Ok(Err(detail)) => detail,
+            Err(_) => "deadline".to_owned(),
+        };
+        if self.entrance.complaints.tells("handshake") {
+            self.access.event("handshake", &rejected(&detail));
+        }
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.gate.as_ref().is_some_and(Gate::is_encrypted)
+    }
+
+    async fn shake(&self, stream: Stream) -> Result<Shaken, String> {
+        let max_message = Some(self.entrance.max_message);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(BUFFER)
+            .write_buffer_size(BUFFER)
+            .max_message_size(max_message)
+            .max_frame_size(max_message);
+        let Some(gate) = &self.gate else {
+            let accepting = tokio_tungstenite::accept_hdr_async_with_config(
+                stream,
+                request::agree,
+                Some(config),
+            );
+            let socket = accepting.await.map_err(|error| error.to_string())?;
+            return Ok((socket, None));
+        };
+        let (stream, client) = gate.secure(stream).await?;
+        let mut outcome = Err("no whole request");
+        #[expect(clippy::result_large_err, reason = "the library's signature")]
+        let check = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
+            match gate.check(request, client) {
+                Ok(guest) => {
+                    let agreed = request::agree(request, response);
+                    outcome = agreed.as_ref().map(|_| guest).map_err(|_| "no agreement");
+                    agreed
+                }
+                Err(refusal) => {
+                    outcome = Err(refusal.reason());
+                    Err(refusal.into())
+                }
+            }
+        };
+        let accepted =
+            tokio_tungstenite::accept_hdr_async_with_config(stream, check, Some(config)).await;
+        match (accepted, outcome) {
+            (Ok(socket), Ok(guest)) => Ok((socket, Some(guest))),
+            (Err(error), Ok(_)) => Err(error.to_string()),
+            (_, Err(why)) => Err(why.to_owned()),
+        }
+    }
+
+    async fn attend(
+        &mut self,
+        socket: WebSocketStream<Stream>,
+        guest: Option<Guest>,
+        place: &Place,
+    ) {
+        let context = Arc::clone(&self.context);
+        let author = self.author.clone();
+        let dismissed = async {
+            match guest {
+                Some(mut guest) => guest.standing.lost().await,
+                None => std::future::pending().await,
+            }
+        };
+        let access = &mut self.access;
+        router::serve(socket, context, access, author, place, dismissed).await;
+    }
+}

@@ -1,0 +1,116 @@
+//! What a connection from a network has to pass before anything that it says
+//! means something: TLS where there is TLS, and the token.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pythond_identity::Certificate;
+use pythond_tls::server::presented;
+use tokio_rustls::TlsAcceptor;
+use tokio_tungstenite::tungstenite::handshake::server::Request;
+
+use super::request::{self, Refusal};
+use super::stream::broken;
+use super::{LINGER, Stream};
+use crate::network::Network;
+use crate::network::keys::Standing;
+use crate::network::penalties::Source;
+
+/// TLS alerts (RFC 8446, section 6) as they are sent before any handshake.
+const ACCESS_DENIED: &[u8] = &[21, 3, 3, 0, 2, 2, 49];
+const INTERNAL_ERROR: &[u8] = &[21, 3, 3, 0, 2, 2, 80];
+
+/// The way in from one address that is listened on, for one connection.
+pub(super) struct Gate {
+    pub(super) network: Arc<Network>,
+    pub(super) peer: SocketAddr,
+    pub(super) is_encrypted: bool,
+    /// Only this machine can reach the address.
+    pub(super) is_loopback: bool,
+}
+
+/// Whoever has passed.
+pub(super) struct Guest {
+    /// As long as this says so.
+    pub(super) standing: Standing,
+}
+
+/// A client's certificate, if it was asked for one.
+pub(super) type Client = Option<Certificate>;
+
+impl Gate {
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.is_encrypted
+    }
+
+    /// Shakes hands, where there is TLS.
+    pub(super) async fn secure(&self, stream: Stream) -> Result<(Stream, Client), String> {
+        let stream = match stream {
+            Stream::Tcp(stream) if self.is_encrypted => stream,
+            other => return Ok((other, None)),
+        };
+        let keys = match self.network.keys.current() {
+            Ok(keys) => keys,
+            Err(_) => {
+                say_goodbye(Stream::Tcp(stream), INTERNAL_ERROR).await;
+                return Err(Refusal::Closed.reason().to_owned());
+            }
+        };
+        // Where clients need a certificate, that says who they are.
+        if !keys.demand_certificates() && !self.network.penalties.hear(Source::of(self.peer.ip())) {
+            say_goodbye(Stream::Tcp(stream), ACCESS_DENIED).await;
+            return Err(Refusal::TooManyTokens.reason().to_owned());
+        }
+        let accepting = TlsAcceptor::from(keys.config()).accept(stream);
+        let stream = accepting.await.map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => "tls: the client went".to_owned(),
+            _ => format!("tls: {}", broken(&error)),
+        })?;
+        let chain = stream.get_ref().1.peer_certificates();
+        let client = presented(chain.unwrap_or_default()).map_err(|error| error.to_string())?;
+        Ok((Stream::Tls(Box::new(stream)), client))
+    }
+
+    /// Looks at the request that is to become a WebSocket.
+    pub(super) fn check(&self, request: &Request, client: Client) -> Result<Guest, Refusal> {
+        let headers = request.headers();
+        if request::is_of_web_page(headers) {
+            return Err(Refusal::WebPage);
+        }
+        if self.is_loopback && !request::is_for_loopback(headers) {
+            return Err(Refusal::OtherHost);
+        }
+        // As the files are now: they may have changed since the handshake.
+        let keys = self.network.keys.current().map_err(|_| Refusal::Closed)?;
+        if keys
+            .admit(client.as_ref(), pythond_identity::UnixTime::now())
+            .is_err()
+        {
+            return Err(Refusal::NeedsTls);
+        }
+        let source = match &client {
+            Some(client) => Source::Client(client.fingerprint()),
+            None => Source::of(self.peer.ip()),
+        };
+        if !self.network.penalties.hear(source) {
+            return Err(Refusal::TooManyTokens);
+        }
+        let shown = request::token(headers).unwrap_or_default();
+        if !keys.token().matches(shown) {
+            self.network.penalties.wrong(source);
+            return Err(Refusal::WrongToken);
+        }
+        let standing = self
+            .network
+            .keys
+            .watch_over(&keys, client, self.is_encrypted);
+        Ok(Guest { standing })
+    }
+}
+
+/// Waits a little for the client's first words, so that it finds our last ones.
+async fn say_goodbye(stream: Stream, words: &[u8]) {
+    let _ = tokio::time::timeout(LINGER, stream.something_came()).await;
+    stream.say(words);
+}

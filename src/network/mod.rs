@@ -1,0 +1,52 @@
+//! What is needed to let other machines in: where is listened, by which keys
+//! clients are let in, and how wrong ones are slowed down. Accepts nobody itself.
+
+pub(crate) mod keys;
+pub mod listen;
+pub(crate) mod penalties;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pythond_identity::{Store, UnixTime};
+use pythond_tls::server::{KeysError, ServerKeys};
+
+use self::keys::Keys;
+use self::penalties::Penalties;
+use crate::log::Log;
+
+/// What all connections from networks have in common.
+pub(crate) struct Network {
+    pub(crate) keys: Keys,
+    pub(crate) penalties: Penalties,
+}
+
+impl Network {
+    /// Reads the keys below this home.
+    ///
+    /// # Errors
+    /// [`KeysError`]: nothing should listen then.
+    pub(crate) fn load(home: PathBuf, log: Log) -> Result<Arc<Self>, KeysError> {
+        Ok(Arc::new(Self {
+            keys: Keys::load(home, log)?,
+            penalties: Penalties::default(),
+        }))
+    }
+}
+
+/// Prints what a client has to know: the token, and by which certificate it knows
+/// us.
+///
+/// # Errors
+/// [`KeysError`].
+pub fn print_secrets(home: &Path) -> Result<(), KeysError> {
+    let keys = ServerKeys::load(&Store::open(home)?, UnixTime::now())?;
+    let (token, certificate) = (keys.token().reveal(), keys.certificate());
+    // A reader that has gone away did not want it.
+    let _ = writeln!(
+        std::io::stdout(),
+        "token={token}\nfingerprint={certificate}"
+    );
+    Ok(())
+}

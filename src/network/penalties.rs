@@ -1,0 +1,144 @@
+//! How many wrong tokens one source may send. Knows no sockets.
+//!
+//! Each wrong token costs its source some seconds; while it owes too many, none of
+//! its tokens is looked at. Whoever has a trusted certificate is a source of its
+//! own, so that nobody else can keep it out.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use pythond_identity::CertificateFingerprint;
+use tokio::time::Instant;
+
+/// What a wrong token costs.
+const COST: Duration = Duration::from_secs(5);
+/// A source that owes more is not heard: ten wrong tokens at once, then one in
+/// each [`COST`].
+const MOST: Duration = Duration::from_secs(45);
+/// Most sources that are remembered.
+const SOURCES: usize = 10_000;
+
+/// Whom a wrong token is put down to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    /// An IPv4 address.
+    V4([u8; 4]),
+    /// What one subscriber usually has of IPv6: 64 bits.
+    V6([u8; 8]),
+    /// A client that is trusted.
+    Client(CertificateFingerprint),
+}
+
+impl Source {
+    /// Of a client without a trusted certificate.
+    pub(crate) fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self::V4(address.octets()),
+            IpAddr::V6(address) => {
+                let mut prefix = [0; 8];
+                prefix.copy_from_slice(&address.octets()[..8]);
+                Self::V6(prefix)
+            }
+        }
+    }
+}
+
+/// What each source owes.
+#[derive(Debug, Default)]
+pub(crate) struct Penalties {
+    /// When it will owe nothing any more.
+    free_at: Mutex<HashMap<Source, Instant>>,
+}
+
+impl Penalties {
+    /// Whether a source is heard now.
+    pub(crate) fn hear(&self, source: Source) -> bool {
+        self.hear_at(source, Instant::now())
+    }
+
+    /// A source sent a wrong token.
+    pub(crate) fn wrong(&self, source: Source) {
+        self.wrong_at(source, Instant::now());
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Source, Instant>> {
+        // Each change leaves it whole.
+        self.free_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear_at(&self, source: Source, now: Instant) -> bool {
+        let table = self.table();
+        let free_at = table.get(&source);
+        free_at.is_none_or(|free_at| free_at.duration_since(now) <= MOST)
+    }
+
+    fn wrong_at(&self, source: Source, now: Instant) {
+        let mut table = self.table();
+        if table.len() >= SOURCES && !table.contains_key(&source) {
+            table.retain(|_, free_at| *free_at > now);
+            // Of more than that at once, those go that owe least.
+            let least = table.iter().min_by_key(|(_, free_at)| **free_at);
+            if table.len() >= SOURCES
+                && let Some(least) = least.map(|(source, _)| *source)
+            {
+                table.remove(&least);
+            }
+        }
+        let free_at = table.entry(source).or_insert(now);
+        *free_at = (*free_at).max(now) + COST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        Source::of(text.parse().unwrap())
+    }
+
+    #[test]
+    fn ten_tries_and_then_one_in_a_while() {
+        let penalties = Penalties::default();
+        let (guesser, other) = (source("10.0.0.5"), source("10.0.0.6"));
+        let mut now = Instant::now();
+        let mut tries = |seconds: u64| {
+            let mut heard = 0;
+            for _ in 0..seconds * 100 {
+                if penalties.hear_at(guesser, now) {
+                    penalties.wrong_at(guesser, now);
+                    heard += 1;
+                }
+                now += Duration::from_millis(10);
+            }
+            assert!(penalties.hear_at(other, now));
+            heard
+        };
+        assert_eq!(tries(3), 10);
+        assert_eq!(tries(100), 20);
+    }
+
+    #[test]
+    fn addresses_of_one_subscriber_are_one_source() {
+        assert_eq!(source("::ffff:10.0.0.5"), source("10.0.0.5"));
+        assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:1"));
+        assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
+    }
+
+    #[test]
+    fn many_sources_take_bounded_room_and_the_worst_stays() {
+        let penalties = Penalties::default();
+        let now = Instant::now();
+        let worst = source("192.0.2.1");
+        for _ in 0..10 {
+            penalties.wrong_at(worst, now);
+        }
+        for number in 0..2 * u32::try_from(SOURCES).unwrap() {
+            penalties.wrong_at(Source::V4(number.to_be_bytes()), now);
+        }
+        assert_eq!(penalties.table().len(), SOURCES);
+        assert!(!penalties.hear_at(worst, now));
+    }
+}
