@@ -5,5 +5,13 @@
 //! Opens no socket: whoever has one hands it to rustls with what is made here.
 #![forbid(unsafe_code)]
 
+mod client;
+mod own;
 mod provider;
 pub mod server;
+mod trouble;
+mod untrusted;
+
+pub use client::{ClientTls, Pinned};
+pub use trouble::TlsTrouble;
+pub use untrusted::ServerNotTrusted;
