@@ -37,6 +37,7 @@ use crate::log_file::LogFile;
 use crate::network::listen::{ListenError, Listening, listen};
 use crate::network::{self, Network};
 use crate::registry::Registry;
+use crate::remote::Remotes;
 use crate::session::EndReason;
 use crate::supervisor;
 use crate::tombstones;
@@ -153,6 +154,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     announce(&config, &context, &listeners)?;
     let background = context.hosts.tracker.clone();
     background.spawn(bury_orphans(Arc::clone(&context), orphans));
+    context.remotes.adopt();
     adopt(&context).await;
     context.hosts.sweep();
     if let Ok(groups) = &context.groups {
@@ -367,6 +369,7 @@ fn context(
     (network, listeners): (Option<Arc<Network>>, &Listeners),
 ) -> Arc<Context> {
     let tracker = TaskTracker::new();
+    let stop = CancellationToken::new();
     let mut boot = [0; 4];
     // Without randomness the pid still tells one daemon from the next.
     let boot = match getrandom::fill(&mut boot) {
@@ -382,6 +385,13 @@ fn context(
         Arc::clone(&exits),
         log.clone(),
         tracker.clone(),
+    );
+    let remotes = Remotes::new(
+        Arc::clone(&dir),
+        config.home.clone(),
+        log.clone(),
+        tracker.clone(),
+        stop.clone(),
     );
     Arc::new(Context {
         registry: Registry::new(config.limits.sessions.min(admission::most_sessions())),
@@ -404,6 +414,7 @@ fn context(
         session_limits: config.session_limits,
         sessions_dir: config.sessions_dir.clone(),
         socket: config.socket.path.clone(),
+        remotes,
         endpoints: listeners
             .network
             .iter()
@@ -418,7 +429,7 @@ fn context(
         adoption: Adoption::new(),
         executable: config.executable.clone(),
         leaving: OnceLock::new(),
-        stop: CancellationToken::new(),
+        stop,
         hurry: CancellationToken::new(),
     })
 }
@@ -571,6 +582,7 @@ async fn stop(
     }
     // Whatever became of the sessions: nothing would be left to end these.
     context.hosts.zygotes.shut_down(GRACE).await;
+    context.remotes.forget_all();
     connections.close();
     // Whoever does not read our goodbye is cut off by our end.
     let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;

@@ -30,6 +30,7 @@ mod log_file;
 pub mod network;
 mod peer;
 mod registry;
+mod remote;
 mod router;
 mod session;
 pub mod settings;

@@ -236,7 +236,8 @@ fn forget_the_oldest(table: &mut Table) {
     }
 }
 
-fn exists(name: &SessionName) -> ErrorReply {
+/// The name is taken.
+pub(crate) fn exists(name: &SessionName) -> ErrorReply {
     ErrorReply::new(
         ErrorCode::SessionExists,
         format!("session `{name}` already exists"),

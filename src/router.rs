@@ -1,6 +1,7 @@
 //! One task per connection: a message in, its handler, the answer out. Knows
 //! neither processes nor Python.
 
+mod remote_terminal;
 mod terminal;
 
 use std::collections::VecDeque;
@@ -32,6 +33,7 @@ use crate::admission::Place;
 use crate::handlers::{self, Caller, Context, Reply};
 use crate::listener::Stream;
 use crate::network::keys::Dismissed;
+use crate::remote::{self, Routed};
 use crate::terminal::AttachedTerminal;
 
 /// How long a client may take to answer our close.
@@ -333,7 +335,15 @@ impl Connection<'_> {
         if self.terminal.is_some() && frame.verb == attach::DETACH {
             return self.detach().await;
         }
-        let parsed = Parsed::of(&frame);
+        let routed = self.context.remotes.route(&frame);
+        let parsed = match &routed {
+            Ok(None) => Parsed::of(&frame),
+            Ok(Some(routed)) => routed.parsed(),
+            Err(error) => Parsed {
+                request: Err(error.clone()),
+                ..Parsed::of(&frame)
+            },
+        };
         if parsed.tag.is_none() && self.in_order {
             self.ahead.push_back(text);
             return None;
@@ -362,16 +372,28 @@ impl Connection<'_> {
         } = parsed;
         self.in_order |= tag.is_none();
         let caller = self.caller(tag);
+        let routed = routed.ok().flatten();
+        if let (Some(routed), Ok(_)) = (routed, &request) {
+            if matches!(request, Ok(Request::Attach(_))) {
+                return self.attach_remote(routed, asked).await;
+            }
+            let parsed = Parsed {
+                format,
+                tag: None,
+                request,
+            };
+            let context = Arc::clone(&self.context);
+            self.running
+                .push(pass_on(context, caller, routed, parsed, asked));
+            return None;
+        }
         match request {
             Ok(Request::Cancel(tag)) => {
                 let cancelled = self.cancel(&tag);
                 let text = format!("{{\"ok\":true,\"cancelled\":{cancelled}}}");
-                let reply = Reply {
-                    text,
-                    ok: true,
-                    pieces: None,
-                };
-                self.done(Done::new(&caller, Some(reply), asked)).await
+                let reply = Reply::of_text(true, text);
+                self.done(Done::new(&caller, Some(reply), format, asked))
+                    .await
             }
             Ok(Request::Attach(request)) => {
                 let attached = self.attach(request, format, &asked).await;
@@ -379,14 +401,16 @@ impl Connection<'_> {
                     self.in_order = false;
                 }
                 let reply = Reply::refused(format, &attached.err()?);
-                self.done(Done::new(&caller, Some(reply), asked)).await
+                self.done(Done::new(&caller, Some(reply), format, asked))
+                    .await
             }
             Ok(Request::Resize(request)) if self.is_attached_to(&request.session) => {
                 if let Some(terminal) = &mut self.terminal {
                     terminal.resize(request.size);
                 }
                 let reply = handlers::resized(&request, format);
-                self.done(Done::new(&caller, Some(reply), asked)).await
+                self.done(Done::new(&caller, Some(reply), format, asked))
+                    .await
             }
             Ok(request) => {
                 let context = Arc::clone(&self.context);
@@ -396,7 +420,8 @@ impl Connection<'_> {
             }
             Err(error) => {
                 let reply = Reply::refused(format, &error);
-                self.done(Done::new(&caller, Some(reply), asked)).await
+                self.done(Done::new(&caller, Some(reply), format, asked))
+                    .await
             }
         }
     }
@@ -498,11 +523,16 @@ impl Asked {
 }
 
 impl Done {
-    fn new(caller: &Caller, reply: Option<Reply>, asked: Asked) -> Self {
-        let mut reply = reply;
-        let text = reply
-            .as_mut()
-            .map(|reply| caller.tagged(std::mem::take(&mut reply.text)));
+    fn new(caller: &Caller, mut reply: Option<Reply>, format: ReplyFormat, asked: Asked) -> Self {
+        let text = reply.as_mut().map(|reply| {
+            let text = std::mem::take(&mut reply.text);
+            match format {
+                ReplyFormat::Plain if caller.tag.is_some() => {
+                    caller.tagged(serde_json::json!({ "plain": text }).to_string())
+                }
+                _ => caller.tagged(text),
+            }
+        });
         Self {
             text: text.unwrap_or_default(),
             reply,
@@ -548,7 +578,41 @@ fn carry_out(
                 },
             }
         };
-        Done::new(&caller, reply, asked)
+        Done::new(&caller, reply, format, asked)
+    };
+    Running {
+        tag,
+        work: work.boxed(),
+    }
+}
+
+/// Has a remote daemon carry a request out.
+fn pass_on(
+    context: Arc<Context>,
+    caller: Caller,
+    routed: Routed,
+    parsed: Parsed,
+    asked: Asked,
+) -> Running {
+    let tag = asked.tag.clone().map(|tag| (tag, CancellationToken::new()));
+    let cancel = tag.as_ref().map(|(_, cancel)| cancel.clone());
+    let format = parsed.format;
+    let work = async move {
+        let key = || context.remotes.new_key();
+        let reply = {
+            let answered = remote::forward(&routed, &caller, parsed, key);
+            let mut answered = std::pin::pin!(AssertUnwindSafe(answered).catch_unwind());
+            let refused = |error| Reply::refused(format, &error);
+            match cancel {
+                None => answered.await.ok().map(|it| it.unwrap_or_else(refused)),
+                Some(cancel) => tokio::select! {
+                    biased;
+                    reply = &mut answered => reply.ok().map(|it| it.unwrap_or_else(refused)),
+                    () = cancel.cancelled() => Some(cancelled(format)),
+                },
+            }
+        };
+        Done::new(&caller, reply, format, asked)
     };
     Running {
         tag,

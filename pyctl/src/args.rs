@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use pythond_protocol::SessionName;
 use pythond_transport::EXIT_CODES;
 
 /// Control of the pythond daemon.
@@ -36,6 +37,10 @@ pub(crate) enum Command {
     Restart,
     /// Show whether a daemon answers, and what it is.
     Status,
+    /// Give another machine's daemon a name here: its sessions can be used as if they were here.
+    Connect(ConnectArgs),
+    /// Forget another machine's daemon; its sessions go on.
+    Disconnect(DisconnectArgs),
     /// Show this machine's certificate, made when there is none, or rotate it.
     #[command(after_help = NOT_YET)]
     Cert(CertArgs),
@@ -87,6 +92,42 @@ pub(crate) struct StopArgs {
     /// Let the sessions go on; the next daemon takes them over.
     #[arg(long)]
     pub(crate) keep_sessions: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// Its name here.
+    pub(crate) name: SessionName,
+    /// Where it is; the port is 7399 if it is not said.
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) endpoint: String,
+    /// Its token; others can see it here, so rather use one of the options.
+    #[arg(hide = true, conflicts_with_all = ["token_file", "token_stdin"])]
+    pub(crate) token: Option<String>,
+    /// Another way to it, for when those before do not answer; may be given several times.
+    #[arg(long = "endpoint", value_name = "HOST:PORT")]
+    pub(crate) endpoints: Vec<String>,
+    /// By TLS, to the server that is pinned; needed for all but loopback.
+    #[arg(long)]
+    pub(crate) tls: bool,
+    /// The session there that the name means [default: the one of the same name].
+    #[arg(long, value_name = "REMOTE")]
+    pub(crate) session: Option<SessionName>,
+    /// Read its token from this file, whenever it is needed.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Read its token from standard input [default: the variable PYTHOND_TOKEN].
+    #[arg(long, conflicts_with = "token_file")]
+    pub(crate) token_stdin: bool,
+    /// Take the place of a remote that has the name.
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DisconnectArgs {
+    /// Its name here.
+    pub(crate) name: SessionName,
 }
 
 #[derive(Debug, Args)]

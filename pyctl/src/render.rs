@@ -46,6 +46,17 @@ impl Render {
             })
     }
 
+    /// Something that somebody should know, and that ends nothing.
+    pub(crate) fn warning(&self, text: &str) {
+        let word = if self.colour {
+            "\x1b[1;33mwarning\x1b[0m"
+        } else {
+            "warning"
+        };
+        // Whoever closed stderr does not want to hear of it.
+        let _ = writeln!(std::io::stderr(), "{word}: {text}");
+    }
+
     /// The error that ends the process.
     pub(crate) fn failure(&self, report: &Report) -> ExitCode {
         if self.json {

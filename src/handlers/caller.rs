@@ -30,6 +30,12 @@ impl Caller {
         let _ = self.outgoing.send(self.tagged(text)).await;
     }
 
+    /// Sends an event as it came from elsewhere.
+    pub(crate) async fn pass_on(&self, text: &str) {
+        // One who went away needs no events.
+        let _ = self.outgoing.send(self.tagged(text.to_owned())).await;
+    }
+
     /// Sends a piece of output, of one stream or both.
     pub(super) async fn output(&self, cell_id: CellId, only: Option<Stream>, chunk: &Chunk) {
         if chunk.missing > 0 {

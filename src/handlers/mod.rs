@@ -5,6 +5,8 @@ mod ask;
 mod caller;
 mod cell_reply;
 mod cells;
+mod connect;
+mod disconnect;
 mod follow_events;
 mod hold;
 mod info;
@@ -50,6 +52,7 @@ use crate::environment::{Environment, EnvironmentError};
 use crate::hosts::Hosts;
 use crate::network::Network;
 use crate::registry::Registry;
+use crate::remote::Remotes;
 
 /// How long a host may take to end by itself, and again after SIGTERM.
 pub(crate) const GRACE: Duration = Duration::from_millis(500);
@@ -80,6 +83,8 @@ pub(crate) struct Context {
     pub(crate) socket: PathBuf,
     /// Where other machines can reach us.
     pub(crate) endpoints: Vec<Endpoint>,
+    /// Daemons of other machines that are connected.
+    pub(crate) remotes: Remotes,
     /// What decides about those that do, if any can.
     pub(crate) network: Option<Arc<Network>>,
     /// Name of the machine.
@@ -125,6 +130,15 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
+    /// A text as it came from elsewhere.
+    pub(crate) fn of_text(ok: bool, text: String) -> Self {
+        Self {
+            text,
+            ok,
+            pieces: None,
+        }
+    }
+
     fn ok(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -237,6 +251,8 @@ pub(crate) async fn handle(
         Request::Interrupt(request) => interrupt::handle(context, request, format).await,
         Request::Resize(request) => resize::handle(context, request, format).await,
         Request::Hold(request) => hold::handle(context, caller, request, format).await,
+        Request::Connect(request) => connect::handle(context, request, format).await,
+        Request::Disconnect(request) => disconnect::handle(context, request, format),
         // The connection does it.
         Request::Attach(_) => Err(ErrorReply::usage("attach <name> [<rows> <cols>]")),
     };

@@ -29,8 +29,10 @@ pub enum ErrorCode {
     NameInUse,
     /// The session died.
     SessionDied,
-    /// The session's process does not answer.
+    /// The session's process does not answer, or the way to its daemon is broken.
     SessionUnreachable,
+    /// A remote daemon cannot be used until somebody sees to why.
+    RemoteRefused,
     /// The Python environment cannot be used.
     Environment,
     /// The session's process could not be started.
@@ -219,6 +221,7 @@ impl ErrorReply {
             | ErrorCode::SessionExists
             | ErrorCode::NameInUse
             | ErrorCode::SessionUnreachable
+            | ErrorCode::RemoteRefused
             | ErrorCode::Environment
             | ErrorCode::SpawnFailed
             | ErrorCode::Limit

@@ -16,6 +16,8 @@ use crate::verbs::attach::{AttachEvent, AttachReply};
 use crate::verbs::cell::{CellReply, Text};
 use crate::verbs::cells::CellsReply;
 use crate::verbs::complete::CompleteReply;
+use crate::verbs::connect::{ConnectOptions, ConnectReply};
+use crate::verbs::disconnect::DisconnectReply;
 use crate::verbs::events::EventMessage;
 use crate::verbs::hold::HoldReply;
 use crate::verbs::info::InfoReply;
@@ -52,6 +54,8 @@ pub fn document() -> Value {
         ("cancel", it.subschema_for::<CancelReply>()),
         ("cells", it.subschema_for::<CellsReply>()),
         ("complete", it.subschema_for::<CompleteReply>()),
+        ("connect", it.subschema_for::<ConnectReply>()),
+        ("disconnect", it.subschema_for::<DisconnectReply>()),
         ("events", it.subschema_for::<DoneReply>()),
         ("fire", it.subschema_for::<FireReply>()),
         ("fork", it.subschema_for::<FireReply>()),
@@ -80,7 +84,10 @@ pub fn document() -> Value {
         ("out", it.subschema_for::<StreamEvent>()),
         ("run", it.subschema_for::<StreamEvent>()),
     ];
-    let bodies = [("new", it.subschema_for::<NewOptions>())];
+    let bodies = [
+        ("connect", it.subschema_for::<ConnectOptions>()),
+        ("new", it.subschema_for::<NewOptions>()),
+    ];
     it.subschema_for::<Refusal>();
     let mut definitions = it.take_definitions(true);
     definitions.insert("answers".to_owned(), by_verb("Answers, by verb.", answers));

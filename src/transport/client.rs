@@ -2,6 +2,8 @@
 
 use pythond_protocol::SessionName;
 use pythond_protocol::verbs::complete::CompleteReply;
+use pythond_protocol::verbs::connect::{ConnectOptions, ConnectReply};
+use pythond_protocol::verbs::disconnect::DisconnectReply;
 use pythond_protocol::verbs::events::EventMessage;
 use pythond_protocol::verbs::info::InfoReply;
 use pythond_protocol::verbs::kill::KillReply;
@@ -103,6 +105,31 @@ impl Client {
     pub fn kill_all(&mut self) -> Result<Reply<KillReply>, ClientError> {
         self.send(Header::new("kill").flag("all", true).finish())?
             .wait()
+    }
+
+    /// Gives another machine's daemon a name at this daemon.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for all calls.
+    pub fn connect_remote(
+        &mut self,
+        name: &SessionName,
+        options: &ConnectOptions,
+    ) -> Result<Reply<ConnectReply>, ClientError> {
+        let body = serde_json::to_string(options).expect("texts and flags become JSON");
+        self.send(Header::of("connect", name)?.with_body(&body))?
+            .wait()
+    }
+
+    /// Forgets another machine's daemon.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for all calls.
+    pub fn disconnect_remote(
+        &mut self,
+        name: &SessionName,
+    ) -> Result<Reply<DisconnectReply>, ClientError> {
+        self.send(Header::of("disconnect", name)?.finish())?.wait()
     }
 
     /// What the daemon is.

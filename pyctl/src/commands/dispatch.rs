@@ -5,8 +5,8 @@ use pythond_protocol::ExitCode;
 use pythond_transport::{Address, AddressVariables, ClientError};
 
 use super::{
-    cert, completions, man, pin, restart, start, status, stop, token, trust, unpin, untrust,
-    version,
+    cert, completions, connect, disconnect, man, pin, restart, start, status, stop, token, trust,
+    unpin, untrust, version,
 };
 use crate::args::{Cli, Command};
 use crate::failure::Outcome;
@@ -23,6 +23,8 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::Start(args) => start::start(&args, render),
         Command::Stop(args) => stop::stop(&args, render),
         Command::Restart => restart::restart(render),
+        Command::Connect(args) => connect::connect(args, render),
+        Command::Disconnect(args) => disconnect::disconnect(&args, render),
         Command::Status => status::status(render),
         Command::Cert(args) => cert::cert(&args, render),
         Command::Pin(args) => pin::pin(&args, render),

@@ -2,6 +2,8 @@
 
 mod cert;
 mod completions;
+mod connect;
+mod disconnect;
 mod dispatch;
 mod identity;
 mod man;

@@ -29,13 +29,16 @@ pub(super) fn parse<'a>(
     };
     let (mut format, mut tag) = (ReplyFormat::Plain, None);
     while let Some((word, after)) = take_word(rest) {
-        match (word, word.strip_prefix("--tag=")) {
-            ("--json", _) => format = ReplyFormat::Json,
-            (_, Some(value)) => match super::request::checked_tag(value) {
-                Ok(value) => (format, tag) = (ReplyFormat::Json, Some(value)),
-                Err(error) => return (ReplyFormat::Json, None, Err(error)),
-            },
-            _ => break,
+        let tagged = word.strip_prefix("--tag=");
+        let value = tagged.or_else(|| word.strip_prefix("--plain-tag="));
+        if word == "--json" || tagged.is_some() {
+            format = ReplyFormat::Json;
+        }
+        match value.map(super::request::checked_tag) {
+            Some(Ok(value)) => tag = Some(value),
+            Some(Err(error)) => return (ReplyFormat::Json, None, Err(error)),
+            None if word == "--json" => {}
+            None => break,
         }
         rest = after;
     }

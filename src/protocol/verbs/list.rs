@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::connect::RemoteSummary;
 use crate::names::{SessionId, SessionName};
 
 /// Where a session is in its life.
@@ -69,6 +70,9 @@ pub struct ListReply {
     pub ok: bool,
     /// By name.
     pub sessions: Vec<SessionSummary>,
+    /// Daemons of other machines that are connected, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remotes: Vec<RemoteSummary>,
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ pub mod attach;
 pub mod cell;
 pub mod cells;
 pub mod complete;
+pub mod connect;
+pub mod disconnect;
 pub mod events;
 pub mod hold;
 pub mod info;

@@ -2,8 +2,8 @@
 
 use super::options::{Header, existing_session};
 use super::{
-    attach, cells, complete, events, hold, interrupt, kill, new, out, poll, resize, stack, status,
-    stop, submit, vars, wait,
+    attach, cells, complete, connect, disconnect, events, hold, interrupt, kill, new, out, poll,
+    resize, stack, status, stop, submit, vars, wait,
 };
 use crate::names::SessionName;
 use crate::outcome::CellKind;
@@ -74,14 +74,29 @@ pub enum Request {
     Resize(resize::ResizeRequest),
     /// Agents' cells wait, or do not any more.
     Hold(hold::HoldRequest),
+    /// Reach another machine's daemon under a name.
+    Connect(connect::ConnectRequest),
+    /// Forget another machine's daemon.
+    Disconnect(disconnect::DisconnectRequest),
 }
 
-/// Verbs that later versions carry out; until then they are refused by name.
-const NOT_AVAILABLE: [&str; 2] = ["connect", "disconnect"];
+/// A tag, and the form of the answer that carries it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tag<'a> {
+    pub(super) word: &'a str,
+    pub(super) format: ReplyFormat,
+}
 
-/// Takes `--tag=T` out.
-pub(super) fn take_tag<'a>(header: &mut Header<'a>) -> Result<Option<&'a str>, ErrorReply> {
-    header.take_value("tag")?.map(checked_tag).transpose()
+/// Takes `--tag=T` or `--plain-tag=T` out.
+pub(super) fn take_tag<'a>(header: &mut Header<'a>) -> Result<Option<Tag<'a>>, ErrorReply> {
+    let tag = header.take_value("tag")?.map(checked_tag).transpose()?;
+    let plain = header
+        .take_value("plain-tag")?
+        .map(checked_tag)
+        .transpose()?;
+    let tag = tag.map(|word| (word, ReplyFormat::Json));
+    let plain = plain.map(|word| (word, ReplyFormat::Plain));
+    Ok(tag.or(plain).map(|(word, format)| Tag { word, format }))
 }
 
 /// A tag that may be used.
@@ -126,6 +141,8 @@ impl Parsed {
             Ok(tag) => tag,
             Err(error) => return (ReplyFormat::Json, None, Err(error)),
         };
+        let json = json || tag.is_some_and(|tag| tag.format == ReplyFormat::Json);
+        let tag = tag.map(|tag| tag.word);
         // Events are JSON, and so is what ends them.
         let follows = |(key, _): &(&str, Option<&str>)| matches!(*key, "follow" | "stream");
         let events = match frame.verb {
@@ -134,7 +151,7 @@ impl Parsed {
             "attach" => header.options.iter().any(|(key, _)| *key == "input-key"),
             _ => false,
         };
-        let format = if json || tag.is_some() || events {
+        let format = if json || events {
             ReplyFormat::Json
         } else {
             ReplyFormat::Plain
@@ -189,11 +206,8 @@ impl Parsed {
                 let session = one_session(&header, "vars <name>")?;
                 Ok(Request::Vars(vars::VarsRequest { session }))
             }
-            verb if NOT_AVAILABLE.contains(&verb) => Err(ErrorReply::new(
-                ErrorCode::NotAvailable,
-                format!("`{verb}` is not available in this version"),
-            )
-            .with_hint("send `help` for what is")),
+            "connect" => connect::parse(frame, header).map(Request::Connect),
+            "disconnect" => disconnect::parse(&header).map(Request::Disconnect),
             verb => {
                 let shown: String = verb.chars().take(80).filter(|c| !c.is_control()).collect();
                 Err(

@@ -141,9 +141,10 @@ pub(super) fn parse<'a>(
         Ok(tag) => tag,
         Err(error) => return (ReplyFormat::Json, None, Err(error)),
     };
-    if tag.is_some() {
+    if tag.is_some_and(|tag| tag.format == ReplyFormat::Json) {
         format = ReplyFormat::Json;
     }
+    let tag = tag.map(|tag| tag.word);
     let options = match SubmitOptions::take(&mut header, kind) {
         Ok(options) => options,
         Err(error) => return (format, tag, Err(error)),

@@ -1,0 +1,247 @@
+//! One connection to one endpoint of a remote daemon, from the name to the
+//! WebSocket.
+
+use std::io::{Error, ErrorKind};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use pythond_identity::{PeerAddress, Pins, Store, UnixTime};
+use pythond_tls::{ClientTls, TlsTrouble};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Error as WsError;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::handshake::client::Response;
+use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use zeroize::Zeroizing;
+
+use super::error::DialError;
+use super::spec::{RemoteSpec, TokenSource};
+use super::stream::{Activity, ClientStream};
+use crate::network::listen::prepare;
+
+/// How long each address of an endpoint may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long all of it may take, for one endpoint.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Greatest message that is taken, in bytes: an answer with all its output.
+const MAX_MESSAGE: usize = 1 << 30;
+/// Greatest token file, in bytes.
+const MAX_TOKEN: u64 = 4096;
+/// What we speak, in the order of preference.
+const SUBPROTOCOLS: &str = "pythond.1, pythond.0.4";
+
+pub(crate) type Socket = WebSocketStream<ClientStream>;
+
+/// A connection, and what shows that its other end lives.
+pub(crate) struct Dialled {
+    pub(crate) socket: Socket,
+    pub(crate) activity: Activity,
+    /// What to tell: that a pin has got its address now.
+    pub(crate) note: Option<String>,
+}
+
+/// Connects to one endpoint.
+///
+/// # Errors
+/// [`DialError`].
+pub(crate) async fn dial(
+    spec: &RemoteSpec,
+    endpoint: &PeerAddress,
+    home: &Path,
+) -> Result<Dialled, DialError> {
+    timeout(DEADLINE, dial_patiently(spec, endpoint, home))
+        .await
+        .map_err(|_| DialError::NoAnswer(DEADLINE.as_secs()))?
+}
+
+async fn dial_patiently(
+    spec: &RemoteSpec,
+    endpoint: &PeerAddress,
+    home: &Path,
+) -> Result<Dialled, DialError> {
+    let token = token(&spec.token)?;
+    let stream = connect(endpoint).await?;
+    // One that is gone shows in a moment.
+    let _ = prepare(&stream);
+    let (stream, tls, note) = if spec.tls {
+        let store = Store::open(home)?;
+        let now = UnixTime::now();
+        let (pins, own) = (store.pins()?, store.own(now)?);
+        let tls = client_tls(endpoint, pins, own.as_ref(), now)?;
+        let connecting = TlsConnector::from(tls.config()).connect(tls.server_name(), stream);
+        let stream = connecting.await.map_err(|error| explain(&tls, &error))?;
+        let note = pin_here(&store, &tls, endpoint)?;
+        (ClientStream::tls(stream), Some(tls), note)
+    } else {
+        (ClientStream::tcp(stream), None, None)
+    };
+    let activity = stream.activity();
+    let (socket, response) =
+        upgrade(stream, endpoint, &token)
+            .await
+            .map_err(|error| match (error, &tls) {
+                (WsError::Io(error), Some(tls)) => explain(tls, &error),
+                (error, _) => refused(error),
+            })?;
+    let agreed = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
+    if agreed.is_none_or(|agreed| agreed != "pythond.1") {
+        return Err(DialError::TooOld);
+    }
+    Ok(Dialled {
+        socket,
+        activity,
+        note,
+    })
+}
+
+fn client_tls(
+    endpoint: &PeerAddress,
+    pins: Pins,
+    own: Option<&pythond_identity::OwnIdentity>,
+    now: UnixTime,
+) -> Result<ClientTls, DialError> {
+    ClientTls::new(endpoint.clone(), pins, own, now)
+        .map_err(|error| DialError::Tls(Box::new(TlsTrouble::Broken(error))))
+}
+
+/// Pins a certificate that had no address yet to the one where it was met.
+fn pin_here(
+    store: &Store,
+    tls: &ClientTls,
+    endpoint: &PeerAddress,
+) -> Result<Option<String>, DialError> {
+    let Some(pinned) = tls.pinned().filter(|pinned| pinned.without_address) else {
+        return Ok(None);
+    };
+    store.pin(&pinned.certificate, Some(endpoint))?;
+    let fingerprint = pinned.certificate.fingerprint();
+    Ok(Some(format!(
+        "the certificate {fingerprint} was pinned without an address; it is pinned to {endpoint} now"
+    )))
+}
+
+fn token(source: &TokenSource) -> Result<Zeroizing<String>, DialError> {
+    let path = match source {
+        TokenSource::Given(token) => return Ok(token.clone()),
+        TokenSource::File(path) => path,
+    };
+    let failed = |why: String| DialError::TokenFile {
+        path: path.display().to_string(),
+        why,
+    };
+    read_token(path).map_err(failed)
+}
+
+fn read_token(path: &Path) -> Result<Zeroizing<String>, String> {
+    use std::io::Read as _;
+    use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path);
+    let file = opened.map_err(|error| error.to_string())?;
+    let found = file.metadata().map_err(|error| error.to_string())?;
+    if !found.is_file() {
+        return Err("it is no file".to_owned());
+    }
+    if found.mode() & 0o077 != 0 {
+        return Err(format!(
+            "others can read it; run `chmod 600 {}`",
+            path.display()
+        ));
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.take(MAX_TOKEN)
+        .read_to_string(&mut text)
+        .map_err(|error| error.to_string())?;
+    let token = Zeroizing::new(text.trim().to_owned());
+    if super::spec::is_token(&token) {
+        Ok(token)
+    } else {
+        Err("it should have the token alone".to_owned())
+    }
+}
+
+/// Tries all addresses that the host has.
+async fn connect(endpoint: &PeerAddress) -> Result<TcpStream, DialError> {
+    let host = endpoint.host();
+    let found = tokio::net::lookup_host((host.as_str(), endpoint.port())).await;
+    let addresses: Vec<SocketAddr> = found
+        .map_err(|error| DialError::Unreachable(format!("the host is not known: {error}")))?
+        .collect();
+    let mut last = DialError::Unreachable("the host has no address".to_owned());
+    for address in addresses {
+        last = match timeout(CONNECT, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => DialError::Unreachable(unreachable(&error)),
+            Err(_) => DialError::NoAnswer(CONNECT.as_secs()),
+        };
+    }
+    Err(last)
+}
+
+fn unreachable(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "nobody listens there".to_owned(),
+        ErrorKind::HostUnreachable => "the host cannot be reached".to_owned(),
+        ErrorKind::NetworkUnreachable => "the network cannot be reached".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn explain(tls: &ClientTls, error: &Error) -> DialError {
+    match tls.explain_io(error) {
+        Some(trouble) => DialError::Tls(Box::new(trouble)),
+        None => DialError::Unreachable(match error.kind() {
+            ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+            _ => error.to_string(),
+        }),
+    }
+}
+
+async fn upgrade(
+    stream: ClientStream,
+    endpoint: &PeerAddress,
+    token: &str,
+) -> Result<(Socket, Response), WsError> {
+    let mut request = format!("ws://{endpoint}/").into_client_request()?;
+    let mut bearer = HeaderValue::from_str(&Zeroizing::new(format!("Bearer {token}")))?;
+    bearer.set_sensitive(true);
+    let headers = request.headers_mut();
+    headers.insert(header::AUTHORIZATION, bearer);
+    let offered = HeaderValue::from_static(SUBPROTOCOLS);
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE));
+    tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await
+}
+
+fn refused(error: WsError) -> DialError {
+    match error {
+        WsError::Http(response) => match response.status() {
+            StatusCode::UNAUTHORIZED => DialError::Unauthorized,
+            StatusCode::TOO_MANY_REQUESTS => DialError::Penalty,
+            StatusCode::SERVICE_UNAVAILABLE => DialError::Busy,
+            status => {
+                let words = response.body().as_deref().unwrap_or_default();
+                let words = String::from_utf8_lossy(words);
+                let words: String = words.trim().chars().take(200).collect();
+                DialError::Refused(format!("it answers {}: {words}", status.as_u16()))
+            }
+        },
+        WsError::Io(error) => DialError::Unreachable(match error.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => {
+                "it closed the connection".to_owned()
+            }
+            _ => error.to_string(),
+        }),
+        other => DialError::Refused(format!("it does not speak our protocol: {other}")),
+    }
+}

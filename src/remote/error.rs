@@ -1,0 +1,117 @@
+//! Why a remote daemon cannot be used.
+
+use pythond_identity::IdentityError;
+use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_tls::TlsTrouble;
+
+use crate::error::chain;
+
+/// Why there is no connection to one endpoint.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// Its name is not known, or nobody listens, or the way is broken.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It does not answer in time.
+    #[error("no answer within {0} s")]
+    NoAnswer(u64),
+    /// We do not believe it, or it does not believe us.
+    #[error("{}", chain(.0))]
+    Tls(#[source] Box<TlsTrouble>),
+    /// It does not know our token.
+    #[error("it refuses our token")]
+    Unauthorized,
+    /// It hears nobody from here for a while.
+    #[error("it hears nobody from here for a while: too many wrong tokens")]
+    Penalty,
+    /// It has no room.
+    #[error("it is busy")]
+    Busy,
+    /// It answers, and is no daemon, or refuses us for another reason.
+    #[error("{0}")]
+    Refused(String),
+    /// It is an older daemon.
+    #[error("it is a daemon of an older version, whose answers cannot be told apart")]
+    TooOld,
+    /// Our own files cannot be used.
+    #[error("{}", chain(.0))]
+    Identity(#[from] IdentityError),
+    /// The token's file cannot be used.
+    #[error("the token file `{path}` cannot be used: {why}")]
+    TokenFile {
+        /// Which.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl DialError {
+    /// Trying again by itself will not help: somebody has to see to it.
+    pub(crate) fn needs_somebody(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::NoAnswer(_) | Self::Busy | Self::Penalty => false,
+            Self::Tls(trouble) => !matches!(**trouble, TlsTrouble::Alert(_) | TlsTrouble::Broken(_)),
+            _ => true,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tls(trouble) => trouble.hint(),
+            Self::Unauthorized => {
+                Some("`pyctl token show` there shows the token; connect again with it".to_owned())
+            }
+            Self::Identity(error) => error.hint().map(str::to_owned),
+            _ => None,
+        }
+    }
+}
+
+/// Why a remote cannot be used now, as often as somebody asks.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteError {
+    /// One line for people.
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+    /// Somebody has to see to it.
+    pub(crate) needs_somebody: bool,
+}
+
+impl RemoteError {
+    /// None of the endpoints could be used.
+    pub(crate) fn of(attempts: &[(String, DialError)]) -> Self {
+        // One that somebody has to see to says more than one that is down.
+        let telling = attempts.iter().find(|(_, error)| error.needs_somebody());
+        let telling = telling.or(attempts.last());
+        let all: Vec<String> = attempts
+            .iter()
+            .map(|(endpoint, error)| format!("{endpoint}: {error}"))
+            .collect();
+        Self {
+            message: all.join("; "),
+            hint: telling.and_then(|(_, error)| error.hint()),
+            needs_somebody: telling.is_some_and(|(_, error)| error.needs_somebody()),
+        }
+    }
+
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            hint: None,
+            needs_somebody: false,
+        }
+    }
+
+    /// The answer to whoever wanted something of it.
+    pub(crate) fn reply(&self, remote: &str) -> ErrorReply {
+        let (code, what) = if self.needs_somebody {
+            (ErrorCode::RemoteRefused, "cannot be used")
+        } else {
+            (ErrorCode::SessionUnreachable, "cannot be reached")
+        };
+        let error = ErrorReply::new(code, format!("remote `{remote}` {what}: {}", self.message));
+        let hint = "see `pysh ls`; it is tried again when it is used";
+        error.with_hint(self.hint.as_deref().unwrap_or(hint))
+    }
+}

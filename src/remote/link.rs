@@ -1,0 +1,291 @@
+//! One connection to a remote daemon that many requests share. Each has a tag of
+//! ours; one that reads slowly is put off it, and never holds up the others.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval, timeout};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes};
+
+use super::dial::Dialled;
+
+/// How often the other end is asked whether it is there.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// No byte for so long, and the other end is not there.
+const SILENCE: Duration = Duration::from_secs(20);
+/// How long a message may take to leave.
+const SEND: Duration = Duration::from_secs(20);
+/// Messages that wait to leave.
+const OUTGOING: usize = 64;
+/// Messages that wait for whoever asked.
+const AHEAD: usize = 64;
+
+/// Why an exchange ends before its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// The link broke.
+    Broken(String),
+    /// It has not been read for too long; the link goes on.
+    TooSlow,
+}
+
+enum Order {
+    Ask {
+        tag: u64,
+        text: String,
+        answers: mpsc::Sender<Utf8Bytes>,
+        /// Why no more answers come.
+        lost: oneshot::Sender<Lost>,
+    },
+    GiveUp {
+        tag: u64,
+    },
+    Forget {
+        tag: u64,
+    },
+}
+
+/// The way to a link.
+#[derive(Clone)]
+pub(crate) struct Link {
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+/// What is seen of a link from outside.
+pub(crate) enum Seen {
+    /// A round trip took so long.
+    RoundTrip(Duration),
+}
+
+/// One request on a link; giving it up tells the other end.
+pub(crate) struct Exchange {
+    tag: u64,
+    orders: mpsc::UnboundedSender<Order>,
+    answers: mpsc::Receiver<Utf8Bytes>,
+    lost: oneshot::Receiver<Lost>,
+    over: bool,
+}
+
+impl Link {
+    /// A link that is served by the second part.
+    pub(crate) fn new() -> (Self, Service) {
+        let (orders, received) = mpsc::unbounded_channel();
+        (Self { orders }, Service { orders: received })
+    }
+
+    /// Sends a request; `text` makes it of its tag.
+    pub(crate) fn ask(&self, tag: u64, text: String) -> Exchange {
+        let (answers_in, answers) = mpsc::channel(AHEAD);
+        let (lost_in, lost) = oneshot::channel();
+        // A link that is gone shows at the other end of `lost`.
+        let _ = self.orders.send(Order::Ask {
+            tag,
+            text,
+            answers: answers_in,
+            lost: lost_in,
+        });
+        Exchange {
+            tag,
+            orders: self.orders.clone(),
+            answers,
+            lost,
+            over: false,
+        }
+    }
+}
+
+impl Exchange {
+    /// The next text: an event, or the answer. Without our tag.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub(crate) async fn next(&mut self) -> Result<Utf8Bytes, Lost> {
+        if let Some(text) = self.answers.recv().await {
+            return Ok(text);
+        }
+        self.over = true;
+        let why = (&mut self.lost).await;
+        Err(why.unwrap_or_else(|_| Lost::Broken("the connection is gone".to_owned())))
+    }
+
+    /// Its answer has come: there is nothing to give up.
+    pub(crate) fn is_over(&mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let tag = self.tag;
+        let order = if self.over {
+            Order::Forget { tag }
+        } else {
+            Order::GiveUp { tag }
+        };
+        // One that is gone has nothing of it.
+        let _ = self.orders.send(order);
+    }
+}
+
+struct Asked {
+    answers: mpsc::Sender<Utf8Bytes>,
+    lost: oneshot::Sender<Lost>,
+}
+
+/// The other part of a link.
+pub(crate) struct Service {
+    orders: mpsc::UnboundedReceiver<Order>,
+}
+
+impl Service {
+    /// Serves a connection until it breaks; says why it did.
+    pub(crate) async fn serve(mut self, dialled: Dialled, seen: impl Fn(Seen)) -> String {
+        let Dialled {
+            socket, activity, ..
+        } = dialled;
+        let (mut sink, mut stream) = socket.split();
+        let (outgoing, mut to_send) = mpsc::channel::<Message>(OUTGOING);
+        let sending = async {
+            while let Some(message) = to_send.recv().await {
+                match timeout(SEND, sink.send(message)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return told(&error),
+                    Err(_) => return "it takes nothing any more".to_owned(),
+                }
+            }
+            "it is not needed any more".to_owned()
+        };
+        let mut sending = std::pin::pin!(sending);
+        let mut asked: HashMap<u64, Asked> = HashMap::new();
+        let mut heartbeat = interval(HEARTBEAT);
+        let mut last = (activity.bytes(), Instant::now());
+        let mut pinged: Option<Instant> = None;
+        // Of orders that came while there was no room to send.
+        let mut waiting: std::collections::VecDeque<Message> = std::collections::VecDeque::new();
+        let why = loop {
+            while let Some(message) = waiting.pop_front() {
+                if let Err(refused) = outgoing.try_send(message) {
+                    waiting.push_front(refused.into_inner());
+                    break;
+                }
+            }
+            let room = waiting.is_empty();
+            tokio::select! {
+                why = &mut sending => break why,
+                permit = outgoing.reserve(), if !room => if let (Ok(permit), Some(message)) = (permit, waiting.pop_front()) {
+                    permit.send(message);
+                },
+                order = self.orders.recv(), if room => match order {
+                    None => break "it is not needed any more".to_owned(),
+                    Some(Order::Ask { tag, text, answers, lost }) => {
+                        asked.insert(tag, Asked { answers, lost });
+                        waiting.push_back(Message::text(text));
+                    }
+                    Some(Order::GiveUp { tag }) => {
+                        if asked.remove(&tag).is_some() {
+                            waiting.push_back(give_up(tag));
+                        }
+                    }
+                    Some(Order::Forget { tag }) => drop(asked.remove(&tag)),
+                },
+                message = stream.next() => match message {
+                    Some(Ok(Message::Text(text))) => {
+                        if let Some(tag) = answered(&mut asked, text) {
+                            waiting.push_back(give_up(tag));
+                        }
+                    }
+                    Some(Ok(Message::Pong(_))) => {
+                        if let Some(at) = pinged.take() {
+                            seen(Seen::RoundTrip(at.elapsed()));
+                        }
+                    }
+                    Some(Ok(Message::Close(close))) => break closed(close),
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => break told(&error),
+                    None => break "it closed the connection".to_owned(),
+                },
+                now = heartbeat.tick() => {
+                    let bytes = activity.bytes();
+                    if bytes != last.0 {
+                        last = (bytes, now);
+                    } else if now.duration_since(last.1) >= SILENCE {
+                        break format!("it has said nothing for {} s", SILENCE.as_secs());
+                    }
+                    if pinged.is_none() && outgoing.try_send(Message::Ping(Bytes::new())).is_ok() {
+                        pinged = Some(Instant::now());
+                    }
+                }
+            }
+        };
+        for (_, Asked { lost, .. }) in asked.drain() {
+            // Whoever asked may be gone.
+            let _ = lost.send(Lost::Broken(why.clone()));
+        }
+        why
+    }
+}
+
+/// Passes an answer on; the tag of whoever has no room for it.
+fn answered(asked: &mut HashMap<u64, Asked>, text: Utf8Bytes) -> Option<u64> {
+    let (tag, rest) = untagged(&text)?;
+    let found = asked.get(&tag)?;
+    match found.answers.try_send(rest.into()) {
+        Ok(()) => None,
+        Err(_) => {
+            let slow = asked.remove(&tag)?;
+            let _ = slow.lost.send(Lost::TooSlow);
+            Some(tag)
+        }
+    }
+}
+
+/// Our tag, and the text without it.
+fn untagged(text: &str) -> Option<(u64, String)> {
+    let (tag, rest) = text.strip_prefix("{\"tag\":\"")?.split_once('"')?;
+    let rest = rest.strip_prefix(',').unwrap_or(rest);
+    Some((tag.parse().ok()?, format!("{{{rest}")))
+}
+
+fn give_up(tag: u64) -> Message {
+    // Its own answer has a tag that nobody waits for.
+    Message::text(format!("cancel --tag=0 {tag}"))
+}
+
+fn told(error: &WsError) -> String {
+    match error {
+        WsError::ConnectionClosed | WsError::AlreadyClosed => "it closed the connection".to_owned(),
+        WsError::Protocol(_) => "it broke the connection".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn closed(close: Option<CloseFrame>) -> String {
+    match close {
+        Some(close) if !close.reason.is_empty() => {
+            let reason: String = close.reason.chars().take(120).collect();
+            format!("it closed the connection: {reason}")
+        }
+        _ => "it closed the connection".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_of_ours_is_taken_off() {
+        let of = |text: &str| untagged(text);
+        assert_eq!(
+            of(r#"{"tag":"7","ok":true}"#),
+            Some((7, r#"{"ok":true}"#.to_owned()))
+        );
+        assert_eq!(of(r#"{"tag":"7"}"#), Some((7, "{}".to_owned())));
+        for other in ["", "{}", r#"{"tag":"x","ok":true}"#, "OK", r#"{"tag":7}"#] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! One remote daemon: the link to it, made when it is needed, kept, and made again
+//! when it breaks.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use pythond_protocol::verbs::connect::{EndpointAttempt, RemoteState, RemoteSummary};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::dial::{Dialled, dial};
+use super::error::{DialError, RemoteError};
+use super::link::{Exchange, Link, Seen};
+use super::spec::RemoteSpec;
+use crate::log::Log;
+
+/// Pauses between two rounds of tries, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// How long a request that is under way waits for the link to be made again: a
+/// machine that slept for ten minutes comes back.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// Tries that are remembered.
+const ATTEMPTS: usize = 16;
+/// Most requests on a link; the other end takes no more.
+const IN_FLIGHT: usize = 1000;
+
+struct State {
+    phase: RemoteState,
+    link: Option<Link>,
+    /// Rounds in which no endpoint answered.
+    failed_rounds: u64,
+    error: Option<RemoteError>,
+    endpoint: Option<String>,
+    round_trip: Option<Duration>,
+    connections: u64,
+    attempts: VecDeque<EndpointAttempt>,
+}
+
+/// One remote daemon.
+pub(crate) struct Remote {
+    pub(crate) spec: RemoteSpec,
+    home: PathBuf,
+    log: Log,
+    state: watch::Sender<State>,
+    /// Somebody needs the link now.
+    wanted: Notify,
+    tags: AtomicU64,
+    room: Semaphore,
+    /// Somebody has disconnected it.
+    gone: CancellationToken,
+}
+
+impl Remote {
+    pub(crate) fn new(spec: RemoteSpec, home: PathBuf, log: Log) -> Arc<Self> {
+        let (state, _) = watch::channel(State {
+            phase: RemoteState::Idle,
+            link: None,
+            failed_rounds: 0,
+            error: None,
+            endpoint: None,
+            round_trip: None,
+            connections: 0,
+            attempts: VecDeque::new(),
+        });
+        Arc::new(Self {
+            spec,
+            home,
+            log,
+            state,
+            wanted: Notify::new(),
+            tags: AtomicU64::new(1),
+            room: Semaphore::new(IN_FLIGHT),
+            gone: CancellationToken::new(),
+        })
+    }
+
+    /// Keeps the link, from the first time that somebody needs it until the remote
+    /// is disconnected.
+    pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
+        tokio::select! {
+            () = self.gone.cancelled() => {}
+            () = stop.cancelled() => {}
+            () = self.keep_link() => {}
+        }
+        self.state.send_modify(|state| {
+            state.link = None;
+            state.phase = RemoteState::Idle;
+        });
+    }
+
+    async fn keep_link(&self) {
+        self.wanted.notified().await;
+        loop {
+            let pauses = ExponentialBuilder::default()
+                .with_min_delay(PAUSES.0)
+                .with_max_delay(PAUSES.1)
+                .without_max_times()
+                .with_jitter();
+            let mut pauses = pauses.build();
+            let dialled = loop {
+                self.state
+                    .send_modify(|state| state.phase = RemoteState::Connecting);
+                let error = match self.dial().await {
+                    Ok(dialled) => break dialled,
+                    Err(error) => error,
+                };
+                let needs_somebody = error.needs_somebody;
+                self.state.send_modify(|state| {
+                    state.phase = match needs_somebody {
+                        true => RemoteState::Refused,
+                        false => RemoteState::Down,
+                    };
+                    state.failed_rounds += 1;
+                    state.error = Some(error);
+                });
+                let pause = pauses.next().unwrap_or(PAUSES.1);
+                tokio::select! {
+                    () = self.wanted.notified() => {}
+                    () = tokio::time::sleep(pause), if !needs_somebody => {}
+                }
+            };
+            self.serve(dialled).await;
+        }
+    }
+
+    async fn serve(&self, dialled: Dialled) {
+        let (link, service) = Link::new();
+        self.state.send_modify(|state| {
+            state.phase = RemoteState::Up;
+            state.link = Some(link);
+            state.connections += 1;
+            state.error = None;
+        });
+        let why = service
+            .serve(dialled, |Seen::RoundTrip(span)| {
+                self.state
+                    .send_modify(|state| state.round_trip = Some(span));
+            })
+            .await;
+        let name = &self.spec.name;
+        self.log.note(&format!("remote {name}: {why}"));
+        self.state.send_modify(|state| {
+            state.phase = RemoteState::Down;
+            state.link = None;
+            state.error = Some(RemoteError::new(why));
+        });
+    }
+
+    /// Connects to the first endpoint that answers.
+    ///
+    /// # Errors
+    /// What each of them said.
+    pub(crate) async fn dial(&self) -> Result<Dialled, RemoteError> {
+        let mut failed: Vec<(String, DialError)> = Vec::new();
+        for endpoint in &self.spec.endpoints {
+            let began = Instant::now();
+            let at = jiff::Timestamp::now().to_string();
+            let dialled = dial(&self.spec, endpoint, &self.home).await;
+            let endpoint = endpoint.to_string();
+            let attempt = EndpointAttempt {
+                endpoint: endpoint.clone(),
+                at,
+                took_ms: began.elapsed().as_secs_f64() * 1000.0,
+                error: dialled.as_ref().err().map(ToString::to_string),
+            };
+            self.state.send_modify(|state| {
+                if state.attempts.len() >= ATTEMPTS {
+                    state.attempts.pop_front();
+                }
+                state.attempts.push_back(attempt);
+                if dialled.is_ok() {
+                    state.endpoint = Some(endpoint.clone());
+                }
+            });
+            match dialled {
+                Ok(dialled) => {
+                    if let Some(note) = &dialled.note {
+                        self.log.note(&format!("remote {}: {note}", self.spec.name));
+                    }
+                    return Ok(dialled);
+                }
+                Err(error) => failed.push((endpoint, error)),
+            }
+        }
+        Err(RemoteError::of(&failed))
+    }
+
+    /// The link, made now if there is none; fails as soon as that fails.
+    pub(crate) async fn link(&self) -> Result<Link, RemoteError> {
+        self.link_until(|state, before| state.failed_rounds > before)
+            .await
+    }
+
+    /// The link, for a request that was under way when it broke: waits for long.
+    pub(crate) async fn link_again(&self) -> Result<Link, RemoteError> {
+        let waiting = self.link_until(|state, _| state.phase == RemoteState::Refused);
+        match tokio::time::timeout(PATIENCE, waiting).await {
+            Ok(found) => found,
+            Err(_) => Err(self.error()),
+        }
+    }
+
+    async fn link_until(&self, fails: impl Fn(&State, u64) -> bool) -> Result<Link, RemoteError> {
+        let mut state = self.state.subscribe();
+        let before = state.borrow().failed_rounds;
+        let mut told = false;
+        loop {
+            {
+                let now = state.borrow_and_update();
+                if let Some(link) = &now.link {
+                    return Ok(link.clone());
+                }
+                // What was refused before may have been seen to.
+                if told && fails(&now, before) {
+                    return Err(now.error.clone().unwrap_or_else(unknown));
+                }
+            }
+            if !std::mem::replace(&mut told, true) {
+                self.wanted.notify_one();
+            }
+            tokio::select! {
+                () = self.gone.cancelled() => return Err(RemoteError::new("it was disconnected")),
+                changed = state.changed() => changed.map_err(|_| unknown())?,
+            }
+        }
+    }
+
+    fn error(&self) -> RemoteError {
+        let error = self.state.borrow().error.clone();
+        error.unwrap_or_else(unknown)
+    }
+
+    /// Sends a request on the link; `text` makes it of its tag.
+    pub(crate) fn ask(&self, link: &Link, text: impl FnOnce(u64) -> String) -> Exchange {
+        let tag = self.tags.fetch_add(1, Ordering::Relaxed);
+        link.ask(tag, text(tag))
+    }
+
+    /// Room for one more request on the link.
+    pub(crate) async fn room(&self) -> Option<SemaphorePermit<'_>> {
+        self.room.acquire().await.ok()
+    }
+
+    /// Ends the link for good.
+    pub(crate) fn disconnect(&self) {
+        self.gone.cancel();
+    }
+
+    /// What is told of it.
+    pub(crate) fn summary(&self) -> RemoteSummary {
+        let state = self.state.borrow();
+        RemoteSummary {
+            name: self.spec.name.clone(),
+            session: self.spec.session.clone(),
+            endpoints: self
+                .spec
+                .endpoints
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            tls: self.spec.tls,
+            state: state.phase,
+            endpoint: state.endpoint.clone(),
+            rtt_ms: state.round_trip.map(|span| span.as_secs_f64() * 1000.0),
+            connections: state.connections,
+            last_error: state.error.as_ref().map(|error| error.message.clone()),
+            endpoint_attempts: state.attempts.iter().cloned().collect(),
+        }
+    }
+}
+
+fn unknown() -> RemoteError {
+    RemoteError::new("it is not connected")
+}

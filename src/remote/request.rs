@@ -1,0 +1,252 @@
+//! Which requests are for a remote, and how they are said there.
+
+use std::sync::Arc;
+
+use pythond_protocol::outcome::CellKind;
+use pythond_protocol::verbs::submit::{SubmitOptions, SubmitRequest};
+use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply, Frame, SessionName};
+
+use super::{Remote, Remotes};
+
+/// Verbs that have a session's name as their first word.
+const OF_SESSIONS: [&str; 19] = [
+    "attach", "cells", "complete", "events", "fire", "fork", "hold", "int", "kill", "new", "out",
+    "poll", "release", "resize", "run", "stack", "status", "vars", "wait",
+];
+/// Verbs that may have a remote's name as their only word.
+const OF_DAEMONS: [&str; 2] = ["info", "ls"];
+
+/// A request for a remote.
+pub(crate) struct Routed {
+    pub(crate) remote: Arc<Remote>,
+    verb: String,
+    /// None for what is asked of the daemon there.
+    session: Option<SessionName>,
+    /// What follows the name in the first line.
+    rest: String,
+    body: Option<String>,
+}
+
+impl Remotes {
+    /// Whether a request is for a remote: by its alias, by `REMOTE/SESSION`, or by
+    /// both as two words.
+    ///
+    /// # Errors
+    /// If it is for one that is not there.
+    pub(crate) fn route(&self, frame: &Frame<'_>) -> Result<Option<Routed>, ErrorReply> {
+        let of_daemon = OF_DAEMONS.contains(&frame.verb);
+        if !of_daemon && !OF_SESSIONS.contains(&frame.verb) {
+            return Ok(None);
+        }
+        let Some((before, name, after)) = around_name(frame.header) else {
+            return Ok(None);
+        };
+        let (remote, session) = match name.split_once('/') {
+            Some((remote, session)) => {
+                let found = remote.parse().ok().and_then(|remote| self.get(&remote));
+                let remote = found.ok_or_else(|| no_remote(remote))?;
+                let session = session
+                    .parse()
+                    .map_err(|_| ErrorReply::no_session(session))?;
+                (remote, Some(session))
+            }
+            None => match name.parse().ok().and_then(|name| self.get(&name)) {
+                Some(remote) => (remote, None),
+                None => return Ok(None),
+            },
+        };
+        let mut rest = join(before, after);
+        let session = match session {
+            Some(session) => Some(session),
+            None if of_daemon => None,
+            None => Some(match second_name(frame, &rest) {
+                Some((session, shorter)) => {
+                    rest = shorter;
+                    session
+                }
+                None => remote.spec.session.clone(),
+            }),
+        };
+        Ok(Some(Routed {
+            remote,
+            verb: frame.verb.to_owned(),
+            session,
+            rest,
+            body: frame.body.map(str::to_owned),
+        }))
+    }
+}
+
+/// The first word that is no option, and what stands around it.
+fn around_name(header: &str) -> Option<(&str, &str, &str)> {
+    let mut rest = header;
+    loop {
+        let trimmed = rest.trim_start();
+        let end = trimmed.find(char::is_whitespace).unwrap_or(trimmed.len());
+        let (word, after) = trimmed.split_at(end);
+        if word.is_empty() {
+            return None;
+        }
+        if !word.starts_with("--") {
+            let at = header.len() - trimmed.len();
+            return Some((&header[..at], word, after));
+        }
+        rest = after;
+    }
+}
+
+fn join(before: &str, after: &str) -> String {
+    format!("{} {}", before.trim(), after.trim())
+        .trim()
+        .to_owned()
+}
+
+/// The session that is named after the remote: `status REMOTE SESSION`. Of code
+/// only in a body: the first word of code in the first line is code.
+fn second_name(frame: &Frame<'_>, rest: &str) -> Option<(SessionName, String)> {
+    let is_code = matches!(frame.verb, "run" | "fire" | "fork");
+    if frame.verb == "complete" || is_code && frame.body.is_none() {
+        return None;
+    }
+    let (before, word, after) = around_name(rest)?;
+    let is_other = word.parse::<CellId>().is_ok() || word.bytes().all(|it| it.is_ascii_digit());
+    if is_other || is_code && around_name(after).is_some() {
+        return None;
+    }
+    Some((word.parse().ok()?, join(before, after)))
+}
+
+fn no_remote(name: &str) -> ErrorReply {
+    let shown: String = name.chars().take(100).filter(|c| !c.is_control()).collect();
+    ErrorReply::new(ErrorCode::NoSession, format!("no remote named `{shown}`"))
+        .with_hint("list remotes with `pysh ls`, or connect one with `pyctl connect`")
+}
+
+impl Routed {
+    /// The same as a frame for the daemon there.
+    pub(crate) fn as_frame(&self) -> String {
+        let mut text = self.verb.clone();
+        for part in [
+            self.session.as_ref().map_or("", |it| it.as_str()),
+            &self.rest,
+        ] {
+            if !part.is_empty() {
+                text.push(' ');
+                text.push_str(part);
+            }
+        }
+        if let Some(body) = &self.body {
+            text.push('\n');
+            text.push_str(body);
+        }
+        text
+    }
+
+    /// The same, decoded.
+    pub(crate) fn parsed(&self) -> Parsed {
+        let text = self.as_frame();
+        let frame = Frame::parse(&text).expect("it begins with a verb");
+        Parsed::of(&frame)
+    }
+
+    /// What is sent in its place on a link.
+    pub(super) fn on_link(&self, tag: u64, asked: &Asked<'_>) -> String {
+        let word = match asked.format {
+            ReplyFormat::Json => "tag",
+            ReplyFormat::Plain => "plain-tag",
+        };
+        let session = self.session.as_ref().map_or("", |it| it.as_str());
+        let (rest, body) = match asked.submit {
+            Some(submit) => (submitted(submit), Some(submit.source.as_str())),
+            None => (untagged(&self.rest).to_owned(), self.body.as_deref()),
+        };
+        let since = asked.since.as_ref();
+        let since = since.map_or(String::new(), |cursor| format!(" --since={cursor}"));
+        let mut text = format!("{} {session} --{word}={tag}{since} {rest}", self.verb);
+        if let Some(body) = body {
+            text.push('\n');
+            text.push_str(body);
+        }
+        text
+    }
+}
+
+/// How a request is said this time.
+pub(super) struct Asked<'a> {
+    pub(super) format: ReplyFormat,
+    /// A cell, with the options that it has this time.
+    pub(super) submit: Option<&'a SubmitRequest>,
+    /// Where events go on.
+    pub(super) since: Option<String>,
+}
+
+/// The words without those that the client's own connection needs. Options come
+/// first where words are text.
+fn untagged(rest: &str) -> String {
+    let keep = |word: &&str| {
+        !["--tag=", "--plain-tag="]
+            .iter()
+            .any(|it| word.starts_with(it))
+    };
+    let mut left = rest;
+    let mut words = Vec::new();
+    while let Some((word, after)) = pythond_protocol::frame::take_word(left) {
+        if !word.starts_with("--") {
+            break;
+        }
+        words.push(word);
+        left = after;
+    }
+    words.retain(|word| keep(word));
+    words.push(left);
+    words.join(" ").trim().to_owned()
+}
+
+/// The options of a cell as they are typed.
+fn submitted(submit: &SubmitRequest) -> String {
+    let SubmitOptions {
+        stream,
+        detach,
+        wait,
+        timeout,
+        busy_fails,
+        cancel_on_disconnect,
+        queue,
+        key,
+        resent,
+        author,
+        max_result,
+        ..
+    } = &submit.options;
+    let seconds = |name, span: &Option<std::time::Duration>| {
+        span.map(|span| format!("--{name}={}", span.as_secs_f64()))
+    };
+    let flag = |name, on: &bool| on.then(|| format!("--{name}"));
+    let value = |name, text: &Option<String>| text.as_ref().map(|it| format!("--{name}={it}"));
+    let words = [
+        flag("stream", stream),
+        flag("detach", detach),
+        seconds("wait", wait),
+        seconds("timeout", timeout),
+        busy_fails.then(|| "--busy=fail".to_owned()),
+        flag("cancel-on-disconnect", cancel_on_disconnect),
+        flag("queue", &(*queue && submit.kind == CellKind::Fire)),
+        value("id", key),
+        seconds("resent", resent),
+        value("author", author),
+        max_result.map(|most| format!("--max-result={most}")),
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a request may be sent again when nobody knows whether it was carried
+/// out.
+pub(super) fn may_repeat(parsed: &Parsed) -> bool {
+    match &parsed.request {
+        Ok(Request::Interrupt(request)) => !request.cells.is_empty(),
+        Ok(Request::New(_) | Request::Kill(_)) => false,
+        // Cells have keys; the others only ask.
+        _ => true,
+    }
+}

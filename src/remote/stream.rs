@@ -1,0 +1,96 @@
+//! The bytes of a connection to a remote daemon, and when the last ones came.
+
+use std::io::Result;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+/// How many bytes have come: as long as they do, somebody is there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Activity(Arc<AtomicU64>);
+
+impl Activity {
+    /// Bytes so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+enum Kind {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A connection that we made.
+pub(crate) struct ClientStream {
+    kind: Kind,
+    activity: Activity,
+}
+
+impl ClientStream {
+    pub(super) fn tcp(stream: TcpStream) -> Self {
+        Self {
+            kind: Kind::Tcp(stream),
+            activity: Activity::default(),
+        }
+    }
+
+    pub(super) fn tls(stream: TlsStream<TcpStream>) -> Self {
+        Self {
+            kind: Kind::Tls(Box::new(stream)),
+            activity: Activity::default(),
+        }
+    }
+
+    pub(super) fn activity(&self) -> Activity {
+        self.activity.clone()
+    }
+}
+
+/// Calls the same method of whichever it is.
+macro_rules! forward {
+    ($self:ident, $call:ident $(, $argument:expr)*) => {
+        match &mut $self.get_mut().kind {
+            Kind::Tcp(stream) => Pin::new(stream).$call($($argument),*),
+            Kind::Tls(stream) => Pin::new(stream.as_mut()).$call($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
+        let before = buffer.filled().len();
+        let activity = self.activity.clone();
+        let polled = forward!(self, poll_read, context, buffer);
+        let came = (buffer.filled().len() - before) as u64;
+        activity.0.fetch_add(came, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize>> {
+        forward!(self, poll_write, context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        forward!(self, poll_flush, context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        forward!(self, poll_shutdown, context)
+    }
+}

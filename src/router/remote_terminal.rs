@@ -1,0 +1,124 @@
+//! A connection that is a terminal of a remote session.
+
+use pythond_protocol::verbs::ReplyFormat;
+use pythond_protocol::{ErrorCode, ErrorReply, Frame};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+
+use super::{Asked, Connection, Done, End};
+use crate::access_log::Fields;
+use crate::handlers::Reply;
+use crate::remote::{AttachedRemote, FromRemote, Routed};
+
+impl Connection<'_> {
+    /// Joins the client's connection with one to a remote daemon until one of them
+    /// ends.
+    pub(super) async fn attach_remote(&mut self, routed: Routed, asked: Asked) -> Option<End> {
+        let format = routed.parsed().format;
+        let opened = match self.terminal {
+            Some(_) => Err(ErrorReply::new(
+                ErrorCode::Usage,
+                "this connection is attached already",
+            )),
+            None => AttachedRemote::open(routed).await,
+        };
+        let status = if opened.is_ok() { "ok" } else { "error" };
+        let fields = Fields {
+            status: Some(status),
+            ..asked.fields()
+        };
+        self.access.event("attach", &fields);
+        match opened {
+            Ok(remote) => {
+                let end = self.join(remote).await;
+                self.access.event("detach", &asked.fields());
+                Some(end)
+            }
+            Err(error) => {
+                let caller = self.caller(asked.tag.clone());
+                let reply = Reply::refused(format, &error);
+                self.done(Done::new(&caller, Some(reply), format, asked))
+                    .await
+            }
+        }
+    }
+
+    async fn join(&mut self, mut remote: AttachedRemote) -> End {
+        use futures_util::StreamExt as _;
+        let stop = self.context.stop.clone();
+        // The client comes again by itself, and goes on where it was.
+        let broken = End::Close(CloseCode::Restart, "the way to the remote broke");
+        loop {
+            tokio::select! {
+                from = remote.next() => match from {
+                    FromRemote::Message(message) => {
+                        if self.deliver(message).await.is_err() {
+                            return End::Gone;
+                        }
+                    }
+                    FromRemote::Closed(close) => return ended(close.map(|it| it.code)),
+                    FromRemote::Broken => return broken,
+                },
+                incoming = self.socket.next() => match incoming {
+                    Some(Ok(Message::Text(text))) => {
+                        let said = match self.for_remote(&text, &remote) {
+                            Ok(None) => continue,
+                            Ok(Some(said)) => said,
+                            Err(refusal) => {
+                                self.refuse(&refusal).await;
+                                continue;
+                            }
+                        };
+                        if remote.send(Message::text(said)).await.is_err() {
+                            return broken;
+                        }
+                    }
+                    Some(Ok(message @ Message::Binary(_))) => {
+                        if remote.send(message).await.is_err() {
+                            return broken;
+                        }
+                    }
+                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                    Some(Err(WsError::Protocol(_))) => {
+                        return End::Close(CloseCode::Protocol, "protocol error");
+                    }
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return End::Gone,
+                },
+                () = stop.cancelled() => return self.stopped().await,
+            }
+        }
+    }
+
+    /// What a text of the client is for the remote daemon; none if it is nothing.
+    fn for_remote(&self, text: &str, remote: &AttachedRemote) -> Result<Option<String>, String> {
+        let Some(frame) = Frame::parse(text) else {
+            return Ok(None);
+        };
+        if AttachedRemote::is_detach(&frame) {
+            return Ok(Some(text.to_owned()));
+        }
+        match self.context.remotes.route(&frame) {
+            Ok(Some(routed)) if remote.is_for(&routed) => Ok(Some(routed.as_frame())),
+            _ => {
+                let message = "this connection is a terminal of another machine's session";
+                let error = ErrorReply::new(ErrorCode::Usage, message)
+                    .with_hint("ask on a connection of its own");
+                let format = match pythond_protocol::verbs::Parsed::of(&frame).format {
+                    ReplyFormat::Plain => error.to_plain(),
+                    ReplyFormat::Json => error.to_json().to_string(),
+                };
+                Err(format)
+            }
+        }
+    }
+}
+
+/// How the client is told what the remote daemon said.
+fn ended(code: Option<CloseCode>) -> End {
+    match code {
+        Some(CloseCode::Normal) => End::Close(CloseCode::Normal, "session ended"),
+        Some(CloseCode::Again) => End::Close(CloseCode::Again, "did not read"),
+        Some(CloseCode::Away) => End::Close(CloseCode::Away, "daemon stopping"),
+        _ => End::Close(CloseCode::Restart, "the way to the remote broke"),
+    }
+}
