@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ExitCode;
-use pythond_transport::{Address, Client, Report};
+use pythond_transport::{Address, Client, ClientError, Report};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::failure::{Failure, Outcome};
@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MOST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// Pause between two attempts, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// An attempt may take so long, were there less time left.
+const LEAST_ATTEMPT: Duration = Duration::from_secs(1);
 /// A connection that breaks sooner was none.
 const LASTED: Duration = Duration::from_secs(1);
 /// Code of a session that does not answer.
@@ -66,7 +68,7 @@ impl<'a> Lasting<'a> {
         watch: &mut W,
         mut what: impl FnMut(&mut Client, &mut W) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut connected = Client::connect(&self.address).map_err(Failure::from);
+        let mut connected = self.connect(MOST_PATIENCE).map_err(Failure::from);
         let mut outage = Outage::default();
         let (mut resumed, mut told) = (false, false);
         loop {
@@ -89,8 +91,7 @@ impl<'a> Lasting<'a> {
                 Err(Failure::Reported(report)) if resumed && is_unreachable(&report) => {
                     self.look_again(&report, watch, &mut told)?;
                     // The daemon may be on its way as well.
-                    Client::connect(&self.address)
-                        .map_err(|error| Failure::Broken(Report::from(error)))
+                    self.connect(MOST_PATIENCE).map_err(lost)
                 }
                 done => return done,
             };
@@ -143,10 +144,18 @@ impl<'a> Lasting<'a> {
             outage.pause = (outage.pause * 2).min(PAUSES.1);
             // Whatever is wrong may be right in a moment: a socket that is
             // made, a daemon that has too many connections.
-            if let Ok(client) = Client::connect(&self.address) {
-                return Ok(client);
+            let left = self.patience.saturating_sub(began.elapsed());
+            match self.connect(left.max(LEAST_ATTEMPT)) {
+                Ok(client) => return Ok(client),
+                // But for what only somebody can put right: a pin, a token.
+                Err(error) if error.is_final() => return Err(Failure::Reported(error.into())),
+                Err(_) => {}
             }
         }
+    }
+
+    fn connect(&self, limit: Duration) -> Result<Client, ClientError> {
+        Client::connect_within(&self.address, limit).map(|client| self.render.connected(client))
     }
 
     /// Carries out a command that may be carried out twice; it is if the
@@ -175,6 +184,17 @@ impl<'a> Lasting<'a> {
                 done => return done,
             }
         }
+    }
+}
+
+/// A daemon that was there is not reached: it may be again.
+fn lost(error: ClientError) -> Failure {
+    let is_final = error.is_final();
+    let report = Report::from(error);
+    if is_final {
+        Failure::Reported(report)
+    } else {
+        Failure::Broken(report)
     }
 }
 

@@ -131,8 +131,18 @@ impl From<ClientError> for Report {
             ClientError::Socket(_) => {
                 report("socket", ExitCode::Refused).with_hint("`PYTHOND_SOCK` names another socket")
             }
-            ClientError::RemoteNotAvailable => report("not_available", ExitCode::Refused)
+            ClientError::BadVariable { .. } => report("usage", ExitCode::Usage)
                 .with_hint("unset `PYTHOND_HOST` to use the daemon of this machine"),
+            ClientError::TlsNeeded { .. } => {
+                report("tls_needed", ExitCode::Usage).with_hint("set `PYTHOND_TLS=1`")
+            }
+            ClientError::NotConnected(error) => {
+                let report = report(error.code(), error.exit());
+                match error.hint() {
+                    Some(hint) => report.with_hint(hint),
+                    None => report,
+                }
+            }
             ClientError::Transport(TransportError::Busy) => report("busy", ExitCode::Refused)
                 .with_hint("nothing was submitted; try again when other clients have left"),
             ClientError::Transport(error) => {
