@@ -2,6 +2,8 @@
 //! outlasts the daemon that it asked.
 
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ExitCode;
@@ -68,7 +70,7 @@ impl<'a> Lasting<'a> {
         watch: &mut W,
         mut what: impl FnMut(&mut Client, &mut W) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut connected = self.connect(MOST_PATIENCE).map_err(Failure::from);
+        let mut connected = self.connect(MOST_PATIENCE, watch)?.map_err(Failure::from);
         let mut outage = Outage::default();
         let (mut resumed, mut told) = (false, false);
         loop {
@@ -91,7 +93,7 @@ impl<'a> Lasting<'a> {
                 Err(Failure::Reported(report)) if resumed && is_unreachable(&report) => {
                     self.look_again(&report, watch, &mut told)?;
                     // The daemon may be on its way as well.
-                    self.connect(MOST_PATIENCE).map_err(lost)
+                    self.connect(MOST_PATIENCE, watch)?.map_err(lost)
                 }
                 done => return done,
             };
@@ -145,7 +147,7 @@ impl<'a> Lasting<'a> {
             // Whatever is wrong may be right in a moment: a socket that is
             // made, a daemon that has too many connections.
             let left = self.patience.saturating_sub(began.elapsed());
-            match self.connect(left.max(LEAST_ATTEMPT)) {
+            match self.connect(left.max(LEAST_ATTEMPT), watch)? {
                 Ok(client) => return Ok(client),
                 // But for what only somebody can put right: a pin, a token.
                 Err(error) if error.is_final() => return Err(Failure::Reported(error.into())),
@@ -154,8 +156,22 @@ impl<'a> Lasting<'a> {
         }
     }
 
-    fn connect(&self, limit: Duration) -> Result<Client, ClientError> {
-        Client::connect_within(&self.address, limit).map(|client| self.render.connected(client))
+    /// A connection, or why there is none. The way to another machine may take
+    /// its time, so that it is gone on a thread of its own, which ends with its
+    /// answer or with the process.
+    fn connect(
+        &self,
+        limit: Duration,
+        watch: &mut impl Watch,
+    ) -> Result<Result<Client, ClientError>, Failure> {
+        let found = match &self.address {
+            Address::Unix(_) => Client::connect_within(&self.address, limit),
+            Address::Tcp(_) => {
+                let address = self.address.clone();
+                in_background(move || Client::connect_within(&address, limit), watch)?
+            }
+        };
+        Ok(found.map(|client| self.render.connected(client)))
     }
 
     /// Carries out a command that may be carried out twice; it is if the
@@ -185,6 +201,45 @@ impl<'a> Lasting<'a> {
             }
         }
     }
+}
+
+/// Does something that takes its time, and listens meanwhile.
+fn in_background<T: Send + 'static>(
+    what: impl FnOnce() -> T + Send + 'static,
+    watch: &mut impl Watch,
+) -> Result<T, Failure> {
+    let failed = |error: std::io::Error| {
+        let message = format!("cannot work in the background: {error}");
+        Failure::from(Report::new("internal", message, ExitCode::Refused))
+    };
+    let (done, in_work) = UnixStream::pair().map_err(failed)?;
+    let (sender, receiver) = sync_channel(1);
+    let work = move || {
+        // Nobody waits for it if something else has ended the command.
+        let _ = sender.send(what());
+        drop(in_work);
+    };
+    std::thread::Builder::new().spawn(work).map_err(failed)?;
+    loop {
+        {
+            let mut set = vec![PollFd::new(&done, PollFlags::IN)];
+            let wakes = watch.wakes();
+            set.extend(wakes.into_iter().map(readable));
+            // A signal that is ours to see comes by a descriptor too.
+            let _ = poll(&mut set, None);
+        }
+        match receiver.try_recv() {
+            Ok(found) => return Ok(found),
+            Err(TryRecvError::Empty) => watch.woken()?,
+            Err(TryRecvError::Disconnected) => {
+                return Err(failed(std::io::Error::other("it has ended early")));
+            }
+        }
+    }
+}
+
+fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::from_borrowed_fd(fd, PollFlags::IN)
 }
 
 /// A daemon that was there is not reached: it may be again.
@@ -232,10 +287,7 @@ impl Default for Outage {
 
 /// True if it was woken before the pause was over.
 fn pause_or_wake(pause: Duration, wakes: &[BorrowedFd<'_>]) -> bool {
-    let mut set: Vec<_> = wakes
-        .iter()
-        .map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-        .collect();
+    let mut set: Vec<_> = wakes.iter().copied().map(readable).collect();
     let limit: Option<Timespec> = pause.try_into().ok();
     // A signal ends the pause early, which only costs an attempt.
     matches!(poll(&mut set, limit.as_ref()), Ok(ready) if ready > 0)

@@ -10,7 +10,7 @@ use pythond_tls::ClientTls;
 use rustix::event::PollFlags;
 use tungstenite::Error as WsError;
 use tungstenite::client::IntoClientRequest as _;
-use tungstenite::handshake::client::Request;
+use tungstenite::handshake::client::{Request, Response};
 use tungstenite::http::HeaderValue;
 use tungstenite::http::header::{AUTHORIZATION, HOST};
 use zeroize::Zeroizing;
@@ -21,6 +21,9 @@ use crate::remote_error::{RemoteError, RemoteReason, Stage};
 use crate::stream::{Opening, Stream, Wire};
 use crate::tls_stream::TlsStream;
 use crate::{ClientError, TcpAddress, TransportError};
+
+/// Most characters of a refusal that are shown.
+const SHOWN_CHARACTERS: usize = 200;
 
 /// A connection, and what there is to say of how it was made.
 pub(crate) struct Connected {
@@ -54,8 +57,10 @@ pub(crate) fn connect(address: &TcpAddress, limit: Duration) -> Result<Connected
             connection,
             notice: trust.and_then(|trust| trust.notice),
         }),
-        Err(_) if is_busy(&opening) => Err(busy()),
-        Err(HandshakeFailure::Ws(WsError::Http(response))) if response.status() == 503 => {
+        // Other refusals of this status are not for want of room.
+        Err(HandshakeFailure::Ws(WsError::Http(response)))
+            if response.status() == 503 && "busy".starts_with(&words(&response)) =>
+        {
             Err(busy())
         }
         Err(failure) => Err(failed(reason(failure, trust, &opening, deadline))),
@@ -169,6 +174,14 @@ fn of_io(error: std::io::Error) -> RemoteReason {
     }
 }
 
+/// The first line of what came with a status, as far as it has come.
+fn words(response: &Response) -> String {
+    let body = response.body().as_deref().unwrap_or_default();
+    let text = String::from_utf8_lossy(body);
+    let line = text.lines().next().unwrap_or_default().trim();
+    line.chars().take(SHOWN_CHARACTERS).collect()
+}
+
 /// Why the daemon's own handshake failed.
 fn reason(
     failure: HandshakeFailure,
@@ -192,15 +205,17 @@ fn reason(
         },
         WsError::Http(response) => match response.status().as_u16() {
             401 => RemoteReason::Unauthorized,
-            403 => RemoteReason::Forbidden,
+            403 => RemoteReason::Forbidden(words(&response)),
             429 => RemoteReason::TooManyWrongTokens,
-            status => RemoteReason::Http(status),
+            status => RemoteReason::Http(status, words(&response)),
         },
         other => match TransportError::from(other) {
             TransportError::Closed => RemoteReason::Closed,
             TransportError::Protocol(error) => RemoteReason::Protocol(error),
             TransportError::Io(error) => RemoteReason::Io(error),
-            TransportError::HandshakeRefused { status } => RemoteReason::Http(status),
+            TransportError::HandshakeRefused { status } => {
+                RemoteReason::Http(status, String::new())
+            }
             TransportError::NotBegun | TransportError::NoAnswer | TransportError::Busy => {
                 RemoteReason::Closed
             }

@@ -53,12 +53,12 @@ pub enum RemoteReason {
     SpeaksTls,
     /// The token is not the daemon's.
     Unauthorized,
-    /// The daemon does not let us in, whatever the token.
-    Forbidden,
+    /// The daemon does not let us in, whatever the token. What it says.
+    Forbidden(String),
     /// Too many wrong tokens came from this address.
     TooManyWrongTokens,
-    /// Another HTTP status.
-    Http(u16),
+    /// Another HTTP status, and what was said with it.
+    Http(u16, String),
     /// What answers speaks something else.
     Protocol(Box<tungstenite::Error>),
     /// The system reported an error.
@@ -97,7 +97,8 @@ impl RemoteError {
             | Why::UnknownHost(_)
             | Why::TimedOut { .. }
             | Why::Closed
-            | Why::Http(_)
+            | Why::TooManyWrongTokens
+            | Why::Http(..)
             | Why::Io(_) => false,
             // A line that cuts or adds bytes does this as well.
             Why::Tls(TlsTrouble::Broken(_) | TlsTrouble::Alert(_)) => false,
@@ -108,8 +109,7 @@ impl RemoteError {
             | Why::Identity(_)
             | Why::SpeaksTls
             | Why::Unauthorized
-            | Why::Forbidden
-            | Why::TooManyWrongTokens
+            | Why::Forbidden(_)
             | Why::Protocol(_) => true,
         }
     }
@@ -123,14 +123,14 @@ impl RemoteError {
             Why::Unreachable(_) => "unreachable",
             Why::UnknownHost(_) | Why::NotLoopback => "unknown_host",
             Why::TimedOut { .. } => "no_answer",
-            Why::Closed | Why::Io(_) | Why::Http(_) => "connection",
+            Why::Closed | Why::Io(_) | Why::Http(..) => "connection",
             Why::NoToken => "no_token",
             Why::NoHome => "no_home",
             Why::Identity(error) => error.code(),
             Why::Tls(trouble) => trouble.code(),
             Why::SpeaksTls => "tls_needed",
             Why::Unauthorized => "unauthorized",
-            Why::Forbidden => "forbidden",
+            Why::Forbidden(_) => "forbidden",
             Why::TooManyWrongTokens => "too_many_wrong_tokens",
             Why::Protocol(_) => "no_pythond",
         }
@@ -147,7 +147,7 @@ impl RemoteError {
             | Why::NotLoopback
             | Why::TimedOut { .. }
             | Why::Closed
-            | Why::Http(_)
+            | Why::Http(..)
             | Why::Protocol(_)
             | Why::Io(_)
             | Why::Tls(TlsTrouble::NoTls | TlsTrouble::Broken(_) | TlsTrouble::Alert(_))
@@ -156,7 +156,7 @@ impl RemoteError {
             Why::Tls(_)
             | Why::Identity(_)
             | Why::Unauthorized
-            | Why::Forbidden
+            | Why::Forbidden(_)
             | Why::TooManyWrongTokens => ExitCode::Refused,
         }
     }
@@ -201,9 +201,9 @@ impl RemoteError {
             Why::Unauthorized => "ask the server's owner for what `pyctl token show` prints \
                                   there: it may have been rotated"
                 .to_owned(),
-            Why::Forbidden => "look at the daemon's log".to_owned(),
+            Why::Forbidden(_) => "look at the daemon's log".to_owned(),
             Why::TooManyWrongTokens => "wait a little, and look at `PYTHOND_TOKEN`".to_owned(),
-            Why::Http(_) | Why::Protocol(_) => {
+            Why::Http(..) | Why::Protocol(_) => {
                 "look at the address and its port; another program may listen there".to_owned()
             }
             Why::Io(_) => return None,
@@ -246,18 +246,30 @@ impl fmt::Display for RemoteError {
             Why::Tls(trouble) => write!(f, "cannot connect to `{endpoint}`: {trouble}"),
             Why::SpeaksTls => write!(f, "the daemon at `{peer}` speaks TLS"),
             Why::Unauthorized => write!(f, "the daemon at `{peer}` refuses this token"),
-            Why::Forbidden => write!(f, "the daemon at `{peer}` does not let this machine in"),
+            Why::Forbidden(words) => write!(
+                f,
+                "the daemon at `{peer}` does not let this machine in{}",
+                said(words)
+            ),
             Why::TooManyWrongTokens => write!(
                 f,
                 "the daemon at `{peer}` had too many wrong tokens from this address"
             ),
-            Why::Http(status) => write!(
+            Why::Http(status, words) => write!(
                 f,
-                "`{endpoint}` refused the connection with HTTP status {status}"
+                "`{endpoint}` refused the connection with HTTP status {status}{}",
+                said(words)
             ),
             Why::Protocol(_) => write!(f, "what listens on `{endpoint}` is no pythond"),
             Why::Io(_) => write!(f, "the connection to `{endpoint}` failed"),
         }
+    }
+}
+
+fn said(words: &str) -> String {
+    match words {
+        "" => String::new(),
+        words => format!(": {words}"),
     }
 }
 

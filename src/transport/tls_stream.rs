@@ -136,3 +136,97 @@ impl<S: Read + Write> Write for TlsStream<S> {
         self.wire.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    use pythond_identity::{Pins, UnixTime};
+    use pythond_tls::ClientTls;
+    use rustls::AlertDescription;
+
+    /// Takes some bytes, then fails; has some to read.
+    struct Fake {
+        takes: usize,
+        fails: ErrorKind,
+        said: VecDeque<u8>,
+    }
+
+    impl Read for Fake {
+        fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+            match self.said.is_empty() {
+                true => Err(ErrorKind::WouldBlock.into()),
+                false => self.said.read(buffer),
+            }
+        }
+    }
+
+    impl Write for Fake {
+        fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+            let count = bytes.len().min(self.takes);
+            self.takes -= count;
+            match count {
+                0 => Err(self.fails.into()),
+                count => Ok(count),
+            }
+        }
+
+        fn flush(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn over(wire: Fake) -> TlsStream<Fake> {
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+        let address = "far.example".parse().unwrap();
+        let tls = ClientTls::new(address, Pins::default(), None, now).unwrap();
+        TlsStream::new(tls.connection().unwrap(), wire)
+    }
+
+    #[test]
+    fn nothing_is_said_to_be_sent_before_it_is() {
+        let mut stream = over(Fake {
+            takes: 10,
+            fails: ErrorKind::WouldBlock,
+            said: VecDeque::new(),
+        });
+        assert!(!stream.shake_hands().unwrap());
+        for _ in 0..2 {
+            assert!(stream.wants_write());
+            assert_eq!(stream.flush().unwrap_err().kind(), ErrorKind::WouldBlock);
+            assert_eq!(
+                stream.write(b"x").unwrap_err().kind(),
+                ErrorKind::WouldBlock
+            );
+        }
+        stream.wire.takes = 1 << 20;
+        stream.flush().unwrap();
+        assert!(!stream.wants_write());
+    }
+
+    #[test]
+    fn what_the_other_end_said_before_it_closed_counts_more_than_that_it_did() {
+        let alert = [0x15, 3, 3, 0, 2, 2, 0x74];
+        let mut stream = over(Fake {
+            takes: 0,
+            fails: ErrorKind::BrokenPipe,
+            said: alert.into(),
+        });
+        let error = stream.shake_hands().unwrap_err();
+        let why = error.get_ref().and_then(|it| it.downcast_ref());
+        assert_eq!(
+            why,
+            Some(&rustls::Error::AlertReceived(
+                AlertDescription::CertificateRequired
+            ))
+        );
+        let mut stream = over(Fake {
+            takes: 0,
+            fails: ErrorKind::BrokenPipe,
+            said: VecDeque::new(),
+        });
+        let error = stream.shake_hands().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+    }
+}

@@ -24,6 +24,7 @@ pub(super) fn restart(render: &Render) -> Outcome {
     let mut client = connect(&address, render)?;
     let before = client.info()?.value.boot;
     client.restart()?;
+    drop(client);
     wait_for_next(&address, before.as_deref())?;
     let mut client = Client::connect(&address)?;
     // It answers when it has taken the sessions over.

@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use super::far::{Clients, Machine, TOKEN, VERSIONS, admitted, encrypted, listen};
 use super::over_tls::support::ScriptedDaemon;
 use super::support::{ACCEPTED, Daemon, Say, cell, converse, piece, streamed};
-use super::{DEADLINE, output, pysh};
+use super::{DEADLINE, ctrl_c, end, output, pysh};
 
 #[test]
 fn a_new_session_there_gets_no_path_of_this_machine_unasked() {
@@ -127,6 +127,27 @@ fn the_token_reaches_no_output() {
         stderr.contains("refuses this token") && !stderr.contains(TOKEN),
         "{stderr}"
     );
+}
+
+#[test]
+fn ctrl_c_leaves_a_server_that_says_nothing() {
+    let (came, comes) = channel();
+    let came = Mutex::new(came);
+    let port = listen(move |stream| came.lock().unwrap().send(stream).unwrap());
+    let daemon = At {
+        here: Machine::new(),
+        port,
+    };
+    let child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
+    let first = comes.recv_timeout(DEADLINE).unwrap();
+    ctrl_c(&child);
+    // It asks for the interrupt on a connection of its own.
+    let second = comes.recv_timeout(DEADLINE).unwrap();
+    ctrl_c(&child);
+    let (code, _, stderr) = end(child);
+    assert_eq!(code, Some(130));
+    assert!(stderr.starts_with("error: left `work`"), "{stderr}");
+    drop((first, second));
 }
 
 /// A port, and who goes there.

@@ -74,6 +74,7 @@ fn each_refusal_has_its_own_words() {
             "too_many_wrong_tokens",
             ExitCode::Refused,
         ),
+        ("503 Service Unavailable", "connection", ExitCode::NoDaemon),
         (
             "500 Internal Server Error",
             "connection",
@@ -84,7 +85,7 @@ fn each_refusal_has_its_own_words() {
         for tls in [true, false] {
             let config = far.tls(Clients::NotAsked, VERSIONS[0]);
             let port = listen(move |mut stream| {
-                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 4\r\n\r\nno!\n");
                 if tls {
                     let mut stream = encrypted(&config, stream);
                     head(&mut stream);
@@ -99,7 +100,13 @@ fn each_refusal_has_its_own_words() {
             let error = not_connected(&way(&here, port, tls));
             assert_eq!((error.code(), error.exit()), (code, exit), "{status} {tls}");
             assert!(error.to_string().contains(&local(port)), "{error}");
-            assert_eq!(error.is_final(), exit == ExitCode::Refused);
+            // Who waits gets in where nothing is wrong with the token.
+            assert_eq!(
+                error.is_final(),
+                ["unauthorized", "forbidden"].contains(&code)
+            );
+            let tells = !["unauthorized", "too_many_wrong_tokens"].contains(&code);
+            assert_eq!(error.to_string().ends_with(": no!"), tells, "{error}");
         }
     }
 }
