@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use pythond_transport::EXIT_CODES;
+use pythond_transport::{ANOTHER_MACHINE, EXIT_CODES};
 
 /// Control of the pythond daemon.
 #[derive(Debug, Parser)]
@@ -23,7 +23,7 @@ pub(crate) struct Cli {
 }
 
 fn after_help() -> String {
-    format!("Sessions are used with `pysh`.\n\n{EXIT_CODES}")
+    format!("Sessions are used with `pysh`.\n\n{ANOTHER_MACHINE}\n\n{EXIT_CODES}")
 }
 
 #[derive(Debug, Subcommand)]

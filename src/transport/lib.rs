@@ -29,5 +29,5 @@ pub use client::Client;
 pub use error::{ClientError, TransportError};
 pub use pending::{Pending, Reply, Waited};
 pub use remote_error::{RemoteError, RemoteReason, Stage};
-pub use report::{EXIT_CODES, Report};
+pub use report::{ANOTHER_MACHINE, EXIT_CODES, Report};
 pub use streaming::{DaemonGoes, Event, Streamed, Streaming};

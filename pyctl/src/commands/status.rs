@@ -58,6 +58,15 @@ fn answers(report: &Report) -> bool {
     ANSWERS.contains(&report.code.as_str())
 }
 
+/// Whether it is alive; none if it could not be asked, for want of a pin or a token.
+fn liveness(address: &Address, report: &Report) -> Option<bool> {
+    let is_known = matches!(address, Address::Unix(_)) || report.exit == ExitCode::NoDaemon;
+    match answers(report) {
+        true => Some(true),
+        false => is_known.then_some(false),
+    }
+}
+
 /// The first line: a path, as in 0.4, or where else it is.
 fn place(address: &Address) -> String {
     match address {
@@ -68,7 +77,7 @@ fn place(address: &Address) -> String {
 
 fn silent(address: &Address, report: &Report, json: bool) -> String {
     let place = place(address);
-    let alive = answers(report);
+    let alive = liveness(address, report);
     // That nobody listens is what `alive: False` says already.
     let said = Some(report).filter(|report| report.code != "no_daemon");
     if json {
@@ -78,7 +87,11 @@ fn silent(address: &Address, report: &Report, json: bool) -> String {
         }
         return object.to_string();
     }
-    let alive = if alive { "True" } else { "False" };
+    let alive = match alive {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "unknown",
+    };
     let mut text = format!("{place}\nalive: {alive}");
     if let Some(report) = said {
         text.push_str(&format!("\nerror: {}", report.message));

@@ -109,13 +109,13 @@ fn run(client: &mut Client, code: &str) -> String {
 
 #[test]
 fn large_code_and_large_output_arrive_whole() {
-    for version in 0..2 {
-        // The code comes back twice: 20 MB.
+    for (version, count) in [(0, 1 << 20), (1, 1 << 16)] {
+        // The code comes back twice: 20 MB at most.
         let mut client = connected(version, (1 << 12, WIDE), |frame| {
             let code = frame.split_once('\n').unwrap().1;
             vec![cell(&format!("{code}{code}"))]
         });
-        let code = "0123456789".repeat(1 << 20);
+        let code = "0123456789".repeat(count);
         let output = run(&mut client, &code);
         assert_eq!(output.len(), 2 * code.len());
         assert!(output == code.repeat(2));
