@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_protocol::SessionName;
-use pythond_transport::EXIT_CODES;
+use pythond_transport::{ANOTHER_MACHINE, EXIT_CODES};
 
 /// Control of the pythond daemon.
 #[derive(Debug, Parser)]
@@ -24,7 +24,7 @@ pub(crate) struct Cli {
 }
 
 fn after_help() -> String {
-    format!("Sessions are used with `pysh`.\n\n{EXIT_CODES}")
+    format!("Sessions are used with `pysh`.\n\n{ANOTHER_MACHINE}\n\n{EXIT_CODES}")
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,20 +42,16 @@ pub(crate) enum Command {
     /// Forget another machine's daemon; its sessions go on.
     Disconnect(DisconnectArgs),
     /// Show this machine's certificate, made when there is none, or rotate it.
-    #[command(after_help = NOT_YET)]
     Cert(CertArgs),
     /// Pin a server's certificate to its address; without arguments, list the pins.
-    #[command(after_help = NOT_YET)]
     Pin(PinArgs),
     /// Forget what is pinned to an address, or a key wherever it is pinned.
     Unpin(UnpinArgs),
     /// Let a client with this certificate connect; without arguments, list those that may.
-    #[command(after_help = NOT_YET)]
     Trust(TrustArgs),
     /// Let a client connect no more.
     Untrust(UntrustArgs),
     /// Show or rotate the token that remote clients must know.
-    #[command(after_help = NOT_YET)]
     Token(TokenArgs),
     /// Print the version.
     Version,
@@ -65,10 +61,6 @@ pub(crate) enum Command {
     #[command(hide = true)]
     Man(ManArgs),
 }
-
-/// Ends with the listener.
-const NOT_YET: &str = "This version does not listen for other machines, nor connect to them: \
-                       what this keeps is for those that will.";
 
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {

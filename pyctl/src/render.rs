@@ -57,6 +57,12 @@ impl Render {
         let _ = writeln!(std::io::stderr(), "{word}: {text}");
     }
 
+    /// A line of talk that is no error.
+    pub(crate) fn note(&self, text: &str) {
+        // Whoever closed stderr does not want to hear of it.
+        let _ = std::io::stderr().write_all(format!("note: {text}\n").as_bytes());
+    }
+
     /// The error that ends the process.
     pub(crate) fn failure(&self, report: &Report) -> ExitCode {
         if self.json {

@@ -82,6 +82,8 @@ pub(crate) enum EnvironmentError {
     NoVenv(PathBuf),
     #[error("the active VIRTUAL_ENV `{}` has no `bin/python`", .0.display())]
     BrokenActive(PathBuf),
+    #[error("`{0}` is no absolute path")]
+    NotAbsolute(String),
     #[error("`{}` is not UTF-8", .0.display())]
     NotUtf8(PathBuf),
 }
@@ -98,6 +100,9 @@ impl EnvironmentError {
             Self::NotOnPath(_) => "give the interpreter's path with `--python`",
             Self::NoVenv(_) => "make one with `python3 -m venv DIR`, or choose with `--python`",
             Self::BrokenActive(_) => "run `deactivate`, or choose with `--python` or `--venv`",
+            Self::NotAbsolute(_) => {
+                "the daemon is on another machine (`PYTHOND_HOST`): give the path that it has there"
+            }
             Self::NotUtf8(_) => "choose another path: the wire carries UTF-8 only",
         }
     }
@@ -158,6 +163,33 @@ pub(crate) fn working_directory(
         return Err(EnvironmentError::NoDirectory(directory));
     }
     utf8(directory)
+}
+
+/// The same for a daemon on another machine: nothing that is around us means
+/// anything there, so only what was asked for is passed on, as paths of that machine.
+pub(crate) fn resolve_elsewhere(wish: Wish<'_>) -> Result<Resolution, EnvironmentError> {
+    let (python, reason) = match wish {
+        Wish::Python(given) => (path_elsewhere(given)?, format!("--python {given}")),
+        Wish::Venv(given) => {
+            let venv = path_elsewhere(given)?;
+            let python = format!("{}/bin/python", venv.trim_end_matches('/'));
+            (python, format!("--venv {given}"))
+        }
+        Wish::Default => return Ok(Resolution::default()),
+    };
+    Ok(Resolution {
+        interpreter: Some(Interpreter { python, reason }),
+        foreign: Vec::new(),
+    })
+}
+
+/// A path on another machine.
+pub(crate) fn path_elsewhere(given: &str) -> Result<String, EnvironmentError> {
+    if Path::new(given).is_absolute() {
+        Ok(given.to_owned())
+    } else {
+        Err(EnvironmentError::NotAbsolute(given.to_owned()))
+    }
 }
 
 fn nearest_dot_venv(around: &Surroundings) -> Result<Resolution, EnvironmentError> {

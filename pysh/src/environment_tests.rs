@@ -49,6 +49,39 @@ fn found(python: &str, reason: impl Into<String>) -> Result<Option<(String, Stri
 }
 
 #[test]
+fn for_another_machine_only_what_was_asked_for_counts_and_is_not_looked_for_here() {
+    let resolve = |wish| resolve_elsewhere(wish).map(|it| it.interpreter);
+    assert_eq!(resolve(Wish::Default).unwrap(), None);
+    for (wish, python, reason) in [
+        (
+            Wish::Python("/no/such/python"),
+            "/no/such/python",
+            "--python /no/such/python",
+        ),
+        (
+            Wish::Venv("/no/such/venv/"),
+            "/no/such/venv/bin/python",
+            "--venv /no/such/venv/",
+        ),
+    ] {
+        let found = resolve(wish).unwrap().unwrap();
+        assert_eq!((&*found.python, &*found.reason), (python, reason));
+    }
+    for wish in [
+        Wish::Python("python3"),
+        Wish::Python("./python3"),
+        Wish::Venv("venv"),
+    ] {
+        let error = resolve(wish).unwrap_err();
+        assert!(
+            matches!(error, EnvironmentError::NotAbsolute(_)),
+            "{wish:?}"
+        );
+        assert!(error.hint().contains("PYTHOND_HOST"));
+    }
+}
+
+#[test]
 fn nothing_around_leaves_the_choice_to_the_daemon() {
     let mut place = place();
     assert_eq!(place.resolve(Wish::Default), Ok(None));

@@ -2,10 +2,12 @@
 //! outlasts the daemon that it asked.
 
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ExitCode;
-use pythond_transport::{Address, Client, Report};
+use pythond_transport::{Address, Client, ClientError, Report};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::failure::{Failure, Outcome};
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MOST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// Pause between two attempts, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// An attempt may take so long, were there less time left.
+const LEAST_ATTEMPT: Duration = Duration::from_secs(1);
 /// A connection that breaks sooner was none.
 const LASTED: Duration = Duration::from_secs(1);
 /// Code of a session that does not answer.
@@ -66,7 +70,7 @@ impl<'a> Lasting<'a> {
         watch: &mut W,
         mut what: impl FnMut(&mut Client, &mut W) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut connected = Client::connect(&self.address).map_err(Failure::from);
+        let mut connected = self.connect(MOST_PATIENCE, watch)?.map_err(Failure::from);
         let mut outage = Outage::default();
         let (mut resumed, mut told) = (false, false);
         loop {
@@ -89,8 +93,7 @@ impl<'a> Lasting<'a> {
                 Err(Failure::Reported(report)) if resumed && is_unreachable(&report) => {
                     self.look_again(&report, watch, &mut told)?;
                     // The daemon may be on its way as well.
-                    Client::connect(&self.address)
-                        .map_err(|error| Failure::Broken(Report::from(error)))
+                    self.connect(MOST_PATIENCE, watch)?.map_err(lost)
                 }
                 done => return done,
             };
@@ -143,10 +146,32 @@ impl<'a> Lasting<'a> {
             outage.pause = (outage.pause * 2).min(PAUSES.1);
             // Whatever is wrong may be right in a moment: a socket that is
             // made, a daemon that has too many connections.
-            if let Ok(client) = Client::connect(&self.address) {
-                return Ok(client);
+            let left = self.patience.saturating_sub(began.elapsed());
+            match self.connect(left.max(LEAST_ATTEMPT), watch)? {
+                Ok(client) => return Ok(client),
+                // But for what only somebody can put right: a pin, a token.
+                Err(error) if error.is_final() => return Err(Failure::Reported(error.into())),
+                Err(_) => {}
             }
         }
+    }
+
+    /// A connection, or why there is none. The way to another machine may take
+    /// its time, so that it is gone on a thread of its own, which ends with its
+    /// answer or with the process.
+    fn connect(
+        &self,
+        limit: Duration,
+        watch: &mut impl Watch,
+    ) -> Result<Result<Client, ClientError>, Failure> {
+        let found = match &self.address {
+            Address::Unix(_) => Client::connect_within(&self.address, limit),
+            Address::Tcp(_) => {
+                let address = self.address.clone();
+                in_background(move || Client::connect_within(&address, limit), watch)?
+            }
+        };
+        Ok(found.map(|client| self.render.connected(client)))
     }
 
     /// Carries out a command that may be carried out twice; it is if the
@@ -175,6 +200,56 @@ impl<'a> Lasting<'a> {
                 done => return done,
             }
         }
+    }
+}
+
+/// Does something that takes its time, and listens meanwhile.
+fn in_background<T: Send + 'static>(
+    what: impl FnOnce() -> T + Send + 'static,
+    watch: &mut impl Watch,
+) -> Result<T, Failure> {
+    let failed = |error: std::io::Error| {
+        let message = format!("cannot work in the background: {error}");
+        Failure::from(Report::new("internal", message, ExitCode::Refused))
+    };
+    let (done, in_work) = UnixStream::pair().map_err(failed)?;
+    let (sender, receiver) = sync_channel(1);
+    let work = move || {
+        // Nobody waits for it if something else has ended the command.
+        let _ = sender.send(what());
+        drop(in_work);
+    };
+    std::thread::Builder::new().spawn(work).map_err(failed)?;
+    loop {
+        {
+            let mut set = vec![PollFd::new(&done, PollFlags::IN)];
+            let wakes = watch.wakes();
+            set.extend(wakes.into_iter().map(readable));
+            // A signal that is ours to see comes by a descriptor too.
+            let _ = poll(&mut set, None);
+        }
+        match receiver.try_recv() {
+            Ok(found) => return Ok(found),
+            Err(TryRecvError::Empty) => watch.woken()?,
+            Err(TryRecvError::Disconnected) => {
+                return Err(failed(std::io::Error::other("it has ended early")));
+            }
+        }
+    }
+}
+
+fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::from_borrowed_fd(fd, PollFlags::IN)
+}
+
+/// A daemon that was there is not reached: it may be again.
+fn lost(error: ClientError) -> Failure {
+    let is_final = error.is_final();
+    let report = Report::from(error);
+    if is_final {
+        Failure::Reported(report)
+    } else {
+        Failure::Broken(report)
     }
 }
 
@@ -212,10 +287,7 @@ impl Default for Outage {
 
 /// True if it was woken before the pause was over.
 fn pause_or_wake(pause: Duration, wakes: &[BorrowedFd<'_>]) -> bool {
-    let mut set: Vec<_> = wakes
-        .iter()
-        .map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-        .collect();
+    let mut set: Vec<_> = wakes.iter().copied().map(readable).collect();
     let limit: Option<Timespec> = pause.try_into().ok();
     // A signal ends the pause early, which only costs an attempt.
     matches!(poll(&mut set, limit.as_ref()), Ok(ready) if ready > 0)

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 
 use pythond_protocol::output_log::Stream;
-use pythond_transport::Report;
+use pythond_transport::{Client, Report};
 use rustix::io::Errno;
 use rustix::stdio::{stderr, stdout};
 
@@ -105,6 +105,14 @@ impl Render {
     /// A line of talk that is no error.
     pub(crate) fn note(&self, text: &str) {
         talk(format!("note: {}\n", escape_controls(text)).as_bytes());
+    }
+
+    /// A connection was made: tells what people should know of it.
+    pub(crate) fn connected(&self, mut client: Client) -> Client {
+        if let Some(notice) = client.take_notice() {
+            self.note(&notice);
+        }
+        client
     }
 
     /// What a cell wrote, each stream where it belongs and in order; with

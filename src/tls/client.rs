@@ -116,7 +116,7 @@ impl ClientTls {
             Some(Err(why)) => why.clone().into(),
             Some(Ok(_)) if is_bad_signature(&error) && !self.verifier.is_proven() => {
                 let address = self.verifier.address.clone();
-                ServerNotTrusted::KeyNotProven { address }.into()
+                Box::new(ServerNotTrusted::KeyNotProven { address }).into()
             }
             _ => TlsTrouble::of(error, &self.own),
         }
@@ -146,7 +146,7 @@ struct Verifier {
     pins: Pins,
     now: UnixTime,
     algorithms: WebPkiSupportedAlgorithms,
-    found: OnceLock<Result<Pinned, ServerNotTrusted>>,
+    found: OnceLock<Result<Pinned, Box<ServerNotTrusted>>>,
     /// It has the key of its certificate.
     proven: AtomicBool,
 }
@@ -164,19 +164,19 @@ impl Verifier {
         checked
     }
 
-    fn look_at(&self, presented: &CertificateDer<'_>) -> Result<Pinned, ServerNotTrusted> {
+    fn look_at(&self, presented: &CertificateDer<'_>) -> Result<Pinned, Box<ServerNotTrusted>> {
         let address = &self.address;
         let certificate =
             Certificate::from_der(presented.clone().into_owned()).map_err(|reason| {
-                ServerNotTrusted::Unusable {
+                Box::new(ServerNotTrusted::Unusable {
                     address: address.clone(),
                     reason,
-                }
+                })
             })?;
         let without_address = match self.pins.check(address, &certificate, self.now) {
             PinVerdict::Matches => false,
             PinVerdict::MatchesWithoutAddress => true,
-            bad => return Err(ServerNotTrusted::of(address, bad)),
+            bad => return Err(Box::new(ServerNotTrusted::of(address, bad))),
         };
         Ok(Pinned {
             certificate,

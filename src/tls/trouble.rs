@@ -10,7 +10,7 @@ use crate::own::OwnCertificate;
 pub enum TlsTrouble {
     /// We do not believe the server.
     #[error(transparent)]
-    NotTrusted(#[from] ServerNotTrusted),
+    NotTrusted(#[from] Box<ServerNotTrusted>),
     /// The server asks for a certificate, and this machine has none.
     #[error(
         "the server only lets clients in whose certificate it trusts, and this machine has none"

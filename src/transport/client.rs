@@ -1,5 +1,7 @@
 //! Typed calls, one for each verb, always in the structured form.
 
+use std::time::Duration;
+
 use pythond_protocol::SessionName;
 use pythond_protocol::verbs::complete::CompleteReply;
 use pythond_protocol::verbs::connect::{ConnectOptions, ConnectReply};
@@ -14,7 +16,7 @@ use pythond_protocol::verbs::stop::StopReply;
 use pythond_protocol::verbs::vars::VarsReply;
 use serde::de::DeserializeOwned;
 
-use crate::connect::connect;
+use crate::connect::{LIMIT, connect};
 use crate::connection::Connection;
 use crate::header::Header;
 use crate::{Address, ClientError, DaemonGoes, Pending, Reply, Streaming};
@@ -24,6 +26,7 @@ use crate::{Address, ClientError, DaemonGoes, Pending, Reply, Streaming};
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
+    notice: Option<String>,
 }
 
 impl Client {
@@ -32,11 +35,23 @@ impl Client {
     /// # Errors
     /// [`ClientError::NoDaemon`] if nobody listens, [`ClientError::Socket`] if
     /// the socket or its server is not ours, [`ClientError::Transport`] if the
-    /// handshake fails.
+    /// handshake fails; [`ClientError::NotConnected`] for all of these by TCP.
     pub fn connect(address: &Address) -> Result<Self, ClientError> {
-        Ok(Self {
-            connection: connect(address)?,
-        })
+        Self::connect_within(address, LIMIT)
+    }
+
+    /// The same within this time, and never longer than [`Self::connect`] takes.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn connect_within(address: &Address, limit: Duration) -> Result<Self, ClientError> {
+        let (connection, notice) = connect(address, limit.min(LIMIT))?;
+        Ok(Self { connection, notice })
+    }
+
+    /// What people should know of how the connection was made; told once.
+    pub fn take_notice(&mut self) -> Option<String> {
+        self.notice.take()
     }
 
     /// Creates a session.

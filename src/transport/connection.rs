@@ -1,4 +1,4 @@
-//! A WebSocket over a unix stream that waits with poll, so that a wait can be
+//! A WebSocket over a stream that waits with poll, so that a wait can be
 //! cut by another descriptor, or does not wait at all. Moves messages; knows no
 //! verb.
 
@@ -9,21 +9,20 @@ use std::time::{Duration, Instant};
 
 use pythond_protocol::verbs::stop::NOTHING_BEGUN;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tungstenite::client::IntoClientRequest as _;
 use tungstenite::handshake::HandshakeError;
+use tungstenite::handshake::client::Request;
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes, WebSocket};
 
 use crate::TransportError;
-
-/// How long a daemon may take to answer the handshake. It does no other work
-/// for it, so one that takes longer is stopped or stuck.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+use crate::stream::Stream;
 
 /// A connection to the daemon.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: WebSocket<UnixStream>,
+    socket: WebSocket<Stream>,
     /// Bytes that were queued since all was sent last.
     unsent: usize,
 }
@@ -38,6 +37,16 @@ pub(crate) enum Arrived {
     Close,
 }
 
+/// Why there is no WebSocket.
+pub(crate) enum HandshakeFailure {
+    /// It was refused, or it broke.
+    Ws(WsError),
+    /// The system reported an error.
+    Io(std::io::Error),
+    /// It took too long.
+    TimeIsUp,
+}
+
 /// What ended a wait.
 pub(crate) enum Received {
     /// A text message.
@@ -47,36 +56,50 @@ pub(crate) enum Received {
 }
 
 impl Connection {
-    /// Makes a WebSocket of a connected stream.
-    pub(crate) fn handshake(stream: UnixStream) -> Result<Self, TransportError> {
+    /// Makes a WebSocket of a connected unix stream, within this time.
+    pub(crate) fn over_unix(stream: UnixStream, limit: Duration) -> Result<Self, TransportError> {
         stream.set_nonblocking(true).map_err(TransportError::Io)?;
-        let waiter = stream.try_clone().map_err(TransportError::Io)?;
-        let deadline = Instant::now() + HANDSHAKE_LIMIT;
+        let listener = stream.try_clone().map_err(TransportError::Io)?;
+        let deadline = Instant::now() + limit;
+        let left = || Some(deadline.saturating_duration_since(Instant::now()));
+        let request = "ws://localhost/".into_client_request()?;
+        Self::handshake(Stream::Unix(stream), request, left).map_err(|failure| match failure {
+            HandshakeFailure::Ws(error) => match refused(error, &listener) {
+                TransportError::Closed => TransportError::NotBegun,
+                other => other,
+            },
+            HandshakeFailure::Io(error) => TransportError::Io(error),
+            HandshakeFailure::TimeIsUp => TransportError::NoAnswer,
+        })
+    }
+
+    /// Makes a WebSocket of a connected stream. `left` says how much time there
+    /// is; none if it is over.
+    pub(crate) fn handshake(
+        stream: Stream,
+        request: Request,
+        left: impl Fn() -> Option<Duration>,
+    ) -> Result<Self, HandshakeFailure> {
         // Structured replies have no greatest size (PROTOCOL.md, "Frames").
         let config = WebSocketConfig::default()
             .read_buffer_size(64 << 10)
             .write_buffer_size(0)
             .max_message_size(None)
             .max_frame_size(None);
-        let mut attempt =
-            tungstenite::client::client_with_config("ws://localhost/", stream, Some(config));
+        let mut attempt = tungstenite::client::client_with_config(request, stream, Some(config));
         loop {
             match attempt {
                 Ok((socket, _response)) => return Ok(Self { socket, unsent: 0 }),
-                Err(HandshakeError::Failure(error)) => {
-                    return Err(match refused(error, &waiter) {
-                        TransportError::Closed => TransportError::NotBegun,
-                        other => other,
-                    });
-                }
+                Err(HandshakeError::Failure(error)) => return Err(HandshakeFailure::Ws(error)),
                 Err(HandshakeError::Interrupted(unfinished)) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
+                    let left = left().ok_or(HandshakeFailure::TimeIsUp)?;
+                    let stream = unfinished.get_ref().get_ref();
                     // The request is far smaller than a socket's buffer, so
-                    // only the answer is ever waited for.
-                    let ready = wait(&waiter, PollFlags::IN, &[], Some(left))
-                        .map_err(TransportError::Io)?;
+                    // only TLS ever has something to write that waits.
+                    let ready = wait(stream, to_read(stream), &[], Some(left))
+                        .map_err(HandshakeFailure::Io)?;
                     if ready == Ready::TimeIsUp {
-                        return Err(TransportError::NoAnswer);
+                        return Err(HandshakeFailure::TimeIsUp);
                     }
                     attempt = unfinished.handshake();
                 }
@@ -138,9 +161,11 @@ impl Connection {
         self.sent(sent)
     }
 
-    /// Bytes of messages that are not all sent.
+    /// Bytes of messages that are not all sent; one, if only TLS has something to
+    /// say.
     pub(crate) fn unsent(&self) -> usize {
         self.unsent
+            .max(usize::from(self.socket.get_ref().wants_write()))
     }
 
     fn sent(&mut self, sent: Result<(), WsError>) -> Result<(), TransportError> {
@@ -173,8 +198,9 @@ impl Connection {
                 Ok(Message::Close(_)) => return Err(TransportError::Closed),
                 Ok(_) => {}
                 Err(error) if would_block(&error) => {
-                    let ready = wait(self.socket.get_ref(), PollFlags::IN, wake, None)
-                        .map_err(TransportError::Io)?;
+                    let stream = self.socket.get_ref();
+                    let ready =
+                        wait(stream, to_read(stream), wake, None).map_err(TransportError::Io)?;
                     if ready == Ready::Wake {
                         return Ok(Received::Woken);
                     }
@@ -208,8 +234,15 @@ fn would_block(error: &WsError) -> bool {
     matches!(error, WsError::Io(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
+/// What is waited for before the next read.
+fn to_read(stream: &Stream) -> PollFlags {
+    let mut flags = PollFlags::IN;
+    flags.set(PollFlags::OUT, stream.wants_write());
+    flags
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ready {
+pub(crate) enum Ready {
     Stream,
     Wake,
     TimeIsUp,
@@ -218,8 +251,8 @@ enum Ready {
 /// Waits for the stream or one of the other descriptors; the stream is
 /// preferred, so that an answer that is there is not overtaken by a late
 /// interrupt.
-fn wait(
-    stream: &UnixStream,
+pub(crate) fn wait(
+    stream: &impl AsFd,
     flags: PollFlags,
     wake: &[BorrowedFd<'_>],
     limit: Option<Duration>,

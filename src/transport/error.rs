@@ -3,8 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use pythond_identity::PeerAddress;
 use pythond_private_fs::PrivateFsError;
 use pythond_protocol::ErrorReply;
+
+use crate::{RemoteError, RemoteReason};
 
 /// A connection that could not be made or that broke.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +48,9 @@ impl From<tungstenite::Error> for TransportError {
                 Self::Closed
             }
             Ws::Io(error) => match error.kind() {
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Closed,
+                io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted => Self::Closed,
                 _ => Self::Io(error),
             },
             Ws::Http(response) if response.status() == 503 => Self::Busy,
@@ -73,7 +78,22 @@ impl ClientError {
     /// asked for again.
     #[must_use]
     pub fn is_not_begun(&self) -> bool {
-        matches!(self, Self::Transport(TransportError::NotBegun))
+        match self {
+            Self::Transport(TransportError::NotBegun) => true,
+            Self::NotConnected(error) => matches!(error.reason, RemoteReason::Closed),
+            _ => false,
+        }
+    }
+
+    /// No daemon will do as long as nobody changes something: it makes no sense to
+    /// try again.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::NotConnected(error) => error.is_final(),
+            Self::BadVariable { .. } | Self::TlsNeeded { .. } => true,
+            _ => false,
+        }
     }
 }
 
@@ -92,9 +112,25 @@ pub enum ClientError {
     /// The socket cannot be used, for example because it is somebody else's.
     #[error(transparent)]
     Socket(PrivateFsError),
-    /// `PYTHOND_HOST` is set.
-    #[error("remote daemons are not available in this version")]
-    RemoteNotAvailable,
+    /// A variable that says where the daemon is has a value that means nothing.
+    #[error("`{name}` cannot be used: {reason}")]
+    BadVariable {
+        /// Which.
+        name: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A token would cross the network in clear.
+    #[error(
+        "`{address}` is not this machine, and without TLS the token would cross the network in clear"
+    )]
+    TlsNeeded {
+        /// Where it would have gone.
+        address: PeerAddress,
+    },
+    /// A daemon cannot be reached by TCP.
+    #[error(transparent)]
+    NotConnected(Box<RemoteError>),
     /// The connection failed.
     #[error(transparent)]
     Transport(#[from] TransportError),

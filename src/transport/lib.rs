@@ -1,4 +1,5 @@
-//! How clients of pythond reach the daemon: one blocking connection, one typed
+//! How clients of pythond reach the daemon: one blocking connection,
+//! by a unix socket, TCP or TLS, one typed
 //! call for each verb, and what failures mean to people and programs.
 //!
 //! Reads and prints nothing of a terminal; knows nothing of command lines.
@@ -10,17 +11,23 @@ mod cells;
 mod client;
 mod connect;
 mod connection;
+mod dial;
 mod error;
 mod header;
 mod pending;
+mod remote;
+mod remote_error;
 mod report;
+mod stream;
 mod streaming;
+mod tls_stream;
 
-pub use address::{Address, AddressVariables};
+pub use address::{Address, AddressVariables, Secret, TcpAddress};
 pub use attachment::{AttachOptions, Attachment, Incoming, TerminalBytes};
 pub use cells::{Idle, MAX_CODE_BYTES, PollReply};
 pub use client::Client;
 pub use error::{ClientError, TransportError};
 pub use pending::{Pending, Reply, Waited};
-pub use report::{EXIT_CODES, Report};
+pub use remote_error::{RemoteError, RemoteReason, Stage};
+pub use report::{ANOTHER_MACHINE, EXIT_CODES, Report};
 pub use streaming::{DaemonGoes, Event, Streamed, Streaming};

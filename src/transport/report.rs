@@ -19,6 +19,14 @@ Exit codes:
   124  timed out
   130  interrupted";
 
+/// How a daemon on another machine is reached, for the help of both clients.
+pub const ANOTHER_MACHINE: &str = "\
+Variables for a daemon on another machine:
+  PYTHOND_HOST   HOST or HOST:PORT
+  PYTHOND_PORT   the port, if the host does not say it [default: 7399]
+  PYTHOND_TLS    1: encrypt; needed but for this machine's own addresses
+  PYTHOND_TOKEN  what `pyctl token show` prints there";
+
 /// One failure, ready to be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -131,8 +139,18 @@ impl From<ClientError> for Report {
             ClientError::Socket(_) => {
                 report("socket", ExitCode::Refused).with_hint("`PYTHOND_SOCK` names another socket")
             }
-            ClientError::RemoteNotAvailable => report("not_available", ExitCode::Refused)
+            ClientError::BadVariable { .. } => report("usage", ExitCode::Usage)
                 .with_hint("unset `PYTHOND_HOST` to use the daemon of this machine"),
+            ClientError::TlsNeeded { .. } => {
+                report("tls_needed", ExitCode::Usage).with_hint("set `PYTHOND_TLS=1`")
+            }
+            ClientError::NotConnected(error) => {
+                let report = report(error.code(), error.exit());
+                match error.hint() {
+                    Some(hint) => report.with_hint(hint),
+                    None => report,
+                }
+            }
             ClientError::Transport(TransportError::Busy) => report("busy", ExitCode::Refused)
                 .with_hint("nothing was submitted; try again when other clients have left"),
             ClientError::Transport(error) => {

@@ -15,6 +15,7 @@ READS = re.compile(
 """How the wall clock is read."""
 SHOWN = {
     "pyctl/src/commands/identity.rs": (1, "whether a certificate is valid, which a clock decides"),
+    "src/transport/remote.rs": (1, "whether a certificate is valid, which a clock decides"),
     "src/access_log.rs": (2, "the time of a line"),
     "src/events.rs": (3, "the time of an event"),
     "src/host/cell.rs": (1, "the time of a record"),

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::connect::ConnectOptions;
-use pythond_transport::{Client, Report};
+use pythond_transport::{Address, Report};
 
-use super::dispatch::address;
+use super::dispatch::{self, address};
 use crate::args::ConnectArgs;
 use crate::failure::Outcome;
 use crate::render::Render;
@@ -29,7 +29,8 @@ pub(super) fn connect(args: ConnectArgs, render: &Render) -> Outcome {
         token_file,
         replace: args.replace,
     };
-    let reply = Client::connect(&address()?)?.connect_remote(&args.name, &options)?;
+    let mut client = dispatch::connect(&address()?, render)?;
+    let reply = client.connect_remote(&args.name, &options)?;
     if render.json {
         render.line(reply.json())?;
         return Ok(ExitCode::Success);
@@ -56,8 +57,10 @@ fn token(args: &ConnectArgs, render: &Render) -> Result<(Option<String>, Option<
         );
         return Ok((Some(token.clone()), None));
     }
+    // With PYTHOND_HOST it is the token of the daemon that is asked to connect.
+    let is_for_it = matches!(address()?, Address::Unix(_));
     match std::env::var(TOKEN_VARIABLE) {
-        Ok(token) if !token.is_empty() => Ok((Some(token), None)),
+        Ok(token) if is_for_it && !token.is_empty() => Ok((Some(token), None)),
         _ => Err(Report::new(
             "no_token",
             "the other daemon's token is needed",

@@ -2,7 +2,7 @@
 
 use clap::CommandFactory as _;
 use pythond_protocol::ExitCode;
-use pythond_transport::{Address, AddressVariables, ClientError};
+use pythond_transport::{Address, AddressVariables, Client, ClientError};
 
 use super::{
     cert, completions, connect, disconnect, man, pin, restart, start, status, stop, token, trust,
@@ -41,4 +41,13 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
 /// The address of the daemon that all commands are about.
 pub(super) fn address() -> Result<Address, ClientError> {
     Address::from_variables(&AddressVariables::from_environment())
+}
+
+/// A connection to this daemon; what people should know of it is told.
+pub(super) fn connect(address: &Address, render: &Render) -> Result<Client, ClientError> {
+    let mut client = Client::connect(address)?;
+    if let Some(notice) = client.take_notice() {
+        render.note(&notice);
+    }
+    Ok(client)
 }

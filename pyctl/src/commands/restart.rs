@@ -7,7 +7,7 @@ use pythond_protocol::verbs::info::InfoReply;
 use pythond_protocol::verbs::list::{SessionState, SessionSummary};
 use pythond_transport::{Address, Client, ClientError, Reply, Report};
 
-use super::dispatch::address;
+use super::dispatch::{address, connect};
 use crate::failure::Outcome;
 use crate::render::Render;
 use crate::text::sessions;
@@ -21,9 +21,10 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// and waits until it answers. Sessions go on.
 pub(super) fn restart(render: &Render) -> Outcome {
     let address = address()?;
-    let mut client = Client::connect(&address)?;
+    let mut client = connect(&address, render)?;
     let before = client.info()?.value.boot;
     client.restart()?;
+    drop(client);
     wait_for_next(&address, before.as_deref())?;
     let mut client = Client::connect(&address)?;
     // It answers when it has taken the sessions over.
@@ -65,6 +66,7 @@ fn wait_for_next(address: &Address, before: Option<&str>) -> Result<Reply<InfoRe
             // The old one answers still, or cuts us off as it goes.
             Ok(_) => {}
             Err(ClientError::Transport(_) | ClientError::NoDaemon { .. }) if !late => {}
+            Err(error @ ClientError::NotConnected(_)) if !late && !error.is_final() => {}
             Err(error) => return Err(error.into()),
         }
         if late {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pythond_protocol::ExitCode;
-use pythond_transport::Report;
+use pythond_transport::{Address, Report, TcpAddress};
 
 use super::dispatch::address;
 use crate::args::StartArgs;
@@ -21,7 +21,9 @@ const DAEMON: &str = "pythond";
 /// the exit code and the words; returns only if that fails.
 pub(super) fn start(args: &StartArgs, _render: &Render) -> Outcome {
     // A daemon would start here and commands would still go elsewhere.
-    address()?;
+    if let Address::Tcp(elsewhere) = address()? {
+        return Err(led_elsewhere(&elsewhere).into());
+    }
     let daemon = std::env::current_exe()
         .ok()
         .and_then(|own| beside(&own))
@@ -47,6 +49,14 @@ pub(super) fn start(args: &StartArgs, _render: &Render) -> Outcome {
 fn beside(own: &Path) -> Option<PathBuf> {
     let candidate = own.parent()?.join(DAEMON);
     candidate.is_file().then_some(candidate)
+}
+
+fn led_elsewhere(address: &TcpAddress) -> Report {
+    let message = format!(
+        "`PYTHOND_HOST` is set: commands go to `{address}`, and `start` would start a daemon here"
+    );
+    Report::new("usage", message, ExitCode::Usage)
+        .with_hint("unset `PYTHOND_HOST`, or start it on that machine")
 }
 
 fn not_started(daemon: &OsStr, error: &io::Error) -> Report {

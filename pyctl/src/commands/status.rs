@@ -2,10 +2,10 @@
 
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::info::{Endpoint, InfoReply, ZygoteSummary};
-use pythond_transport::{Address, Client, Reply, Report};
+use pythond_transport::{Address, Reply, Report};
 use serde_json::Value;
 
-use super::dispatch::address;
+use super::dispatch::{address, connect};
 use crate::failure::Outcome;
 use crate::render::Render;
 
@@ -13,11 +13,11 @@ use crate::render::Render;
 /// form, with the exit code of what is wrong.
 pub(super) fn status(render: &Render) -> Outcome {
     let address = address()?;
-    let info = Client::connect(&address).and_then(|mut client| client.info());
+    let info = connect(&address, render).and_then(|mut client| client.info());
     match info {
         Ok(reply) => {
             let text = if render.json {
-                alive_json(&reply)
+                alive_json(&address, &reply)
             } else {
                 alive(&address, &reply.value)
             };
@@ -27,33 +27,57 @@ pub(super) fn status(render: &Render) -> Outcome {
         Err(error) => {
             let report = Report::from(error);
             render.line(&silent(&address, &report, render.json))?;
-            // That it is alive and cannot be asked is told by its own code.
-            Ok(if is_busy(&report) {
-                report.exit
-            } else {
+            // What keeps from asking is told by its own code, unless it is that
+            // nobody is there.
+            let here = matches!(address, Address::Unix(_));
+            Ok(if here && !answers(&report) {
                 ExitCode::NoDaemon
+            } else {
+                report.exit
             })
         }
     }
 }
 
-fn alive_json(reply: &Reply<InfoReply>) -> String {
+fn alive_json(address: &Address, reply: &Reply<InfoReply>) -> String {
     // From the text, so that fields of a newer daemon are kept.
     let mut object: Value = serde_json::from_str(reply.json()).unwrap_or_default();
     if let Value::Object(fields) = &mut object {
         fields.insert("alive".to_owned(), true.into());
+        if let Address::Tcp(address) = address {
+            // The daemon names its socket, which is not where we are.
+            fields.insert("endpoint".to_owned(), address.to_string().into());
+        }
     }
     object.to_string()
 }
 
-/// It answers, if only to say that it has no room.
-fn is_busy(report: &Report) -> bool {
-    report.code == "busy"
+/// It answers, if only to say that it has no room, or that we are not the ones.
+fn answers(report: &Report) -> bool {
+    const ANSWERS: [&str; 4] = ["busy", "unauthorized", "forbidden", "too_many_wrong_tokens"];
+    ANSWERS.contains(&report.code.as_str())
+}
+
+/// Whether it is alive; none if it could not be asked, for want of a pin or a token.
+fn liveness(address: &Address, report: &Report) -> Option<bool> {
+    let is_known = matches!(address, Address::Unix(_)) || report.exit == ExitCode::NoDaemon;
+    match answers(report) {
+        true => Some(true),
+        false => is_known.then_some(false),
+    }
+}
+
+/// The first line: a path, as in 0.4, or where else it is.
+fn place(address: &Address) -> String {
+    match address {
+        Address::Unix(path) => format!("socket: {}", path.display()),
+        Address::Tcp(address) => format!("endpoint: {address}"),
+    }
 }
 
 fn silent(address: &Address, report: &Report, json: bool) -> String {
-    let socket = address.socket_path().display();
-    let alive = is_busy(report);
+    let place = place(address);
+    let alive = liveness(address, report);
     // That nobody listens is what `alive: False` says already.
     let said = Some(report).filter(|report| report.code != "no_daemon");
     if json {
@@ -63,8 +87,12 @@ fn silent(address: &Address, report: &Report, json: bool) -> String {
         }
         return object.to_string();
     }
-    let alive = if alive { "True" } else { "False" };
-    let mut text = format!("socket: {socket}\nalive: {alive}");
+    let alive = match alive {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "unknown",
+    };
+    let mut text = format!("{place}\nalive: {alive}");
     if let Some(report) = said {
         text.push_str(&format!("\nerror: {}", report.message));
     }
@@ -74,7 +102,7 @@ fn silent(address: &Address, report: &Report, json: bool) -> String {
 /// The lines for people; the first two are those of 0.4.
 fn alive(address: &Address, info: &InfoReply) -> String {
     let mut lines = vec![
-        format!("socket: {}", address.socket_path().display()),
+        place(address),
         "alive: True".to_owned(),
         format!("pid: {}", info.pid),
         format!("version: {}", info.version),

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::stop::StopReply;
-use pythond_transport::{Client, Report};
+use pythond_transport::{Address, Client, ClientError, RemoteReason, Report};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::dispatch::address;
+use super::dispatch::{address, connect};
 use crate::args::StopArgs;
 use crate::failure::Outcome;
 use crate::render::Render;
@@ -24,19 +24,32 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// How often the socket is looked at.
 const STEP: Duration = Duration::from_millis(5);
 
+/// How often a daemon on another machine is asked whether it is there.
+const REMOTE_STEP: Duration = Duration::from_millis(100);
+
 /// Asks the daemon to stop, with its sessions or without, and waits until its process and its socket are gone,
 /// so that a start right afterwards finds the place free.
 pub(super) fn stop(args: &StopArgs, render: &Render) -> Outcome {
     let address = address()?;
-    let mut client = Client::connect(&address)?;
-    let path = address.socket_path();
-    let socket = identity(path);
-    let process = process_of(&mut client);
-    let reply = client.stop(args.keep_sessions)?;
-    // The last thing that it does is to remove its socket, if it made it.
-    let gone = match process {
-        Some(process) => wait_for_end(process),
-        None => wait_until_gone(path, socket),
+    let mut client = connect(&address, render)?;
+    let (reply, gone) = match &address {
+        Address::Unix(path) => {
+            let socket = identity(path);
+            let process = process_of(&mut client);
+            let reply = client.stop(args.keep_sessions)?;
+            // The last thing that it does is to remove its socket, if it made it.
+            let gone = match process {
+                Some(process) => wait_for_end(process),
+                None => wait_until_gone(path, socket),
+            };
+            (reply, gone)
+        }
+        Address::Tcp(_) => {
+            let boot = client.info()?.value.boot;
+            let reply = client.stop(args.keep_sessions)?;
+            drop(client);
+            (reply, wait_until_silent(&address, boot.as_deref())?)
+        }
     };
     if !gone {
         return Err(Report::new(
@@ -74,6 +87,29 @@ fn wait_for_end(process: OwnedFd) -> bool {
         tv_nsec: 0,
     };
     matches!(poll(&mut ended, Some(&limit)), Ok(count) if count > 0)
+}
+
+/// A process on another machine cannot be watched: it is gone when nobody listens
+/// at its address any more, or somebody else does.
+fn wait_until_silent(address: &Address, boot: Option<&str>) -> Result<bool, ClientError> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match Client::connect(address).and_then(|mut client| client.info()) {
+            Ok(info) if info.value.boot.as_deref() != boot => return Ok(true),
+            Err(ClientError::NotConnected(error))
+                if matches!(error.reason, RemoteReason::Refused) =>
+            {
+                return Ok(true);
+            }
+            Err(error) if error.is_final() => return Err(error),
+            // It refuses new work, or cuts us off as it goes.
+            Ok(_) | Err(_) => {}
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(REMOTE_STEP);
+    }
 }
 
 /// Which file stands at a path: a new daemon's socket is another one.

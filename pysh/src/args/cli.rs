@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_protocol::SessionName;
 use pythond_protocol::limits;
-use pythond_transport::EXIT_CODES;
+use pythond_transport::{ANOTHER_MACHINE, EXIT_CODES};
 
 use super::attach::{AttachArgs, HoldArgs};
 use super::cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
@@ -53,7 +53,7 @@ impl Cli {
 fn after_help() -> String {
     format!(
         "Session names are 1 to 80 characters of a-z, 0-9, _ and -.\n\
-         The daemon is managed with `pyctl`.\n\n{EXIT_CODES}"
+         The daemon is managed with `pyctl`.\n\n{ANOTHER_MACHINE}\n\n{EXIT_CODES}"
     )
 }
 
@@ -119,7 +119,11 @@ pub(crate) struct SessionArgs {
 Without `--python` and `--venv` a session has the Python of the active
 VIRTUAL_ENV, else of the nearest `.venv` here or above that belongs to you or
 to root, else the `python3` on the daemon's PATH. The answer says which, and
-why.")]
+why.
+
+With PYTHOND_HOST nothing of this machine counts: a session has the `python3` on
+that daemon's PATH and the daemon's directory, or what `--python`, `--venv` and
+`--cwd` say, as absolute paths there.")]
 pub(crate) struct NewArgs {
     /// The session: 1 to 80 characters of a-z, 0-9, _ and -.
     pub(crate) name: SessionName,

@@ -13,7 +13,7 @@ use pythond_transport::{AttachOptions, Attachment, Client, Incoming, Report, Tra
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::attached::{Attached, End, Person, SIGNALS};
-use super::dispatch::address;
+use super::dispatch::{address, connect_to};
 use super::typing::{Outside, Typing, ending};
 use crate::args::AttachArgs;
 use crate::failure::{Failure, Outcome};
@@ -37,7 +37,7 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
     }
     let address = address()?;
     // Before signals are ours: Ctrl-C ends the wait for a daemon that is stuck.
-    let mut connected = Some(Client::connect(&address)?);
+    let mut connected = Some(connect_to(&address, render)?);
     let signals = Signals::install(&SIGNALS).map_err(|error| {
         let message = format!("cannot wait for signals: {error}");
         Report::new("internal", message, ExitCode::Refused)
@@ -60,7 +60,7 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
         let mut outside = Outside::new(&signals, keyboard);
         let client = match connected.take() {
             Some(client) => Ok(client),
-            None => Client::connect(&address).map_err(Failure::from),
+            None => connect_to(&address, render).map_err(Failure::from),
         };
         let attached =
             client.and_then(|client| attached_to(client, &person, size, input, &mut outside));

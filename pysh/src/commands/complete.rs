@@ -8,7 +8,7 @@ use crate::failure::Outcome;
 use crate::render::Render;
 
 pub(super) fn complete(args: &CompleteArgs, render: &Render) -> Outcome {
-    let reply = connect()?.complete(&args.name, &args.text)?;
+    let reply = connect(render)?.complete(&args.name, &args.text)?;
     if render.json {
         render.line(reply.json())?;
     } else {

@@ -57,6 +57,11 @@ pub(super) fn lasting(render: &Render) -> Result<Lasting<'_>, Failure> {
 }
 
 /// A connection to the daemon.
-pub(super) fn connect() -> Result<Client, ClientError> {
-    Client::connect(&address()?)
+pub(super) fn connect(render: &Render) -> Result<Client, ClientError> {
+    connect_to(&address()?, render)
+}
+
+/// A connection to this daemon; what people should know of it is told.
+pub(super) fn connect_to(address: &Address, render: &Render) -> Result<Client, ClientError> {
+    Client::connect(address).map(|client| render.connected(client))
 }

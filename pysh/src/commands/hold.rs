@@ -11,7 +11,7 @@ use crate::render::Render;
 
 pub(super) fn hold(args: HoldArgs, held: bool, render: &Render) -> Outcome {
     let author = author(args.author)?;
-    let reply = connect()?.hold(&args.name, held, author.as_deref())?;
+    let reply = connect(render)?.hold(&args.name, held, author.as_deref())?;
     if render.json {
         render.line(reply.json())?;
     } else {

@@ -10,7 +10,7 @@ use crate::render::Render;
 use crate::text;
 
 pub(super) fn interrupt(args: &IntArgs, render: &Render) -> Outcome {
-    let mut client = connect()?;
+    let mut client = connect(render)?;
     let reply = client
         .interrupt(&args.name, &args.ids, args.kill, args.soft)?
         .wait()?;

@@ -10,7 +10,7 @@ use crate::failure::Outcome;
 use crate::render::Render;
 
 pub(super) fn kill(args: &KillArgs, render: &Render) -> Outcome {
-    let mut client = connect()?;
+    let mut client = connect(render)?;
     let reply: Reply<KillReply> = match &args.name {
         Some(name) => client.kill(name)?,
         None => client.kill_all()?,

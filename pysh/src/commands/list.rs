@@ -7,7 +7,7 @@ use crate::failure::Outcome;
 use crate::render::Render;
 
 pub(super) fn list(render: &Render) -> Outcome {
-    let reply = connect()?.list()?;
+    let reply = connect(render)?.list()?;
     if render.json {
         render.line(reply.json())?;
     } else if reply.value.sessions.is_empty() {

@@ -3,21 +3,53 @@
 use pythond_protocol::ExitCode;
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::new::NewOptions;
+use pythond_transport::Address;
 
-use super::dispatch::connect;
+use super::dispatch::{address, connect};
 use crate::args::NewArgs;
-use crate::environment::{Surroundings, Wish, resolve, working_directory};
+use crate::environment::{
+    EnvironmentError, Resolution, Surroundings, Wish, path_elsewhere, resolve, resolve_elsewhere,
+    working_directory,
+};
 use crate::failure::Outcome;
 use crate::render::Render;
 
+/// Where a session begins.
+struct Place {
+    found: Resolution,
+    /// None leaves the choice to the daemon.
+    cwd: Option<String>,
+}
+
+impl Place {
+    fn here(wish: Wish<'_>, cwd: Option<&str>) -> Result<Self, EnvironmentError> {
+        let around = Surroundings::of_process()?;
+        Ok(Self {
+            found: resolve(wish, &around)?,
+            cwd: Some(working_directory(cwd, &around)?),
+        })
+    }
+
+    /// On another machine: our directory and our environment are not there.
+    fn elsewhere(wish: Wish<'_>, cwd: Option<&str>) -> Result<Self, EnvironmentError> {
+        Ok(Self {
+            found: resolve_elsewhere(wish)?,
+            cwd: cwd.map(path_elsewhere).transpose()?,
+        })
+    }
+}
+
 pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
-    let around = Surroundings::of_process()?;
     let wish = match (&args.python, &args.venv) {
         (Some(python), _) => Wish::Python(python),
         (None, Some(venv)) => Wish::Venv(venv),
         (None, None) => Wish::Default,
     };
-    let found = resolve(wish, &around)?;
+    let place = match address()? {
+        Address::Unix(_) => Place::here(wish, args.cwd.as_deref())?,
+        Address::Tcp(_) => Place::elsewhere(wish, args.cwd.as_deref())?,
+    };
+    let found = place.found;
     for venv in &found.foreign {
         render.note(&format!(
             "`{}` is not used: it belongs to another user",
@@ -28,7 +60,7 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
     let options = NewOptions {
         python,
         python_reason,
-        cwd: Some(working_directory(args.cwd.as_deref(), &around)?),
+        cwd: place.cwd,
         env: args.env.into_iter().collect(),
         preload: args.preload,
         limits: SessionLimits {
@@ -40,7 +72,7 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
         },
         replace: args.replace,
     };
-    let reply = connect()?.create(&args.name, &options)?;
+    let reply = connect(render)?.create(&args.name, &options)?;
     if render.json {
         render.line(reply.json())?;
         return Ok(ExitCode::Success);

@@ -14,7 +14,7 @@ use crate::text;
 
 /// The cell's state is data: the exit code does not tell of it.
 pub(super) fn poll(args: &PollArgs, render: &Render) -> Outcome {
-    let reply = connect()?.poll(&args.name, args.id)?;
+    let reply = connect(render)?.poll(&args.name, args.id)?;
     if render.json {
         render.line(reply.json())?;
     } else {

@@ -10,7 +10,7 @@ use crate::render::Render;
 use crate::text;
 
 pub(super) fn stack(args: &SessionArgs, render: &Render) -> Outcome {
-    let reply = connect()?.stack(&args.name)?;
+    let reply = connect(render)?.stack(&args.name)?;
     if render.json {
         render.line(reply.json())?;
         return Ok(ExitCode::Success);

@@ -8,7 +8,7 @@ use crate::failure::Outcome;
 use crate::render::Render;
 
 pub(super) fn vars(args: &SessionArgs, render: &Render) -> Outcome {
-    let reply = connect()?.vars(&args.name)?;
+    let reply = connect(render)?.vars(&args.name)?;
     if render.json {
         render.line(reply.json())?;
     } else {

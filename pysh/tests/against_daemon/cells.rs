@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 
 use super::support::{ACCEPTED, ScriptedDaemon, cell, piece};
-use super::{Found, ID, end, interrupt, output, pysh};
+use super::{Found, ID, ctrl_c, end, output, pysh};
 
 /// Runs `pysh` against a daemon that expects `frame` and says `messages`.
 fn ask(words: &[&str], frame: &'static str, messages: Vec<String>) -> Found {
@@ -142,7 +142,7 @@ fn leaving_what_is_followed_says_where_to_go_on() {
     let mut line = String::new();
     stderr.read_line(&mut line).unwrap();
     assert_eq!(line, "err\n");
-    interrupt(&child);
+    ctrl_c(&child);
     let rest = std::io::read_to_string(stderr).unwrap();
     let expected = "error: left `work` before the end of the output of cell `00ab00000007`\n\n\
         hint: go on with `pysh out work 00ab00000007 --since 7`\n";
@@ -203,7 +203,7 @@ fn events_are_lines_until_ctrl_c() {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         stdout.read_line(&mut line).unwrap();
         assert_eq!(line, expected);
-        interrupt(&child);
+        ctrl_c(&child);
         assert_eq!(end(child), (Some(0), String::new(), String::new()));
     }
 }

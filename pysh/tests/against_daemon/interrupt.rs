@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::io::ioctl_fionread;
 
 use super::support::{ACCEPTED, ScriptedDaemon, cell, piece, streamed};
-use super::{DEADLINE, ID, end, interrupt, pysh};
+use super::{DEADLINE, ID, ctrl_c, end, pysh};
 
 const INTERRUPTED: &str =
     r#""error":{"type":"KeyboardInterrupt","message":"","traceback":"KeyboardInterrupt\n"}"#;
@@ -78,7 +78,7 @@ fn ctrl_c_interrupts_exactly_this_cell_and_waits_for_its_reply() {
         .read_exact(&mut so_far)
         .unwrap();
     asked.recv_timeout(DEADLINE).unwrap();
-    interrupt(&child);
+    ctrl_c(&child);
     let frame = asked.recv_timeout(DEADLINE).unwrap();
     assert_eq!(frame, format!("int work --json {ID}"));
     let found = end(child);
@@ -93,7 +93,7 @@ fn ctrl_c_before_the_cell_has_an_id_interrupts_what_runs() {
     let (daemon, asked, _end) = slow_daemon("", true);
     let child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
     asked.recv_timeout(DEADLINE).unwrap();
-    interrupt(&child);
+    ctrl_c(&child);
     assert_eq!(asked.recv_timeout(DEADLINE).unwrap(), "int work --json");
     let found = end(child);
     assert_eq!(
@@ -113,7 +113,7 @@ fn a_second_ctrl_c_leaves_and_names_the_cell_that_goes_on() {
         .unwrap()
         .read_exact(&mut so_far)
         .unwrap();
-    interrupt(&child);
+    ctrl_c(&child);
     let pending = "note: cell 00ab00000007 was interrupted and has not ended yet\n\
         Thread 0x10 MainThread (most recent call last):\n  \
         File \"<cell 1>\", line 2, in a\n  \
@@ -128,7 +128,7 @@ fn a_second_ctrl_c_leaves_and_names_the_cell_that_goes_on() {
         .read_exact(&mut told)
         .unwrap();
     assert_eq!(String::from_utf8(told).unwrap(), pending);
-    interrupt(&child);
+    ctrl_c(&child);
     let left = "error: left `work` before the cell ended; cell `00ab00000007` goes on\n\n\
         hint: follow it with `pysh out work 00ab00000007 --follow`, \
         wait with `pysh wait work 00ab00000007`\n";
@@ -167,7 +167,7 @@ fn endless_output_does_not_keep_ctrl_c_out() {
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 1 << 12]).unwrap();
     let reading = std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
-    interrupt(&child);
+    ctrl_c(&child);
     asked.recv_timeout(DEADLINE).unwrap();
     reading.join().unwrap().unwrap();
     let (code, _, stderr) = end(child);
@@ -180,10 +180,10 @@ fn a_reader_who_rests_does_not_keep_ctrl_c_out() {
     let mut child = pysh(&daemon, &["run", "work", "1"]).spawn().unwrap();
     let stdout = child.stdout.take().unwrap();
     wait_until_full(&stdout);
-    interrupt(&child);
+    ctrl_c(&child);
     asked.recv_timeout(DEADLINE).unwrap();
     // The second one leaves, though nobody reads what is left to write.
-    interrupt(&child);
+    ctrl_c(&child);
     let (code, _, stderr) = end(child);
     assert_eq!(code, Some(130));
     assert!(stderr.starts_with("error: left `work`"), "{stderr}");

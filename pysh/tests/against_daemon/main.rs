@@ -1,8 +1,15 @@
 //! `pysh` as a process against a scripted daemon.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::duplicate_mod, reason = "the same must hold over TLS")]
 
 mod cells;
+#[path = "../../../src/transport/tests/remote/far.rs"]
+#[expect(dead_code, reason = "another test needs the rest")]
+mod far;
 mod interrupt;
+mod new;
+mod over_tls;
+mod remote;
 mod run;
 mod streaming;
 mod support;
@@ -11,7 +18,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::ScriptedDaemon;
+use support::Daemon;
 
 /// Longer than anything here takes, shorter than a patient person's wait.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -19,11 +26,11 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// The cell of all tests.
 const ID: &str = "00ab00000007";
 
-fn pysh(daemon: &ScriptedDaemon, words: &[&str]) -> Command {
+fn pysh(daemon: &impl Daemon, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pysh"));
     command
         .args(words)
-        .env("PYTHOND_SOCK", daemon.socket())
+        .envs(daemon.way())
         .env_remove("VIRTUAL_ENV")
         .env_remove("PYTHOND_AUTHOR")
         .env("PYTHOND_RECONNECT", "0")
@@ -54,6 +61,6 @@ fn found(output: Output) -> Found {
     )
 }
 
-fn interrupt(child: &Child) {
+fn ctrl_c(child: &Child) {
     kill_process(Pid::from_child(child), Signal::INT).unwrap();
 }

@@ -1,11 +1,13 @@
 //! A daemon that answers each frame as a test says.
 
+use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use tungstenite::Message;
 use tungstenite::protocol::WebSocketConfig;
+use tungstenite::{Message, WebSocket};
 
 /// Sends a message; false if the client is gone.
 pub(crate) type Say<'a> = &'a mut dyn FnMut(&str) -> bool;
@@ -57,10 +59,17 @@ impl ScriptedDaemon {
             socket,
         }
     }
+}
 
-    /// The socket's path.
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
+/// Where a client is sent to.
+pub(crate) trait Daemon {
+    /// Variables that lead there.
+    fn way(&self) -> Vec<(&'static str, OsString)>;
+}
+
+impl Daemon for ScriptedDaemon {
+    fn way(&self) -> Vec<(&'static str, OsString)> {
+        vec![("PYTHOND_SOCK", self.socket.clone().into())]
     }
 }
 
@@ -68,7 +77,16 @@ fn serve(stream: UnixStream, answer: &dyn Fn(&str, Say<'_>) -> bool, at_once: bo
     let config = WebSocketConfig::default()
         .max_frame_size(None)
         .max_message_size(None);
-    let mut socket = tungstenite::accept_with_config(stream, Some(config)).unwrap();
+    let socket = tungstenite::accept_with_config(stream, Some(config)).unwrap();
+    converse(socket, answer, at_once);
+}
+
+/// Answers until one of both has enough.
+pub(crate) fn converse<S: Read + Write>(
+    mut socket: WebSocket<S>,
+    answer: &dyn Fn(&str, Say<'_>) -> bool,
+    at_once: bool,
+) {
     while let Ok(Message::Text(frame)) = socket.read() {
         let mut say = |text: &str| {
             let written = socket.write(Message::text(text));

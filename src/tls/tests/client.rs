@@ -201,7 +201,7 @@ fn not_trusted(tls: &ClientTls, server: ServerConnection) -> ServerNotTrusted {
     match trouble(tls, server) {
         TlsTrouble::NotTrusted(why) => {
             assert_eq!(tls.pinned(), None);
-            why
+            *why
         }
         other => panic!("{other:?}"),
     }
