@@ -75,6 +75,45 @@ impl fmt::Display for SessionName {
     }
 }
 
+/// Which session: one of the daemon that is asked, or `REMOTE/SESSION`, one of a
+/// remote daemon that it knows by a name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionPath {
+    /// The name of the remote daemon.
+    pub remote: Option<SessionName>,
+    /// The session there, or here. Alone it may also be a remote's name.
+    pub session: SessionName,
+}
+
+impl FromStr for SessionPath {
+    type Err = InvalidSessionName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (remote, session) = match text.split_once('/') {
+            Some((remote, session)) => (Some(remote.parse()?), session),
+            None => (None, text),
+        };
+        let session = session.parse()?;
+        Ok(Self { remote, session })
+    }
+}
+
+impl From<SessionName> for SessionPath {
+    fn from(session: SessionName) -> Self {
+        let remote = None;
+        Self { remote, session }
+    }
+}
+
+impl fmt::Display for SessionPath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(remote) = &self.remote {
+            write!(formatter, "{remote}/")?;
+        }
+        self.session.fmt(formatter)
+    }
+}
+
 /// Names one cell, that is one execution. Unique within a session for ever,
 /// made by the host; 12 lower-case hex digits on the wire.
 ///

@@ -51,7 +51,9 @@ impl DialError {
     pub(crate) fn needs_somebody(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::NoAnswer(_) | Self::Busy | Self::Penalty => false,
-            Self::Tls(trouble) => !matches!(**trouble, TlsTrouble::Alert(_) | TlsTrouble::Broken(_)),
+            Self::Tls(trouble) => {
+                !matches!(**trouble, TlsTrouble::Alert(_) | TlsTrouble::Broken(_))
+            }
             _ => true,
         }
     }

@@ -5,7 +5,7 @@
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use pythond_protocol::SessionName;
+use pythond_protocol::SessionPath;
 use pythond_protocol::lane::InputKey;
 use pythond_protocol::verbs::attach::{AttachEvent, AttachReply, DETACH, TerminalSize};
 use pythond_protocol::verbs::hold::HoldReply;
@@ -68,7 +68,7 @@ pub enum Incoming {
 #[derive(Debug)]
 pub struct Attachment {
     connection: Connection,
-    session: SessionName,
+    session: SessionPath,
 }
 
 impl Client {
@@ -79,7 +79,7 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn attach(
         &mut self,
-        session: &SessionName,
+        session: &SessionPath,
         options: &AttachOptions,
     ) -> Result<Pending<'_, AttachReply>, ClientError> {
         self.send(attach_frame(session, options)?)
@@ -91,7 +91,7 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn hold(
         &mut self,
-        session: &SessionName,
+        session: &SessionPath,
         held: bool,
         author: Option<&str>,
     ) -> Result<Reply<HoldReply>, ClientError> {
@@ -103,7 +103,7 @@ impl Client {
 impl Attachment {
     /// The connection whose `attach` was answered.
     #[must_use]
-    pub fn of(client: Client, session: SessionName) -> Self {
+    pub fn of(client: Client, session: SessionPath) -> Self {
         Self {
             connection: client.into_connection(),
             session,
@@ -186,7 +186,7 @@ fn hold_verb(held: bool) -> &'static str {
     if held { "hold" } else { "release" }
 }
 
-fn attach_frame(session: &SessionName, options: &AttachOptions) -> Result<String, ClientError> {
+fn attach_frame(session: &SessionPath, options: &AttachOptions) -> Result<String, ClientError> {
     let header = Header::of("attach", session)?
         .flag("read-only", options.read_only)
         .value("term", options.term.as_ref())?
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn an_attach_arrives_as_it_was_asked_for() {
         let size = TerminalSize { rows: 24, cols: 80 };
-        let session: SessionName = "work".parse().unwrap();
+        let session: SessionPath = "work".parse().unwrap();
         let input = InputKey {
             key: "pysh-0a1b".to_owned(),
             resume: true,
@@ -243,7 +243,7 @@ mod tests {
             };
             let frame = attach_frame(&session, &options).unwrap();
             let expected = AttachRequest {
-                session: session.clone(),
+                session: session.session.clone(),
                 size: Some(size),
                 read_only,
                 term: term.clone(),

@@ -13,7 +13,7 @@ use pythond_protocol::verbs::stack::StackReply;
 use pythond_protocol::verbs::submit::{FireReply, SubmitOptions};
 use pythond_protocol::verbs::wait::WaitReply;
 use pythond_protocol::verbs::word;
-use pythond_protocol::{CellId, SessionName};
+use pythond_protocol::{CellId, SessionPath};
 use serde::Deserialize;
 
 use crate::header::Header;
@@ -50,26 +50,26 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::CodeTooBig`]; [`ClientError`], as for all calls.
-    pub fn run(
+    pub fn run<'a>(
         &mut self,
-        session: &SessionName,
-        code: &str,
+        session: &SessionPath,
+        code: impl Into<Code<'a>>,
         options: &SubmitOptions,
     ) -> Result<Streaming<'_, StreamEvent, CellReply>, ClientError> {
-        self.send_streaming(submission(session, CellKind::Run, code, options)?)
+        self.send_streaming(submission(session, CellKind::Run, code.into(), options)?)
     }
 
     /// Submits a `fire` cell. Greatest size of `code`: [`MAX_CODE_BYTES`].
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn fire(
+    pub fn fire<'a>(
         &mut self,
-        session: &SessionName,
-        code: &str,
+        session: &SessionPath,
+        code: impl Into<Code<'a>>,
         options: &SubmitOptions,
     ) -> Result<Reply<FireReply>, ClientError> {
-        self.send(submission(session, CellKind::Fire, code, options)?)?
+        self.send(submission(session, CellKind::Fire, code.into(), options)?)?
             .wait()
     }
 
@@ -77,13 +77,13 @@ impl Client {
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn fork(
+    pub fn fork<'a>(
         &mut self,
-        session: &SessionName,
-        code: &str,
+        session: &SessionPath,
+        code: impl Into<Code<'a>>,
         options: &SubmitOptions,
     ) -> Result<Reply<FireReply>, ClientError> {
-        self.send(submission(session, CellKind::Fork, code, options)?)?
+        self.send(submission(session, CellKind::Fork, code.into(), options)?)?
             .wait()
     }
 
@@ -93,7 +93,7 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn poll(
         &mut self,
-        session: &SessionName,
+        session: &SessionPath,
         cell: Option<CellId>,
     ) -> Result<Reply<PollReply>, ClientError> {
         let header = Header::of("poll", session)?.arguments(cell);
@@ -107,7 +107,7 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn wait(
         &mut self,
-        session: &SessionName,
+        session: &SessionPath,
         cells: &[CellId],
         timeout: Option<Duration>,
     ) -> Result<Pending<'_, WaitReply>, ClientError> {
@@ -124,7 +124,7 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn out(
         &mut self,
-        request: &OutRequest,
+        request: &OutRequest<SessionPath>,
     ) -> Result<Streaming<'_, StreamEvent, OutReply>, ClientError> {
         self.send_streaming(output(request)?)
     }
@@ -133,7 +133,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`], as for all calls.
-    pub fn cells(&mut self, session: &SessionName) -> Result<Reply<CellsReply>, ClientError> {
+    pub fn cells(&mut self, session: &SessionPath) -> Result<Reply<CellsReply>, ClientError> {
         self.send(Header::of("cells", session)?.finish())?.wait()
     }
 
@@ -145,7 +145,7 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn interrupt(
         &mut self,
-        session: &SessionName,
+        session: &SessionPath,
         cells: &[CellId],
         kill: bool,
         soft: bool,
@@ -161,24 +161,44 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`], as for all calls.
-    pub fn stack(&mut self, session: &SessionName) -> Result<Reply<StackReply>, ClientError> {
+    pub fn stack(&mut self, session: &SessionPath) -> Result<Reply<StackReply>, ClientError> {
         self.send(Header::of("stack", session)?.finish())?.wait()
+    }
+}
+
+/// Code as it was typed.
+#[derive(Clone, Copy, Debug)]
+pub struct Code<'a> {
+    /// Its first word, if it may be the name of a session: it is if the session is a
+    /// remote, and code otherwise.
+    pub first: Option<&'a str>,
+    /// All else.
+    pub text: &'a str,
+}
+
+impl<'a> From<&'a str> for Code<'a> {
+    fn from(text: &'a str) -> Self {
+        Self { first: None, text }
+    }
+}
+
+impl<'a> From<&'a String> for Code<'a> {
+    fn from(text: &'a String) -> Self {
+        Self::from(text.as_str())
     }
 }
 
 /// The frame of `run` or `fire`.
 fn submission(
-    session: &SessionName,
+    session: &SessionPath,
     kind: CellKind,
-    code: &str,
+    code: Code<'_>,
     options: &SubmitOptions,
 ) -> Result<String, ClientError> {
     let limit_bytes = code_limit();
-    if code.len() > limit_bytes {
-        return Err(ClientError::CodeTooBig {
-            bytes: code.len(),
-            limit_bytes,
-        });
+    let bytes = code.text.len();
+    if bytes > limit_bytes {
+        return Err(ClientError::CodeTooBig { bytes, limit_bytes });
     }
     let header = Header::of(&word(&kind), session)?
         .flag("stream", options.stream)
@@ -192,11 +212,11 @@ fn submission(
         .value("resent", options.resent.map(seconds))?
         .value("author", options.author.as_ref())?
         .value("max-result", options.max_result)?;
-    Ok(header.with_body(code))
+    Ok(header.arguments(code.first).with_body(code.text))
 }
 
 /// The frame of `out`.
-fn output(request: &OutRequest) -> Result<String, ClientError> {
+fn output(request: &OutRequest<SessionPath>) -> Result<String, ClientError> {
     let header = Header::of("out", &request.session)?
         .flag("follow", request.follow)
         .flag("stream", request.events && !request.follow)
@@ -235,14 +255,14 @@ mod tests {
             .unwrap_or_else(|error| panic!("{frame:?}: {error:?}"))
     }
 
-    fn work() -> SessionName {
+    fn work() -> SessionPath {
         "work".parse().unwrap()
     }
 
     fn check_submission(kind: CellKind, source: &str, options: SubmitOptions) {
-        let frame = submission(&work(), kind, source, &options).unwrap();
+        let frame = submission(&work(), kind, source.into(), &options).unwrap();
         let expected = SubmitRequest {
-            session: work(),
+            session: work().session,
             kind,
             source: source.to_owned(),
             options,
@@ -295,7 +315,7 @@ mod tests {
     #[test]
     fn out_arrives_as_it_was_asked_for() {
         let whole = OutRequest {
-            session: work(),
+            session: work().session,
             cell: "00ab00000007".parse().unwrap(),
             since: 0,
             stream: None,
@@ -316,7 +336,17 @@ mod tests {
             ..events.clone()
         };
         for request in [whole, events, followed] {
-            let frame = output(&request).unwrap();
+            let target = SessionPath::from(request.session.clone());
+            let asked = OutRequest {
+                session: target,
+                cell: request.cell,
+                since: request.since,
+                stream: request.stream,
+                events: request.events,
+                follow: request.follow,
+                most: request.most,
+            };
+            let frame = output(&asked).unwrap();
             assert_eq!(parsed(&frame), Request::Out(request), "{frame:?}");
         }
     }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use pythond_protocol::SessionName;
 use pythond_protocol::verbs::complete::CompleteReply;
 use pythond_protocol::verbs::connect::{ConnectOptions, ConnectReply};
 use pythond_protocol::verbs::disconnect::DisconnectReply;
@@ -14,6 +13,7 @@ use pythond_protocol::verbs::new::{NewOptions, NewReply};
 use pythond_protocol::verbs::status::StatusReply;
 use pythond_protocol::verbs::stop::StopReply;
 use pythond_protocol::verbs::vars::VarsReply;
+use pythond_protocol::{SessionName, SessionPath};
 use serde::de::DeserializeOwned;
 
 use crate::connect::{LIMIT, connect};
@@ -60,7 +60,7 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn create(
         &mut self,
-        session: &SessionName,
+        session: &SessionPath,
         options: &NewOptions,
     ) -> Result<Reply<NewReply>, ClientError> {
         let body = serde_json::to_string(options).expect("strings and flags become JSON");
@@ -80,7 +80,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`], as for all calls.
-    pub fn status(&mut self, session: &SessionName) -> Result<Reply<StatusReply>, ClientError> {
+    pub fn status(&mut self, session: &SessionPath) -> Result<Reply<StatusReply>, ClientError> {
         self.send(Header::of("status", session)?.finish())?.wait()
     }
 
@@ -88,7 +88,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`], as for all calls.
-    pub fn vars(&mut self, session: &SessionName) -> Result<Reply<VarsReply>, ClientError> {
+    pub fn vars(&mut self, session: &SessionPath) -> Result<Reply<VarsReply>, ClientError> {
         self.send(Header::of("vars", session)?.finish())?.wait()
     }
 
@@ -98,7 +98,7 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn complete(
         &mut self,
-        session: &SessionName,
+        session: &SessionPath,
         text: &str,
     ) -> Result<Reply<CompleteReply>, ClientError> {
         self.send(Header::of("complete", session)?.with_body(text))?
@@ -109,7 +109,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`], as for all calls.
-    pub fn kill(&mut self, session: &SessionName) -> Result<Reply<KillReply>, ClientError> {
+    pub fn kill(&mut self, session: &SessionPath) -> Result<Reply<KillReply>, ClientError> {
         self.send(Header::of("kill", session)?.finish())?.wait()
     }
 
@@ -132,7 +132,7 @@ impl Client {
         options: &ConnectOptions,
     ) -> Result<Reply<ConnectReply>, ClientError> {
         let body = serde_json::to_string(options).expect("texts and flags become JSON");
-        self.send(Header::of("connect", name)?.with_body(&body))?
+        self.send(Header::of("connect", &name.clone().into())?.with_body(&body))?
             .wait()
     }
 
@@ -144,7 +144,8 @@ impl Client {
         &mut self,
         name: &SessionName,
     ) -> Result<Reply<DisconnectReply>, ClientError> {
-        self.send(Header::of("disconnect", name)?.finish())?.wait()
+        self.send(Header::of("disconnect", &name.clone().into())?.finish())?
+            .wait()
     }
 
     /// What the daemon is.
@@ -191,7 +192,7 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn events(
         &mut self,
-        session: Option<&SessionName>,
+        session: Option<&SessionPath>,
         since: Option<&str>,
     ) -> Result<Streaming<'_, EventMessage, DaemonGoes>, ClientError> {
         let header = match session {

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
+use pythond_protocol::{ErrorCode, ErrorReply, SessionPath};
 
 use crate::ClientError;
 
@@ -21,10 +21,10 @@ impl Header {
     }
 
     /// A verb and its session.
-    pub(crate) fn of(verb: &str, session: &SessionName) -> Result<Self, ClientError> {
+    pub(crate) fn of(verb: &str, session: &SessionPath) -> Result<Self, ClientError> {
         // The wire reads words that begin with `--` as options, so that a
         // session called `--all` would end every other one.
-        if session.as_str().starts_with("--") {
+        if session.to_string().starts_with("--") {
             let error = ErrorReply::bad_name().with_hint("session names do not begin with `--`");
             return Err(ClientError::Refused(error));
         }

@@ -24,7 +24,7 @@ mod tls_stream;
 
 pub use address::{Address, AddressVariables, Secret, TcpAddress};
 pub use attachment::{AttachOptions, Attachment, Incoming, TerminalBytes};
-pub use cells::{Idle, MAX_CODE_BYTES, PollReply};
+pub use cells::{Code, Idle, MAX_CODE_BYTES, PollReply};
 pub use client::Client;
 pub use error::{ClientError, TransportError};
 pub use pending::{Pending, Reply, Waited};

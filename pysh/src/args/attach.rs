@@ -1,7 +1,7 @@
 //! The command lines of a person at a session.
 
 use clap::Args;
-use pythond_protocol::SessionName;
+use pythond_protocol::SessionPath;
 
 use super::submit::label;
 
@@ -26,7 +26,7 @@ wrote, 5 if the session died or was killed; a signal ends it as usual.")]
 pub(crate) struct AttachArgs {
     /// The session.
     #[arg(default_value = "default")]
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
     /// Watch only: nothing that is typed reaches the session, but for Ctrl-].
     #[arg(long)]
     pub(crate) read_only: bool,
@@ -42,7 +42,7 @@ lasts until `pysh release`, also when no terminal is attached. In `pysh attach`
 Ctrl-\\ does the same.")]
 pub(crate) struct HoldArgs {
     /// The session.
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
     /// Who asks [default: the variable `PYTHOND_AUTHOR`].
     #[arg(long, value_name = "NAME", value_parser = label)]
     pub(crate) author: Option<String>,

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use clap::Args;
-use pythond_protocol::{CellId, SessionName};
+use pythond_protocol::{CellId, SessionPath};
 
 use super::submit::seconds;
 
 #[derive(Debug, Args)]
 pub(crate) struct PollArgs {
     /// The session.
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
     /// The cell [default: the newest `fire` or `fork` cell, else the newest].
     pub(crate) id: Option<CellId>,
 }
@@ -23,7 +23,7 @@ if one ended with its session, 124 if time was up. The first Ctrl-C leaves; the
 cells go on.")]
 pub(crate) struct WaitArgs {
     /// The session.
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
     /// The cells [default: all that have not ended].
     pub(crate) ids: Vec<CellId>,
     /// Wait for at most this many seconds.
@@ -42,7 +42,7 @@ to go on with; with `--json --follow` each event is one line, the reply the
 last.")]
 pub(crate) struct OutArgs {
     /// The session.
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
     /// The cell.
     pub(crate) id: CellId,
     /// Begin at this offset, in bytes of both streams in the order of arrival,
@@ -67,7 +67,7 @@ returns; until then it is named on stderr, with where it is. A cell that waits
 for its turn is taken back.")]
 pub(crate) struct IntArgs {
     /// The session.
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
     /// The cells [default: all that run].
     pub(crate) ids: Vec<CellId>,
     /// Do what it takes to end them, up to ending the session; says what was
@@ -87,7 +87,7 @@ With `--json` each line has a `cursor`: `--since` replays what came after it. An
 event `reset` says that the log does not reach back that far.")]
 pub(crate) struct EventsArgs {
     /// Only this session's.
-    pub(crate) name: Option<SessionName>,
+    pub(crate) name: Option<SessionPath>,
     /// Begin after this cursor [default: now].
     #[arg(long, value_name = "CURSOR")]
     pub(crate) since: Option<String>,

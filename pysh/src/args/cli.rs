@@ -4,12 +4,13 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use pythond_protocol::SessionName;
+use pythond_protocol::SessionPath;
 use pythond_protocol::limits;
 use pythond_transport::{ANOTHER_MACHINE, EXIT_CODES};
 
 use super::attach::{AttachArgs, HoldArgs};
 use super::cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
+use super::explicit::join_names;
 use super::submit::{self, FireArgs, ForkArgs, RunArgs};
 
 /// Client for pythond sessions: live Pythons that remember.
@@ -33,6 +34,7 @@ impl Cli {
     /// Reads a command line. Options of `run`, `fire` and `fork` count also as last
     /// words after the code.
     pub(crate) fn parse_words(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let words = join_names(words);
         let cli = Self::try_parse_from(&words)?;
         let (verb, source) = match &cli.command {
             Some(Command::Run(args)) => ("run", &args.source),
@@ -52,7 +54,8 @@ impl Cli {
 
 fn after_help() -> String {
     format!(
-        "Session names are 1 to 80 characters of a-z, 0-9, _ and -.\n\
+        "Session names are 1 to 80 characters of a-z, 0-9, _ and -. A session of a remote \
+         daemon\n(see `pyctl connect`) is REMOTE/SESSION, or both as two words.\n\
          The daemon is managed with `pyctl`.\n\n{ANOTHER_MACHINE}\n\n{EXIT_CODES}"
     )
 }
@@ -111,7 +114,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct SessionArgs {
     /// The session.
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -126,7 +129,7 @@ that daemon's PATH and the daemon's directory, or what `--python`, `--venv` and
 `--cwd` say, as absolute paths there.")]
 pub(crate) struct NewArgs {
     /// The session: 1 to 80 characters of a-z, 0-9, _ and -.
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
     /// End a live session of this name first.
     #[arg(long)]
     pub(crate) replace: bool,
@@ -184,7 +187,7 @@ fn variable(text: &str) -> Result<(String, String), String> {
 pub(crate) struct KillArgs {
     /// The session.
     #[arg(required_unless_present = "all")]
-    pub(crate) name: Option<SessionName>,
+    pub(crate) name: Option<SessionPath>,
     /// End every session and print a receipt as JSON.
     #[arg(long, conflicts_with = "name")]
     pub(crate) all: bool,
@@ -193,7 +196,7 @@ pub(crate) struct KillArgs {
 #[derive(Debug, Args)]
 pub(crate) struct CompleteArgs {
     /// The session.
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
     /// The text so far.
     #[arg(allow_hyphen_values = true)]
     pub(crate) text: String,

@@ -3,6 +3,7 @@
 mod attach;
 mod cells;
 mod cli;
+mod explicit;
 mod submit;
 #[cfg(test)]
 mod tests;

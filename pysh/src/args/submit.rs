@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use pythond_protocol::SessionName;
+use pythond_protocol::SessionPath;
 use pythond_protocol::verbs::submit::MAX_LABEL;
 
 #[derive(Debug, Args)]
@@ -123,9 +123,10 @@ pub(crate) struct EchoArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SourceArgs {
     /// The session.
-    pub(crate) name: SessionName,
+    pub(crate) name: SessionPath,
     /// Python source, several words joined by spaces; `@FILE` reads a file,
-    /// `-` reads stdin.
+    /// `-` reads stdin. If NAME is a remote, two words are a session there and
+    /// the source.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) code: Vec<String>,
 }

@@ -8,7 +8,7 @@ use pythond_protocol::lane::InputKey;
 use pythond_protocol::verbs::attach::{
     AttachEvent, AttachReply, TerminalEnd, TerminalSize, is_terminal_word,
 };
-use pythond_protocol::{ExitCode, SessionName};
+use pythond_protocol::{ExitCode, SessionPath};
 use pythond_transport::{AttachOptions, Attachment, Client, Incoming, Report, TransportError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -177,7 +177,7 @@ fn say(text: &str, render: &Render) {
         .and_then(|()| output.drain(SAY_LIMIT));
 }
 
-fn no_terminal(session: &SessionName) -> Report {
+fn no_terminal(session: &SessionPath) -> Report {
     Report::new(
         "usage",
         "`attach` needs a terminal: stdin or stdout is none",
@@ -247,7 +247,7 @@ fn banner(reply: &AttachReply) -> String {
 }
 
 /// What happened, in words, lines ended, and how the process ends.
-fn told(session: &SessionName, end: &End, held: bool, render: &Render) -> (String, ExitCode) {
+fn told(session: &SessionPath, end: &End, held: bool, render: &Render) -> (String, ExitCode) {
     let attach_again = format!("`pysh attach {session}` attaches again");
     let report = match end {
         End::Detached if held => {

@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd as _;
 
-use pythond_protocol::SessionName;
+use pythond_protocol::SessionPath;
 use pythond_protocol::verbs::attach::{AttachEvent, TerminalEnd, TerminalSize};
 use pythond_transport::{Attachment, ClientError, Incoming, TransportError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -47,7 +47,7 @@ pub(super) enum End {
 
 /// What lasts over several connections.
 pub(super) struct Person<'a> {
-    pub(super) session: &'a SessionName,
+    pub(super) session: &'a SessionPath,
     pub(super) signals: &'a Signals,
     pub(super) read_only: bool,
     pub(super) unfiltered: bool,

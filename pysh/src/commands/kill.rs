@@ -18,7 +18,7 @@ pub(super) fn kill(args: &KillArgs, render: &Render) -> Outcome {
     match &args.name {
         Some(name) if !render.json => {
             if !reply.value.ok {
-                return Err(not_ended(name.as_str()).into());
+                return Err(not_ended(&name.to_string()).into());
             }
             render.line(&format!("OK killed {name}"))?;
         }

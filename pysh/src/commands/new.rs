@@ -1,9 +1,9 @@
 //! `pysh new NAME`.
 
-use pythond_protocol::ExitCode;
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::new::NewOptions;
-use pythond_transport::Address;
+use pythond_protocol::{ExitCode, SessionPath};
+use pythond_transport::{Address, Client, ClientError};
 
 use super::dispatch::{address, connect};
 use crate::args::NewArgs;
@@ -39,15 +39,27 @@ impl Place {
     }
 }
 
+/// The session will be another machine's.
+fn is_remote(client: &mut Client, name: &SessionPath) -> Result<bool, ClientError> {
+    if name.remote.is_some() {
+        return Ok(true);
+    }
+    let remotes = client.list()?.value.remotes;
+    Ok(remotes.iter().any(|remote| remote.name == name.session))
+}
+
 pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
     let wish = match (&args.python, &args.venv) {
         (Some(python), _) => Wish::Python(python),
         (None, Some(venv)) => Wish::Venv(venv),
         (None, None) => Wish::Default,
     };
-    let place = match address()? {
-        Address::Unix(_) => Place::here(wish, args.cwd.as_deref())?,
-        Address::Tcp(_) => Place::elsewhere(wish, args.cwd.as_deref())?,
+    let address = address()?;
+    let mut client = connect(render)?;
+    let elsewhere = matches!(address, Address::Tcp(_)) || is_remote(&mut client, &args.name)?;
+    let place = match elsewhere {
+        true => Place::elsewhere(wish, args.cwd.as_deref())?,
+        false => Place::here(wish, args.cwd.as_deref())?,
     };
     let found = place.found;
     for venv in &found.foreign {
@@ -72,7 +84,7 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
         },
         replace: args.replace,
     };
-    let reply = connect(render)?.create(&args.name, &options)?;
+    let reply = client.create(&args.name, &options)?;
     if render.json {
         render.line(reply.json())?;
         return Ok(ExitCode::Success);

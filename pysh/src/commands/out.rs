@@ -1,8 +1,8 @@
 //! `pysh out NAME ID`.
 
-use pythond_protocol::ExitCode;
 use pythond_protocol::output_log::Stream;
 use pythond_protocol::verbs::out::{MAX_BYTES, OutRequest, StreamEvent};
+use pythond_protocol::{ExitCode, SessionPath};
 
 use super::dispatch::lasting;
 use crate::args::OutArgs;
@@ -48,7 +48,7 @@ pub(super) fn out(args: OutArgs, render: &Render) -> Outcome {
     Ok(ExitCode::Success)
 }
 
-fn request(args: OutArgs, json: bool) -> OutRequest {
+fn request(args: OutArgs, json: bool) -> OutRequest<SessionPath> {
     OutRequest {
         session: args.name,
         cell: args.id,

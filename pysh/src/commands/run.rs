@@ -7,7 +7,7 @@ use pythond_protocol::verbs::cell::CellReply;
 use pythond_protocol::verbs::out::StreamEvent;
 use pythond_protocol::verbs::submit::SubmitOptions;
 use pythond_protocol::verbs::word;
-use pythond_protocol::{CellId, ExitCode, SessionName};
+use pythond_protocol::{CellId, ExitCode, SessionPath};
 use pythond_transport::Reply;
 
 use super::dispatch::address;
@@ -57,7 +57,7 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
             options.wait = args.wait.map(|most| most.saturating_sub(ago));
         }
         let shown_before = shown;
-        let running = client.run(&submission.name, &submission.code, &options)?;
+        let running = client.run(&submission.name, submission.code(), &options)?;
         follow(running, watch, |event, watch| match &event.value {
             Some(StreamEvent::Accepted {
                 cell_id, held_by, ..
@@ -88,7 +88,7 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
 }
 
 /// Why nothing happens yet.
-fn waits(name: &SessionName, cell: CellId, by: &str) -> String {
+fn waits(name: &SessionPath, cell: CellId, by: &str) -> String {
     format!("cell {cell} waits: the session is held by {by} (`pysh release {name}` lets it go)")
 }
 
@@ -153,7 +153,7 @@ fn notes(cell: &CellReply, timeout: Option<Duration>) -> Vec<String> {
 }
 
 /// A connection that broke takes nothing from the cell: says which it is.
-fn name_cell(failure: Failure, session: &SessionName, cell: Option<CellId>) -> Failure {
+fn name_cell(failure: Failure, session: &SessionPath, cell: Option<CellId>) -> Failure {
     match (failure, cell) {
         (Failure::Reported(report), Some(id)) if report.code == "connection" => {
             let hint = format!("cell `{id}` may go on; see `pysh poll {session} {id}`");

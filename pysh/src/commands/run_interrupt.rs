@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use pythond_protocol::verbs::interrupt::{InterruptOutcome, InterruptReply};
-use pythond_protocol::{CellId, ExitCode, SessionName};
+use pythond_protocol::{CellId, ExitCode, SessionPath};
 use pythond_transport::{Address, Client, ClientError, Reply, Report};
 
 use crate::failure::Failure;
@@ -24,7 +24,7 @@ type Answer = Result<Reply<InterruptReply>, ClientError>;
 pub(super) struct RunWatch<'a> {
     interrupts: Interrupts,
     address: Address,
-    session: SessionName,
+    session: SessionPath,
     cancel_on_disconnect: bool,
     render: &'a Render,
     /// Known once the daemon has accepted it.
@@ -46,7 +46,7 @@ impl<'a> RunWatch<'a> {
     pub(super) fn new(
         interrupts: Interrupts,
         address: Address,
-        session: SessionName,
+        session: SessionPath,
         cancel_on_disconnect: bool,
         render: &'a Render,
     ) -> Self {

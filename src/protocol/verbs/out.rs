@@ -14,11 +14,11 @@ use crate::{ErrorCode, ErrorReply};
 /// Most bytes of output in one answer, and the default.
 pub const MAX_BYTES: u64 = 4 << 20;
 
-/// Which output.
+/// Which output. Clients say where as a [`crate::SessionPath`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutRequest {
+pub struct OutRequest<Session = SessionName> {
     /// Where.
-    pub session: SessionName,
+    pub session: Session,
     /// Whose.
     pub cell: CellId,
     /// Where to begin, in raw bytes of both streams in the order of arrival,

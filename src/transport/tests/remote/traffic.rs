@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::AsFd as _;
 use std::sync::mpsc::channel;
 
-use pythond_protocol::SessionName;
+use pythond_protocol::SessionPath;
 use pythond_protocol::verbs::submit::SubmitOptions;
 use pythond_transport::{Client, Streamed};
 use tungstenite::Message;
@@ -85,7 +85,7 @@ fn piece(offset: usize, data: &str) -> String {
 
 /// What a run wrote, pieces and reply together.
 fn run(client: &mut Client, code: &str) -> String {
-    let name: SessionName = "work".parse().unwrap();
+    let name: SessionPath = "work".parse().unwrap();
     let options = SubmitOptions {
         stream: true,
         ..SubmitOptions::default()
@@ -164,7 +164,7 @@ fn a_wait_ends_for_another_descriptor_and_goes_on_afterwards() {
     let mut client = Client::connect(&way(&here, port, true)).unwrap();
     let (woken, mut wakes) = std::io::pipe().unwrap();
     wakes.write_all(b"x").unwrap();
-    let name: SessionName = "work".parse().unwrap();
+    let name: SessionPath = "work".parse().unwrap();
     let mut running = client.run(&name, "1", &SubmitOptions::default()).unwrap();
     let found = running.next(&[woken.as_fd()]).unwrap();
     assert!(matches!(found, Streamed::Woken), "{found:?}");
