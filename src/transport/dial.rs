@@ -120,3 +120,25 @@ fn prepare(stream: TcpStream) -> std::io::Result<TcpStream> {
     stream.set_nonblocking(true)?;
     Ok(stream)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_line_that_is_dead_is_noticed_within_30_seconds() {
+        let most = Duration::from_secs(30);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = prepare(stream).unwrap();
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        let idle = sockopt::tcp_keepidle(&stream).unwrap();
+        let probe = sockopt::tcp_keepintvl(&stream).unwrap();
+        let probes = sockopt::tcp_keepcnt(&stream).unwrap();
+        assert!(idle + probe * probes <= most);
+        let unacknowledged = sockopt::tcp_user_timeout(&stream).unwrap();
+        assert!(Duration::from_millis(unacknowledged.into()) <= most);
+        assert!(stream.nodelay().unwrap());
+    }
+}
