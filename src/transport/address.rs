@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
-use pythond_identity::{DEFAULT_PORT, PeerAddress, Token, TokenError};
+use pythond_identity::{PeerAddress, Token, TokenError};
 use pythond_private_fs::paths::{PathVariables, client_socket};
 use zeroize::Zeroizing;
 
@@ -188,11 +188,7 @@ fn peer(host: &OsString, port: Option<&OsString>) -> Result<PeerAddress, ClientE
                 .parse()
                 .map_err(|_| bad(PORT, format!("`{port}` is no port from 1 to 65535")))
         }
-        Some(_) => Ok(parsed),
-        None => {
-            debug_assert!(says_port || parsed.port() == DEFAULT_PORT);
-            Ok(parsed)
-        }
+        Some(_) | None => Ok(parsed),
     }
 }
 

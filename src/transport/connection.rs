@@ -107,24 +107,25 @@ impl Connection {
         }
     }
 
-    /// Sends one text message, however large.
+    /// Sends one text message, however large. What the daemon does not take at once
+    /// is sent while its answer is waited for, which is the next thing to do: that
+    /// wait can be cut.
     pub(crate) fn send_text(&mut self, text: String) -> Result<(), TransportError> {
-        let mut sent = self.socket.send(Message::text(text));
-        loop {
-            match sent {
-                Ok(()) => return Ok(()),
-                // The message is in tungstenite's buffer already.
-                Err(error) if would_block(&error) => {
-                    wait(self.socket.get_ref(), PollFlags::OUT, &[], None)
-                        .map_err(TransportError::Io)?;
-                    sent = self.socket.flush();
-                }
-                // A daemon that refuses a message before it has all of it
-                // closes for writing first; its answer can still be read.
-                Err(WsError::Io(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
+        self.unsent += text.len();
+        let sent = self.socket.send(Message::text(text));
+        self.sent_or_closed(sent)
+    }
+
+    /// A daemon that refuses a message before it has all of it closes for writing
+    /// first; its answer can still be read.
+    fn sent_or_closed(&mut self, sent: Result<(), WsError>) -> Result<(), TransportError> {
+        if let Err(WsError::Io(error)) = &sent
+            && error.kind() == ErrorKind::BrokenPipe
+        {
+            self.unsent = 0;
+            return Ok(());
         }
+        self.sent(sent)
     }
 
     /// Takes the next message that is there; none if none is.
@@ -198,9 +199,14 @@ impl Connection {
                 Ok(Message::Close(_)) => return Err(TransportError::Closed),
                 Ok(_) => {}
                 Err(error) if would_block(&error) => {
+                    if self.unsent > 0 {
+                        let sent = self.socket.flush();
+                        self.sent_or_closed(sent)?;
+                    }
                     let stream = self.socket.get_ref();
-                    let ready =
-                        wait(stream, to_read(stream), wake, None).map_err(TransportError::Io)?;
+                    let mut flags = to_read(stream);
+                    flags.set(PollFlags::OUT, self.unsent() > 0);
+                    let ready = wait(stream, flags, wake, None).map_err(TransportError::Io)?;
                     if ready == Ready::Wake {
                         return Ok(Received::Woken);
                     }

@@ -15,8 +15,10 @@ use crate::remote_error::{RemoteReason, Stage};
 const IDLE: Duration = Duration::from_secs(15);
 const PROBE: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
-/// The same for bytes that nobody acknowledges, in milliseconds.
-const UNACKNOWLEDGED_MS: u32 = 30_000;
+/// The same for bytes that nobody acknowledges, and for a connection that was looked
+/// at, in milliseconds. Linux asks for it only when a probe is due (tcp(7),
+/// `TCP_USER_TIMEOUT`), so that 30 s would be 30.6.
+const UNACKNOWLEDGED_MS: u32 = 25_000;
 
 /// When it has to be done, and how long it was given.
 #[derive(Clone, Copy, Debug)]
@@ -119,4 +121,27 @@ fn prepare(stream: TcpStream) -> std::io::Result<TcpStream> {
     sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_MS)?;
     stream.set_nonblocking(true)?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_line_that_is_dead_is_noticed_within_30_seconds() {
+        let most = Duration::from_secs(30);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = prepare(stream).unwrap();
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        let idle = sockopt::tcp_keepidle(&stream).unwrap();
+        let probe = sockopt::tcp_keepintvl(&stream).unwrap();
+        let probes = sockopt::tcp_keepcnt(&stream).unwrap();
+        assert!(idle + probe * probes <= most);
+        let unacknowledged = sockopt::tcp_user_timeout(&stream).unwrap();
+        // It is looked at with each probe, so that one more may have to come.
+        assert!(Duration::from_millis(unacknowledged.into()) + probe <= most);
+        assert!(stream.nodelay().unwrap());
+    }
 }

@@ -1,5 +1,6 @@
 //! What only matters for a daemon on another machine.
 
+use std::io::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -142,6 +143,34 @@ fn ctrl_c_leaves_a_server_that_says_nothing() {
     let first = comes.recv_timeout(DEADLINE).unwrap();
     ctrl_c(&child);
     // It asks for the interrupt on a connection of its own.
+    let second = comes.recv_timeout(DEADLINE).unwrap();
+    ctrl_c(&child);
+    let (code, _, stderr) = end(child);
+    assert_eq!(code, Some(130));
+    assert!(stderr.starts_with("error: left `work`"), "{stderr}");
+    drop((first, second));
+}
+
+#[test]
+fn ctrl_c_leaves_a_daemon_that_does_not_take_the_code() {
+    let (here, far) = (Machine::new(), Machine::new());
+    let config = far.tls(Clients::NotAsked, VERSIONS[0]);
+    let (came, comes) = channel();
+    let came = Mutex::new(came);
+    let port = listen(move |stream| {
+        // Whoever takes it holds it, and reads nothing.
+        let socket = admitted(encrypted(&config, stream));
+        came.lock().unwrap().send(socket).unwrap();
+    });
+    here.pins(&far, Some(&format!("127.0.0.1:{port}")));
+    let daemon = At { here, port };
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all("0123456789".repeat(1 << 20).as_bytes())
+        .unwrap();
+    let source = format!("@{}", file.path().display());
+    let child = pysh(&daemon, &["run", "work", &source]).spawn().unwrap();
+    let first = comes.recv_timeout(DEADLINE).unwrap();
+    ctrl_c(&child);
     let second = comes.recv_timeout(DEADLINE).unwrap();
     ctrl_c(&child);
     let (code, _, stderr) = end(child);
