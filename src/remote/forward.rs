@@ -34,10 +34,15 @@ pub(crate) async fn forward(
     let format = parsed.format;
     let repeats = may_repeat(&parsed);
     let request = parsed.request?;
-    let mut submit = match request {
-        Request::Submit(submit) => Some(with_key(submit, caller, key)),
-        _ => None,
-    };
+    let (mut submit, mut body) = (None, None);
+    match request {
+        Request::Submit(request) => submit = Some(with_key(request, caller, key)),
+        Request::New(request) if !request.options.implied.is_empty() => {
+            let options = request.options.for_elsewhere();
+            body = serde_json::to_string(&options).ok();
+        }
+        _ => {}
+    }
     let _room = remote.room().await;
     let mut told = Told::default();
     let mut first: Option<Duration> = None;
@@ -50,6 +55,7 @@ pub(crate) async fn forward(
         let asked = Asked {
             format,
             submit: this_time.as_ref(),
+            body: body.as_deref(),
             since: told.cursor(),
         };
         told.attempts += 1;

@@ -159,7 +159,7 @@ impl Routed {
         let session = self.session.as_ref().map_or("", |it| it.as_str());
         let (rest, body) = match asked.submit {
             Some(submit) => (submitted(submit), Some(submit.source.as_str())),
-            None => (untagged(&self.rest).to_owned(), self.body.as_deref()),
+            None => (untagged(&self.rest), asked.body.or(self.body.as_deref())),
         };
         let since = asked.since.as_ref();
         let since = since.map_or(String::new(), |cursor| format!(" --since={cursor}"));
@@ -177,6 +177,8 @@ pub(super) struct Asked<'a> {
     pub(super) format: ReplyFormat,
     /// A cell, with the options that it has this time.
     pub(super) submit: Option<&'a SubmitRequest>,
+    /// What stands for the body.
+    pub(super) body: Option<&'a str>,
     /// Where events go on.
     pub(super) since: Option<String>,
 }

@@ -16,6 +16,12 @@ READS = re.compile(
 SHOWN = {
     "pyctl/src/commands/identity.rs": (1, "whether a certificate is valid, which a clock decides"),
     "src/transport/remote.rs": (1, "whether a certificate is valid, which a clock decides"),
+    "src/listener/gate.rs": (1, "whether a client's certificate is valid"),
+    "src/network/keys.rs": (4, "which certificate is shown, and whether a client's is valid"),
+    "src/network/mod.rs": (1, "which certificate is shown"),
+    "src/remote/dial.rs": (1, "whether a server's certificate is valid"),
+    "src/remote/remote.rs": (1, "when a remote was tried"),
+    "src/remote/table.rs": (1, "a part of keys, where there is nothing random"),
     "src/access_log.rs": (2, "the time of a line"),
     "src/events.rs": (3, "the time of an event"),
     "src/host/cell.rs": (1, "the time of a record"),

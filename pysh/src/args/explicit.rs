@@ -26,7 +26,9 @@ pub(super) fn join_names(mut words: Vec<OsString>) -> Vec<OsString> {
     let (Some(remote), Some(session), true) = (name(verb + 1), name(verb + 2), known) else {
         return words;
     };
-    if session.as_str().starts_with('-') || session.as_str().parse::<CellId>().is_ok() {
+    let text = session.as_str();
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    if text.starts_with('-') || is_number || text.parse::<CellId>().is_ok() {
         return words;
     }
     words.splice(verb + 1..verb + 3, [format!("{remote}/{session}").into()]);
@@ -56,6 +58,7 @@ mod tests {
                 "pysh poll gpu/work 5f2c00000001",
             ),
             ("pysh poll work 5f2c00000001", "pysh poll work 5f2c00000001"),
+            ("pysh poll work 7", "pysh poll work 7"),
             ("pysh kill work", "pysh kill work"),
             ("pysh kill work --json", "pysh kill work --json"),
             ("pysh new gpu work --replace", "pysh new gpu/work --replace"),

@@ -1,9 +1,9 @@
 //! `pysh new NAME`.
 
 use pythond_protocol::limits::SessionLimits;
-use pythond_protocol::verbs::new::NewOptions;
+use pythond_protocol::verbs::new::{Implied, NewOptions};
 use pythond_protocol::{ExitCode, SessionPath};
-use pythond_transport::{Address, Client, ClientError};
+use pythond_transport::Address;
 
 use super::dispatch::{address, connect};
 use crate::args::NewArgs;
@@ -39,13 +39,10 @@ impl Place {
     }
 }
 
-/// The session will be another machine's.
-fn is_remote(client: &mut Client, name: &SessionPath) -> Result<bool, ClientError> {
-    if name.remote.is_some() {
-        return Ok(true);
-    }
-    let remotes = client.list()?.value.remotes;
-    Ok(remotes.iter().any(|remote| remote.name == name.session))
+/// The name is that of another machine's daemon.
+fn is_remote(name: &SessionPath, render: &Render) -> bool {
+    let list = connect(render).and_then(|mut client| Ok(client.list()?));
+    list.is_ok_and(|list| list.value.remotes.iter().any(|it| it.name == name.session))
 }
 
 pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
@@ -54,12 +51,14 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
         (None, Some(venv)) => Wish::Venv(venv),
         (None, None) => Wish::Default,
     };
-    let address = address()?;
-    let mut client = connect(render)?;
-    let elsewhere = matches!(address, Address::Tcp(_)) || is_remote(&mut client, &args.name)?;
+    let elsewhere = matches!(address()?, Address::Tcp(_)) || args.name.remote.is_some();
     let place = match elsewhere {
         true => Place::elsewhere(wish, args.cwd.as_deref())?,
-        false => Place::here(wish, args.cwd.as_deref())?,
+        false => match Place::here(wish, args.cwd.as_deref()) {
+            // What was typed is to be found there.
+            Err(_) if is_remote(&args.name, render) => Place::elsewhere(wish, args.cwd.as_deref())?,
+            found => found?,
+        },
     };
     let found = place.found;
     for venv in &found.foreign {
@@ -69,6 +68,13 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
         ));
     }
     let (python, python_reason) = found.interpreter.map(|it| (it.python, it.reason)).unzip();
+    // Of no use to another machine's daemon, should the name be one's.
+    let implied = [
+        (wish == Wish::Default, Implied::Python),
+        (args.cwd.is_none(), Implied::Cwd),
+    ];
+    let implied = implied.into_iter().filter(|(it, _)| *it && !elsewhere);
+    let implied = implied.map(|(_, field)| field).collect();
     let options = NewOptions {
         python,
         python_reason,
@@ -82,9 +88,10 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
             cpu_s: args.limits.cpu,
             cpu_weight: args.limits.cpu_weight,
         },
+        implied,
         replace: args.replace,
     };
-    let reply = client.create(&args.name, &options)?;
+    let reply = connect(render)?.create(&args.name, &options)?;
     if render.json {
         render.line(reply.json())?;
         return Ok(ExitCode::Success);

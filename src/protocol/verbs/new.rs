@@ -45,9 +45,38 @@ pub struct NewOptions {
         deserialize_with = "known_limits"
     )]
     pub limits: SessionLimits,
+    /// Fields that nobody typed: they follow from where the client is, and are left
+    /// out for a session of another machine.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub implied: Vec<Implied>,
     /// End a live session of this name first.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub replace: bool,
+}
+
+/// A field that nobody typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Implied {
+    /// `python` and `python_reason`.
+    Python,
+    /// `cwd`.
+    Cwd,
+}
+
+impl NewOptions {
+    /// The same for another machine.
+    #[must_use]
+    pub fn for_elsewhere(mut self) -> Self {
+        for field in std::mem::take(&mut self.implied) {
+            match field {
+                Implied::Python => (self.python, self.python_reason) = (None, None),
+                Implied::Cwd => self.cwd = None,
+            }
+        }
+        self
+    }
 }
 
 /// A misspelt limit must not be silently without effect.
@@ -102,7 +131,9 @@ pub(super) fn parse(frame: &Frame<'_>, mut header: Header<'_>) -> Result<NewRequ
                 crate::ErrorCode::Usage,
                 format!("the body of `new` is no valid JSON object: {error}"),
             )
-            .with_hint("fields are python, python_reason, cwd, env, preload, limits, replace")
+            .with_hint(
+                "fields are python, python_reason, cwd, env, preload, limits, implied, replace",
+            )
         })?,
     };
     options.replace |= replace;
