@@ -41,7 +41,7 @@ impl Place {
 
 /// The name is that of another machine's daemon.
 fn is_remote(name: &SessionPath, render: &Render) -> bool {
-    let list = connect(render).and_then(|mut client| Ok(client.list()?));
+    let list = connect(render).and_then(|mut client| client.list());
     list.is_ok_and(|list| list.value.remotes.iter().any(|it| it.name == name.session))
 }
 
