@@ -93,13 +93,12 @@ impl Gate {
             Some(client) => Source::Client(client.fingerprint()),
             None => Source::of(self.peer.ip()),
         };
-        if !self.network.penalties.hear(source) {
-            return Err(Refusal::TooManyTokens);
-        }
         let shown = request::token(headers).unwrap_or_default();
-        if !keys.token().matches(shown) {
-            self.network.penalties.wrong(source);
-            return Err(Refusal::WrongToken);
+        let knows_it = || keys.token().matches(shown);
+        match self.network.penalties.judge(source, knows_it) {
+            Some(true) => {}
+            Some(false) => return Err(Refusal::WrongToken),
+            None => return Err(Refusal::TooManyTokens),
         }
         let standing = self
             .network
