@@ -87,6 +87,8 @@ impl NetworkListener {
         context: &Arc<Context>,
         tracker: &TaskTracker,
     ) {
+        // One word for an IPv4 address, also where it comes by a socket of IPv6.
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let peer = Peer::Network {
             address,
             is_encrypted: self.is_encrypted,
