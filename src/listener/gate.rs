@@ -78,6 +78,9 @@ impl Gate {
         if request::is_of_web_page(headers) {
             return Err(Refusal::WebPage);
         }
+        if !request::has_host(headers) {
+            return Err(Refusal::NoHost);
+        }
         if self.is_loopback && !request::is_for_loopback(headers) {
             return Err(Refusal::OtherHost);
         }
