@@ -6,12 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pythond_identity::Certificate;
-use pythond_tls::server::presented;
+use pythond_tls::server::{presented, why};
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::handshake::server::Request;
 
 use super::request::{self, Refusal};
-use super::stream::broken;
 use super::{LINGER, Stream};
 use crate::network::Network;
 use crate::network::keys::Standing;
@@ -65,7 +64,7 @@ impl Gate {
         let accepting = TlsAcceptor::from(keys.config()).accept(stream);
         let stream = accepting.await.map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => "tls: the client went".to_owned(),
-            _ => format!("tls: {}", broken(&error)),
+            _ => format!("tls: {}", why(&error)),
         })?;
         let chain = stream.get_ref().1.peer_certificates();
         let client = presented(chain.unwrap_or_default()).map_err(|error| error.to_string())?;
