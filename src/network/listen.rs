@@ -179,6 +179,29 @@ pub(crate) fn listen(
     sockets.collect()
 }
 
+/// Takes over the sockets of the daemon before, and listens on what it did not. If
+/// that is not possible any more (a name has another address, or none), its sockets
+/// stay as they are: a daemon that has sessions goes on.
+///
+/// # Errors
+/// If a socket is none.
+pub(crate) fn take_over(
+    addresses: &[ListenAddress],
+    inherited: Vec<TcpListener>,
+) -> std::io::Result<(Vec<Listening>, Option<ListenError>)> {
+    let copies = inherited.iter().map(TcpListener::try_clone);
+    match listen(addresses, copies.collect::<Result<_, _>>()?) {
+        Ok(listening) => Ok((listening, None)),
+        Err(error) => {
+            let as_they_are = inherited.into_iter().map(|socket| {
+                let address = socket.local_addr()?;
+                Ok(Listening { socket, address })
+            });
+            Ok((as_they_are.collect::<std::io::Result<_>>()?, Some(error)))
+        }
+    }
+}
+
 fn bind(address: SocketAddr, v6_only: bool) -> std::io::Result<TcpListener> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
@@ -299,6 +322,12 @@ mod tests {
             before = sockets(listen(&mixed, before).unwrap());
             assert_eq!(ports(&before), wanted);
         }
+        // What cannot be listened on any more is told, and all that there was stays.
+        let gone = ["192.0.2.1:0", "127.0.0.1:0"].map(|text| text.parse().unwrap());
+        let (kept, error) = take_over(&gone, before).unwrap();
+        assert!(error.is_some());
+        before = sockets(kept);
+        assert_eq!(ports(&before), wanted);
         drop(before);
         assert_eq!(listen(&both, Vec::new()).unwrap().len(), 2);
     }
