@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import socket
 import ssl
@@ -193,3 +194,45 @@ def many(server: Server, count: int, *, tls: bool = False) -> Iterator[list[sock
     finally:
         for stream in held:
             stream.close()
+
+
+def made_by_openssl(
+    folder: Path,
+    *,
+    since: str = "20200101000000Z",
+    until: str = "20990101000000Z",
+    authority: bool = False,
+) -> ssl.SSLContext:
+    """What shows a client's certificate that `pyctl cert` would not make.
+
+    It is in `folder`, as `cert.pem` and `key.pem`; no server is verified.
+    """
+    folder.mkdir()
+    (folder / "db").touch()
+    (folder / "serial").write_text("01\n")
+    (folder / "config").write_text(
+        "[ca]\ndefault_ca=c\n[c]\ndatabase=db\nserial=serial\nnew_certs_dir=.\n"
+        "default_md=sha256\npolicy=p\nx509_extensions=e\n[p]\ncommonName=supplied\n"
+        f"[e]\nbasicConstraints=critical,CA:{str(authority).upper()}\n"
+    )
+    request = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    request += ["-keyout", "key.pem", "-subj", "/CN=client", "-out", "request.pem"]
+    signed = ["ca", "-batch", "-notext", "-selfsign", "-config", "config", "-in", "request.pem"]
+    signed += ["-keyfile", "key.pem", "-out", "cert.pem", "-startdate", since, "-enddate", until]
+    for words in (request, signed):
+        done = subprocess.run(
+            ["openssl", *words], cwd=folder, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+def fingerprint(certificate: Path) -> str:
+    """A certificate's fingerprint, as published versions write it into a file."""
+    der = ssl.PEM_cert_to_DER_cert(certificate.read_text())
+    digits = hashlib.sha256(der).hexdigest().upper()
+    return ":".join(digits[at : at + 2] for at in range(0, len(digits), 2))
