@@ -79,7 +79,7 @@ class Bystander:
 
     def _ask(self) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.wait(0.005):
                 began = time.monotonic()
                 assert self.session.out("1 + 1") == "2\n"
                 assert self.far.ask(f"run {self.session.name}\n2 + 2") == "4"
@@ -164,7 +164,8 @@ def test_strangers_that_keep_coming_keep_nobody_out(small: Server) -> None:
             flooder.start()
         try:
             for _ in range(20):
-                assert session.name in small.ask("ls")
+                # Whoever floods makes room for others, also for the machine's owner.
+                assert session.name in small.ask("ls", source="127.0.0.3")
                 assert session.name in daemon.ask("ls")
         finally:
             stop.set()
