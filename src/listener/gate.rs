@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use pythond_identity::Certificate;
 use pythond_tls::server::{presented, why};
+use rustix::net::sockopt;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::handshake::server::Request;
 
@@ -66,6 +67,9 @@ impl Gate {
             ErrorKind::UnexpectedEof => "tls: the client went".to_owned(),
             _ => format!("tls: {}", why(&error)),
         })?;
+        // The client's last words are answered by no word of ours: one that holds its
+        // request back until they are acknowledged (Nagle) would wait 40 ms for that.
+        let _ = sockopt::set_tcp_quickack(stream.get_ref().0, true);
         let chain = stream.get_ref().1.peer_certificates();
         let client = presented(chain.unwrap_or_default()).map_err(|error| error.to_string())?;
         Ok((Stream::Tls(Box::new(stream)), client))
