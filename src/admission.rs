@@ -1,12 +1,19 @@
 //! How many connections there may be at a time, and which of them make room
 //! for a newcomer. Counts descriptors; knows neither sockets nor verbs.
+//!
+//! Whoever floods us makes room itself: of those that have not finished their
+//! handshake the one goes that comes from where most of them come from. Processes
+//! on this machine go only if they are more than all from networks.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Resource;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use crate::network::penalties::Source;
 
 /// Descriptors that no connection gets: what the daemon always has open, and
 /// what it opens for a moment (files, new lanes, processes that it starts).
@@ -54,8 +61,9 @@ struct Table {
     /// Those of them that were told to make room.
     leaving: usize,
     next: u64,
-    /// In the middle of their handshake, the oldest first.
-    strangers: BTreeMap<u64, CancellationToken>,
+    /// In the middle of their handshake, by where they come from: none is this
+    /// machine. The oldest first, and no place without any.
+    strangers: HashMap<Option<Source>, BTreeMap<u64, CancellationToken>>,
     /// Those that have not sent a command yet, the oldest first.
     silent: BTreeMap<u64, CancellationToken>,
 }
@@ -77,6 +85,7 @@ pub(crate) struct Admission {
 pub(crate) struct Place {
     admission: Arc<Admission>,
     number: u64,
+    source: Option<Source>,
     makes_room: CancellationToken,
 }
 
@@ -100,10 +109,11 @@ impl Admission {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a newcomer, beside this many lanes. If there is none left,
-    /// the oldest connection that has not finished its handshake makes room,
-    /// then the oldest that has never sent a command. None if all have.
-    pub(crate) fn enter(self: &Arc<Self>, lanes: usize) -> Option<Place> {
+    /// A place for a newcomer from a network, or from this machine, beside this many
+    /// lanes. If there is none left, a connection makes room that has not finished
+    /// its handshake, then the oldest that has never sent a command. None if all
+    /// have.
+    pub(crate) fn enter(self: &Arc<Self>, lanes: usize, source: Option<Source>) -> Option<Place> {
         let most = connections_within(self.open_files, lanes, self.most);
         let mut table = self.table();
         if table.open - table.leaving >= most && !table.make_room() {
@@ -113,10 +123,12 @@ impl Admission {
         table.next += 1;
         table.open += 1;
         let makes_room = CancellationToken::new();
-        table.strangers.insert(number, makes_room.clone());
+        let others = table.strangers.entry(source).or_default();
+        others.insert(number, makes_room.clone());
         Some(Place {
             admission: Arc::clone(self),
             number,
+            source,
             makes_room,
         })
     }
@@ -152,15 +164,41 @@ impl Admission {
 impl Table {
     fn make_room(&mut self) -> bool {
         let oldest = self
-            .strangers
-            .pop_first()
-            .or_else(|| self.silent.pop_first());
-        let Some((_, makes_room)) = oldest else {
+            .stranger_to_go()
+            .or_else(|| self.silent.pop_first().map(|(_, makes_room)| makes_room));
+        let Some(makes_room) = oldest else {
             return false;
         };
         self.leaving += 1;
         makes_room.cancel();
         true
+    }
+
+    fn stranger_to_go(&mut self) -> Option<CancellationToken> {
+        let here = self.strangers.get(&None).map_or(0, BTreeMap::len);
+        let all: usize = self.strangers.values().map(BTreeMap::len).sum();
+        let source = if here > all - here {
+            None
+        } else {
+            let networks = self.strangers.iter().filter(|(source, _)| source.is_some());
+            let most = networks
+                .max_by_key(|(_, places)| (places.len(), Reverse(places.keys().next().copied())));
+            *most?.0
+        };
+        let (number, makes_room) = self.strangers.get(&source)?.first_key_value()?;
+        let (number, makes_room) = (*number, makes_room.clone());
+        self.no_stranger(source, number);
+        Some(makes_room)
+    }
+
+    /// This one is no stranger any more.
+    fn no_stranger(&mut self, source: Option<Source>, number: u64) -> Option<CancellationToken> {
+        let places = self.strangers.get_mut(&source)?;
+        let makes_room = places.remove(&number);
+        if places.is_empty() {
+            self.strangers.remove(&source);
+        }
+        makes_room
     }
 }
 
@@ -168,7 +206,7 @@ impl Place {
     /// The handshake is done.
     pub(crate) fn introduced(&self) {
         let mut table = self.admission.table();
-        if let Some(makes_room) = table.strangers.remove(&self.number) {
+        if let Some(makes_room) = table.no_stranger(self.source, self.number) {
             table.silent.insert(self.number, makes_room);
         }
     }
@@ -191,7 +229,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut table = self.admission.table();
         table.open -= 1;
-        table.strangers.remove(&self.number);
+        table.no_stranger(self.source, self.number);
         table.silent.remove(&self.number);
         if self.makes_room.is_cancelled() {
             table.leaving -= 1;
@@ -216,11 +254,13 @@ mod tests {
         let admission = Admission::within(128, MOST);
         let most = connections_within(128, 10, MOST);
         assert_eq!(most, 128 - 64 - 10);
-        let mut places: Vec<_> = (0..most).map(|_| admission.enter(10).unwrap()).collect();
+        let mut places: Vec<_> = (0..most)
+            .map(|_| admission.enter(10, None).unwrap())
+            .collect();
         places[0].introduced();
         places[0].established();
         places[1].introduced();
-        let newcomer = admission.enter(10).unwrap();
+        let newcomer = admission.enter(10, None).unwrap();
         assert_eq!(
             [0, 1, 2, 3].map(|at| told(&places[at])),
             [false, false, true, false]
@@ -232,13 +272,55 @@ mod tests {
         newcomer.introduced();
         newcomer.established();
         // Nobody is left in a handshake: the silent one goes.
-        let next = admission.enter(10).unwrap();
+        let next = admission.enter(10, None).unwrap();
         assert!(told(&places[1]) && !told(&places[0]));
         next.introduced();
         next.established();
-        assert!(admission.enter(10).is_none());
+        assert!(admission.enter(10, None).is_none());
         places.clear();
-        assert!(admission.enter(10).is_some());
+        assert!(admission.enter(10, None).is_some());
+    }
+
+    fn source(text: &str) -> Option<Source> {
+        Some(Source::of(text.parse().unwrap()))
+    }
+
+    #[test]
+    fn whoever_floods_makes_room_and_nobody_else() {
+        let admission = Admission::within(128, MOST);
+        let others = [None, source("10.0.0.6"), source("2001:db8::1"), None];
+        let others = others.map(|from| admission.enter(10, from).unwrap());
+        let flooder = source("10.0.0.5");
+        let mut flood: Vec<_> = (0..1000)
+            .map(|_| admission.enter(10, flooder).unwrap())
+            .collect();
+        assert!(others.iter().all(|other| !told(other)));
+        assert!(told(&flood[0]) && !told(&flood[999]));
+        // The oldest of them first.
+        let gone = flood.iter().filter(|place| told(place)).count();
+        assert!(flood[..gone].iter().all(told));
+        flood.clear();
+        // Many sources that have one each: the oldest goes, but none of this machine.
+        let crowd: Vec<_> = (0..1000_u32)
+            .map(|number| admission.enter(10, Some(Source::V4(number.to_be_bytes()))))
+            .collect();
+        assert!(crowd.iter().all(Option::is_some));
+        assert_eq!(others.each_ref().map(told), [false, true, true, false]);
+    }
+
+    #[test]
+    fn a_flood_of_this_machine_makes_room_for_others() {
+        let admission = Admission::within(128, MOST);
+        let far = admission.enter(10, source("10.0.0.6")).unwrap();
+        let flood: Vec<_> = (0..200)
+            .map(|_| admission.enter(10, None).unwrap())
+            .collect();
+        assert!(!told(&far));
+        assert!(told(&flood[0]));
+        drop(flood);
+        assert_eq!(admission.table().strangers.len(), 1);
+        drop(far);
+        assert!(admission.table().strangers.is_empty());
     }
 
     #[test]

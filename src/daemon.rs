@@ -14,7 +14,7 @@ use pythond_private_fs::{
 };
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::stop::StopRequest;
-use pythond_tls::server::KeysError;
+use pythond_tls::server::{KeysError, ServerKeys};
 use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -34,8 +34,8 @@ use crate::hosts::Hosts;
 use crate::listener::{BACKLOG, Entrance, Listeners, NetworkListener, UnixListener};
 use crate::log::Log;
 use crate::log_file::LogFile;
-use crate::network::listen::{ListenError, Listening, listen};
-use crate::network::{self, Network};
+use crate::network::listen::{ListenError, Listening, listen, take_over};
+use crate::network::{self, Network, keys};
 use crate::registry::Registry;
 use crate::remote::Remotes;
 use crate::session::EndReason;
@@ -118,9 +118,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         socket,
         activated,
         network: listening,
+        keys,
+        trouble,
     } = claim(&config)?;
     let open_files = raise_open_files();
     let log = open_log(&config, &dir)?;
+    if let Some(trouble) = trouble {
+        log.note(&format!(
+            "WARN: {trouble}; what was listened on is as it was"
+        ));
+    }
     let mut signals = Signals::new()?;
     let (orphans_in, orphans) = mpsc::unbounded_channel();
     let entrance = Entrance::new(config.limits, log.clone());
@@ -132,10 +139,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         network: Vec::new(),
         entrance,
     };
-    let network = match listening.is_empty() {
-        true => None,
-        false => Some(Network::load(config.home.clone(), log.clone())?),
-    };
+    let network = keys.map(|read| Network::new(config.home.clone(), read, log.clone()));
     if let Some(network) = &network {
         for listening in listening {
             let (network, entrance) = (Arc::clone(network), Arc::clone(&listeners.entrance));
@@ -242,6 +246,10 @@ struct Claim {
     activated: bool,
     /// Sockets that other machines can reach.
     network: Vec<Listening>,
+    /// What says who may come in there, if anybody may.
+    keys: Option<Result<ServerKeys, KeysError>>,
+    /// Why not all is listened on that should be.
+    trouble: Option<String>,
 }
 
 /// Takes the lock and the socket, or says who has them.
@@ -260,17 +268,28 @@ fn claim(config: &Config) -> Result<Claim, DaemonError> {
     if config.inherit {
         let failed = DaemonError::system("take over the socket in our standard input");
         let (socket, inherited) = handover::inherited_sockets(path).map_err(failed)?;
-        let activated = config.activated;
+        let failed = DaemonError::system("take over the sockets that others can reach");
+        let (network, error) = take_over(&config.listen.listen, inherited).map_err(failed)?;
         return Ok(Claim {
             dir,
             lock,
             socket,
-            activated,
-            network: listen(&config.listen.listen, inherited)?,
+            activated: config.activated,
+            // Sessions wait for us: what cannot be read lets nobody in until it can.
+            keys: (!network.is_empty()).then(|| keys::read(&config.home)),
+            network,
+            trouble: error.map(|error| chain(&error)),
         });
     }
     let failed = DaemonError::system("take the socket of the service manager");
     let network = listen(&config.listen.listen, Vec::new())?;
+    // Before anybody can connect: whoever waits for our socket takes it for a start
+    // that went well.
+    let keys = match network.is_empty() {
+        true => None,
+        false => Some(Ok(keys::read(&config.home)?)),
+    };
+    let trouble = None;
     if let Some(socket) = supervisor::socket_for(path, BACKLOG).map_err(failed)? {
         let activated = true;
         return Ok(Claim {
@@ -279,6 +298,8 @@ fn claim(config: &Config) -> Result<Claim, DaemonError> {
             socket,
             activated,
             network,
+            keys,
+            trouble,
         });
     }
     match connect_at_nonblocking(path) {
@@ -303,6 +324,8 @@ fn claim(config: &Config) -> Result<Claim, DaemonError> {
         socket,
         activated,
         network,
+        keys,
+        trouble,
     })
 }
 

@@ -175,6 +175,8 @@ class TestDaemon:
         self.environment.update(HOME=str(self.home), PYTHOND_SOCK=str(self.socket), **env)
         # Words before the daemon's own, of a program that executes the rest.
         self.wrapper: list[str] = []
+        # The daemon's own.
+        self.arguments: list[str] = []
         self.process: subprocess.Popen | None = None
         self.log = self.root / "daemon.log"
         self._names = 0
@@ -186,11 +188,23 @@ class TestDaemon:
         self.wrapper = ["sh", "-c", f'ulimit {option} {value} && exec "$@"', "sh"]
         return self
 
+    def listen(self, *addresses: str, tls: bool = False) -> TestDaemon:
+        """Let the daemon listen for other machines, on a port of loopback if nothing is said."""
+        self.arguments = [f"--listen={address}" for address in addresses or ["127.0.0.1:0"]]
+        self.arguments += ["--tls"] if tls else []
+        return self
+
     def spawn(self, *arguments: str, **env: str) -> subprocess.Popen:
         """Start `pythond daemon` and do not wait."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [*self.wrapper, str(self.binaries / "pythond"), "daemon", *arguments],
+                [
+                    *self.wrapper,
+                    str(self.binaries / "pythond"),
+                    "daemon",
+                    *self.arguments,
+                    *arguments,
+                ],
                 env={**self.environment, **env},
                 cwd=self.work,
                 stdin=subprocess.DEVNULL,

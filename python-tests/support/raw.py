@@ -45,12 +45,39 @@ def head(stream: socket.socket) -> bytes:
     return answer
 
 
-def shake(stream: socket.socket) -> bytes:
+def shake(stream: socket.socket, request: bytes = REQUEST) -> bytes:
     """Ask for the upgrade and return the answer."""
     # What was answered before it was sent can still be read.
     with contextlib.suppress(ConnectionError):
-        stream.sendall(REQUEST)
+        stream.sendall(request)
     return head(stream)
+
+
+def request_with(*lines: str | bytes, host: str | None = "localhost") -> bytes:
+    """The request for the upgrade with other lines in its head."""
+    request = REQUEST.replace(b"Host: localhost\r\n", f"Host: {host}\r\n".encode() if host else b"")
+    more = [line if isinstance(line, bytes) else line.encode() for line in lines]
+    return request.removesuffix(b"\r\n") + b"".join(line + b"\r\n" for line in more) + b"\r\n"
+
+
+def message(stream: socket.socket) -> tuple[int, bytes]:
+    """Read one unmasked frame: its first byte and what it holds."""
+
+    def exactly(count: int) -> bytes:
+        got = b""
+        while len(got) < count:
+            more = stream.recv(count - len(got))
+            if not more:
+                raise ConnectionError("the other end closed")
+            got += more
+        return got
+
+    first, length = exactly(2)
+    if length == 126:
+        (length,) = struct.unpack(">H", exactly(2))
+    elif length == 127:
+        (length,) = struct.unpack(">Q", exactly(8))
+    return first, exactly(length)
 
 
 def frame(payload: bytes, first: int = 0x81, *, masked: bool = True) -> bytes:

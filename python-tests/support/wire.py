@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from websockets.protocol import State
-from websockets.sync.client import ClientConnection, unix_connect
+from websockets.sync.client import ClientConnection, connect, unix_connect
 
 
 class Wire:
     """One connection. Ask a frame, get the text that answers it."""
 
     def __init__(self, socket: str | Path, **options: Any) -> None:
+        self._open(unix_connect, str(socket), uri="ws://localhost/", **options)
+
+    @classmethod
+    def over(cls, stream: socket.socket, uri: str, **options: Any) -> Wire:
+        """One over a connection that is there; `uri` says whether by TLS."""
+        wire = cls.__new__(cls)
+        wire._open(connect, uri, sock=stream, **options)
+        return wire
+
+    def _open(self, opens: Callable[..., ClientConnection], *words: Any, **options: Any) -> None:
         options.setdefault("compression", None)
         options.setdefault("max_size", None)
         options.setdefault("ping_interval", None)
         # Newer releases of the library give a connection only inside a context.
-        self.socket: ClientConnection = unix_connect(
-            str(socket), uri="ws://localhost/", open_timeout=20, **options
-        ).__enter__()
+        self.socket: ClientConnection = opens(*words, open_timeout=20, **options).__enter__()
 
     def __enter__(self) -> Wire:
         return self

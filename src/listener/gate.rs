@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pythond_identity::Certificate;
-use pythond_tls::server::presented;
+use pythond_tls::server::{presented, why};
+use rustix::net::sockopt;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::handshake::server::Request;
 
 use super::request::{self, Refusal};
-use super::stream::broken;
 use super::{LINGER, Stream};
 use crate::network::Network;
 use crate::network::keys::Standing;
@@ -65,8 +65,11 @@ impl Gate {
         let accepting = TlsAcceptor::from(keys.config()).accept(stream);
         let stream = accepting.await.map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => "tls: the client went".to_owned(),
-            _ => format!("tls: {}", broken(&error)),
+            _ => format!("tls: {}", why(&error)),
         })?;
+        // The client's last words are answered by no word of ours: one that holds its
+        // request back until they are acknowledged (Nagle) would wait 40 ms for that.
+        let _ = sockopt::set_tcp_quickack(stream.get_ref().0, true);
         let chain = stream.get_ref().1.peer_certificates();
         let client = presented(chain.unwrap_or_default()).map_err(|error| error.to_string())?;
         Ok((Stream::Tls(Box::new(stream)), client))
@@ -77,6 +80,9 @@ impl Gate {
         let headers = request.headers();
         if request::is_of_web_page(headers) {
             return Err(Refusal::WebPage);
+        }
+        if !request::has_host(headers) {
+            return Err(Refusal::NoHost);
         }
         if self.is_loopback && !request::is_for_loopback(headers) {
             return Err(Refusal::OtherHost);
@@ -93,13 +99,12 @@ impl Gate {
             Some(client) => Source::Client(client.fingerprint()),
             None => Source::of(self.peer.ip()),
         };
-        if !self.network.penalties.hear(source) {
-            return Err(Refusal::TooManyTokens);
-        }
         let shown = request::token(headers).unwrap_or_default();
-        if !keys.token().matches(shown) {
-            self.network.penalties.wrong(source);
-            return Err(Refusal::WrongToken);
+        let knows_it = || keys.token().matches(shown);
+        match self.network.penalties.judge(source, knows_it) {
+            Some(true) => {}
+            Some(false) => return Err(Refusal::WrongToken),
+            None => return Err(Refusal::TooManyTokens),
         }
         let standing = self
             .network

@@ -27,6 +27,7 @@ use crate::daemon_limits::DaemonLimits;
 use crate::handlers::Context;
 use crate::lane_io;
 use crate::log::Log;
+use crate::network::penalties::Source;
 use crate::peer::Peer;
 
 pub(crate) use stream::Stream;
@@ -168,9 +169,10 @@ impl Entrance {
         AccessLog::new(self.log.clone(), number, peer)
     }
 
-    /// A place for a newcomer; none if it has to go.
-    fn place(&self, access: &mut AccessLog) -> Option<Place> {
-        let place = self.admission.enter(lane_io::open_lanes());
+    /// A place for a newcomer from a network, or from this machine; none if it has to
+    /// go.
+    fn place(&self, access: &mut AccessLog, source: Option<Source>) -> Option<Place> {
+        let place = self.admission.enter(lane_io::open_lanes(), source);
         if place.is_none() {
             self.reject(access, "connect", "busy");
         }

@@ -11,6 +11,8 @@ const SUBPROTOCOLS: [&str; 3] = ["pythond.1", "pythond.0.4", "pythond.0.3"];
 pub(super) enum Refusal {
     /// Browsers send an `Origin`, and no page may talk to us.
     WebPage,
+    /// It does not say, or says twice, for which host it is meant (RFC 9112, 3.2).
+    NoHost,
     /// It is meant for another host, as that of a page is which had its name
     /// changed to this machine's address.
     OtherHost,
@@ -29,6 +31,7 @@ impl Refusal {
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::WebPage => "origin",
+            Self::NoHost => "no-host",
             Self::OtherHost => "host",
             Self::NeedsTls => "no-certificate",
             Self::TooManyTokens => "too-many-tokens",
@@ -39,6 +42,7 @@ impl Refusal {
 
     fn status(self) -> StatusCode {
         match self {
+            Self::NoHost => StatusCode::BAD_REQUEST,
             Self::WebPage | Self::OtherHost | Self::NeedsTls => StatusCode::FORBIDDEN,
             Self::TooManyTokens => StatusCode::TOO_MANY_REQUESTS,
             Self::WrongToken => StatusCode::UNAUTHORIZED,
@@ -49,6 +53,7 @@ impl Refusal {
     fn words(self) -> &'static str {
         match self {
             Self::WebPage => "no requests from web pages\n",
+            Self::NoHost => "a request has one Host\n",
             Self::OtherHost => "no requests for this host; use localhost\n",
             Self::NeedsTls => "a client certificate is needed; use TLS\n",
             Self::TooManyTokens => "too many wrong tokens; try again later\n",
@@ -118,6 +123,11 @@ pub(super) fn token(headers: &HeaderMap) -> Option<&[u8]> {
     scheme
         .eq_ignore_ascii_case(SCHEME)
         .then(|| token.trim_ascii())
+}
+
+/// Whether a request says once for which host it is meant.
+pub(super) fn has_host(headers: &HeaderMap) -> bool {
+    single(headers, &header::HOST).is_some_and(|host| !host.is_empty())
 }
 
 /// Whether a request is meant for this machine by one of the names that it has for

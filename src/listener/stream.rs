@@ -1,6 +1,6 @@
 //! The bytes of a connection, however they come.
 
-use std::io::{Error, ErrorKind, Result};
+use std::io::{ErrorKind, Result};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -103,13 +103,5 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
         forward!(self, poll_shutdown, context)
-    }
-}
-
-/// An error in words that name its cause.
-pub(super) fn broken(error: &Error) -> String {
-    match error.get_ref() {
-        Some(inner) => inner.to_string(),
-        None => error.to_string(),
     }
 }

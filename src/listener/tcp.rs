@@ -13,6 +13,7 @@ use super::{Entrance, Stream};
 use crate::handlers::Context;
 use crate::network::Network;
 use crate::network::listen::{Listening, is_loopback, prepare};
+use crate::network::penalties::Source;
 use crate::peer::Peer;
 
 /// A socket that other machines can reach.
@@ -87,6 +88,8 @@ impl NetworkListener {
         context: &Arc<Context>,
         tracker: &TaskTracker,
     ) {
+        // One word for an IPv4 address, also where it comes by a socket of IPv6.
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let peer = Peer::Network {
             address,
             is_encrypted: self.is_encrypted,
@@ -103,7 +106,8 @@ impl NetworkListener {
             is_encrypted: self.is_encrypted,
             is_loopback: is_loopback(self.address.ip()),
         };
-        let Some(place) = self.entrance.place(&mut access) else {
+        let source = Some(Source::of(address.ip()));
+        let Some(place) = self.entrance.place(&mut access, source) else {
             self.entrance.turn_away(stream, Some(gate), tracker);
             return;
         };

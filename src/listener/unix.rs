@@ -101,7 +101,7 @@ impl UnixListener {
             return;
         }
         let stream = Stream::Unix(stream);
-        let Some(place) = self.entrance.place(&mut access) else {
+        let Some(place) = self.entrance.place(&mut access, None) else {
             self.entrance.turn_away(stream, None, tracker);
             return;
         };

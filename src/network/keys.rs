@@ -1,7 +1,7 @@
 //! Who may come in from a network, as the files are now: read again within half a
 //! second of every change.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,22 @@ const LOOK: Duration = Duration::from_millis(400);
 
 /// What is known now: the keys, or why nobody is let in.
 pub(crate) type Current = Result<Arc<ServerKeys>, Arc<str>>;
+
+/// Reads them as they are now.
+///
+/// # Errors
+/// [`KeysError`]: nobody may be let in then.
+pub(crate) fn read(home: &Path) -> Result<ServerKeys, KeysError> {
+    ServerKeys::load(&Store::open(home)?, UnixTime::now())
+}
+
+fn current(read: Result<ServerKeys, KeysError>) -> Current {
+    read.map(Arc::new).map_err(|error| chain(&error).into())
+}
+
+fn tell_closed(log: &Log, why: &str) {
+    log.note(&format!("WARN: nobody is let in from a network: {why}"));
+}
 
 /// The keys, and whoever waits for them to change.
 pub(crate) struct Keys {
@@ -37,14 +53,14 @@ pub(crate) enum Dismissed {
 }
 
 impl Keys {
-    /// Reads them for the first time.
-    ///
-    /// # Errors
-    /// [`KeysError`]: nothing should listen then.
-    pub(crate) fn load(home: PathBuf, log: Log) -> Result<Self, KeysError> {
-        let keys = ServerKeys::load(&Store::open(&home)?, UnixTime::now())?;
-        let (current, _) = watch::channel(Ok(Arc::new(keys)));
-        Ok(Self { home, current, log })
+    /// Begins with what was read below this home, and says so if that lets nobody in.
+    pub(crate) fn new(home: PathBuf, read: Result<ServerKeys, KeysError>, log: Log) -> Self {
+        let read = current(read);
+        if let Err(why) = &read {
+            tell_closed(&log, why);
+        }
+        let (current, _) = watch::channel(read);
+        Self { home, current, log }
     }
 
     /// What is known now.
@@ -68,18 +84,10 @@ impl Keys {
     }
 
     fn read_again(&self) {
-        let read = Store::open(&self.home)
-            .map_err(KeysError::from)
-            .and_then(|store| ServerKeys::load(&store, UnixTime::now()));
-        let read: Current = match read {
-            Ok(keys) => Ok(Arc::new(keys)),
-            Err(error) => Err(chain(&error).into()),
-        };
+        let read = current(read(&self.home));
         let before = self.current();
         match (&before, &read) {
-            (Ok(_), Err(why)) => self
-                .log
-                .note(&format!("WARN: nobody is let in from a network: {why}")),
+            (Ok(_), Err(why)) => tell_closed(&self.log, why),
             (Err(_), Ok(_)) => self.log.note("clients are let in from networks again"),
             _ => {}
         }

@@ -157,7 +157,10 @@ pub(crate) fn listen(
         let is_v4 = |other: &SocketAddr| other.is_ipv4() && other.port() == port;
         wanted.iter().any(is_v4)
     };
-    let sockets = wanted.iter().map(|address| {
+    // Ports that were said come first: an inherited socket that has one is not taken
+    // for one that the system chose.
+    let (chosen, said): (Vec<_>, Vec<_>) = wanted.iter().partition(|address| address.port() == 0);
+    let sockets = said.into_iter().chain(chosen).map(|address: &SocketAddr| {
         let is_it = |socket: &TcpListener| {
             let bound = socket.local_addr();
             bound.is_ok_and(|bound| {
@@ -165,7 +168,7 @@ pub(crate) fn listen(
             })
         };
         let socket = match inherited.iter().position(is_it) {
-            Some(at) => Ok(inherited.swap_remove(at)),
+            Some(at) => Ok(inherited.remove(at)),
             None => bind(*address, listens_on_v4(address.port())),
         };
         let address = *address;
@@ -174,6 +177,29 @@ pub(crate) fn listen(
         Ok(Listening { socket, address })
     });
     sockets.collect()
+}
+
+/// Takes over the sockets of the daemon before, and listens on what it did not. If
+/// that is not possible any more (a name has another address, or none), its sockets
+/// stay as they are: a daemon that has sessions goes on.
+///
+/// # Errors
+/// If a socket is none.
+pub(crate) fn take_over(
+    addresses: &[ListenAddress],
+    inherited: Vec<TcpListener>,
+) -> std::io::Result<(Vec<Listening>, Option<ListenError>)> {
+    let copies = inherited.iter().map(TcpListener::try_clone);
+    match listen(addresses, copies.collect::<Result<_, _>>()?) {
+        Ok(listening) => Ok((listening, None)),
+        Err(error) => {
+            let as_they_are = inherited.into_iter().map(|socket| {
+                let address = socket.local_addr()?;
+                Ok(Listening { socket, address })
+            });
+            Ok((as_they_are.collect::<std::io::Result<_>>()?, Some(error)))
+        }
+    }
 }
 
 fn bind(address: SocketAddr, v6_only: bool) -> std::io::Result<TcpListener> {
@@ -278,6 +304,31 @@ mod tests {
         let again = listen(&[first], sockets).unwrap();
         assert_eq!(again[0].address.port(), port);
         drop(again);
+        let mixed = ["127.0.0.1:0", "127.0.0.2:0"].map(|text| text.parse().unwrap());
+        let mixed = [&mixed[..], &[format!("127.0.0.2:{port}").parse().unwrap()]].concat();
+        let sockets = |listening: Vec<Listening>| -> Vec<TcpListener> {
+            listening.into_iter().map(|one| one.socket).collect()
+        };
+        let mut before = sockets(listen(&mixed, Vec::new()).unwrap());
+        let ports = |sockets: &[TcpListener]| -> BTreeSet<SocketAddr> {
+            sockets
+                .iter()
+                .map(|one| one.local_addr().unwrap())
+                .collect()
+        };
+        let wanted = ports(&before);
+        for _ in 0..3 {
+            before.rotate_left(1);
+            before = sockets(listen(&mixed, before).unwrap());
+            assert_eq!(ports(&before), wanted);
+        }
+        // What cannot be listened on any more is told, and all that there was stays.
+        let gone = ["192.0.2.1:0", "127.0.0.1:0"].map(|text| text.parse().unwrap());
+        let (kept, error) = take_over(&gone, before).unwrap();
+        assert!(error.is_some());
+        before = sockets(kept);
+        assert_eq!(ports(&before), wanted);
+        drop(before);
         assert_eq!(listen(&both, Vec::new()).unwrap().len(), 2);
     }
 }

@@ -9,7 +9,6 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pythond_identity::{Store, UnixTime};
 use pythond_tls::server::{KeysError, ServerKeys};
 
 use self::keys::Keys;
@@ -23,15 +22,12 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Reads the keys below this home.
-    ///
-    /// # Errors
-    /// [`KeysError`]: nothing should listen then.
-    pub(crate) fn load(home: PathBuf, log: Log) -> Result<Arc<Self>, KeysError> {
-        Ok(Arc::new(Self {
-            keys: Keys::load(home, log)?,
+    /// Begins with what was read below this home.
+    pub(crate) fn new(home: PathBuf, read: Result<ServerKeys, KeysError>, log: Log) -> Arc<Self> {
+        Arc::new(Self {
+            keys: Keys::new(home, read, log),
             penalties: Penalties::default(),
-        }))
+        })
     }
 }
 
@@ -41,7 +37,7 @@ impl Network {
 /// # Errors
 /// [`KeysError`].
 pub fn print_secrets(home: &Path) -> Result<(), KeysError> {
-    let keys = ServerKeys::load(&Store::open(home)?, UnixTime::now())?;
+    let keys = keys::read(home)?;
     let (token, certificate) = (keys.token().reveal(), keys.certificate());
     // A reader that has gone away did not want it.
     let _ = writeln!(

@@ -49,46 +49,65 @@ impl Source {
 #[derive(Debug, Default)]
 pub(crate) struct Penalties {
     /// When it will owe nothing any more.
-    free_at: Mutex<HashMap<Source, Instant>>,
+    free_at: Mutex<Table>,
 }
 
 impl Penalties {
     /// Whether a source is heard now.
     pub(crate) fn hear(&self, source: Source) -> bool {
-        self.hear_at(source, Instant::now())
+        hear_at(&self.table(), source, Instant::now())
     }
 
-    /// A source sent a wrong token.
-    pub(crate) fn wrong(&self, source: Source) {
-        self.wrong_at(source, Instant::now());
+    /// Whether what a source shows is right; none if it is not heard now, and then
+    /// nobody looks. Many tries at one moment are looked at one after another, so
+    /// that none is beyond what is allowed.
+    pub(crate) fn judge(&self, source: Source, is_right: impl FnOnce() -> bool) -> Option<bool> {
+        self.judge_at(source, is_right, Instant::now())
     }
 
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Source, Instant>> {
+    fn judge_at(
+        &self,
+        source: Source,
+        is_right: impl FnOnce() -> bool,
+        now: Instant,
+    ) -> Option<bool> {
+        let mut table = self.table();
+        if !hear_at(&table, source, now) {
+            return None;
+        }
+        let is_right = is_right();
+        if !is_right {
+            wrong_at(&mut table, source, now);
+        }
+        Some(is_right)
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
         // Each change leaves it whole.
         self.free_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn hear_at(&self, source: Source, now: Instant) -> bool {
-        let table = self.table();
-        let free_at = table.get(&source);
-        free_at.is_none_or(|free_at| free_at.duration_since(now) <= MOST)
-    }
+type Table = HashMap<Source, Instant>;
 
-    fn wrong_at(&self, source: Source, now: Instant) {
-        let mut table = self.table();
-        if table.len() >= SOURCES && !table.contains_key(&source) {
-            table.retain(|_, free_at| *free_at > now);
-            // Of more than that at once, those go that owe least.
-            let least = table.iter().min_by_key(|(_, free_at)| **free_at);
-            if table.len() >= SOURCES
-                && let Some(least) = least.map(|(source, _)| *source)
-            {
-                table.remove(&least);
-            }
+fn hear_at(table: &Table, source: Source, now: Instant) -> bool {
+    let free_at = table.get(&source);
+    free_at.is_none_or(|free_at| free_at.duration_since(now) <= MOST)
+}
+
+fn wrong_at(table: &mut Table, source: Source, now: Instant) {
+    if table.len() >= SOURCES && !table.contains_key(&source) {
+        table.retain(|_, free_at| *free_at > now);
+        // Of more than that at once, those go that owe least.
+        let least = table.iter().min_by_key(|(_, free_at)| **free_at);
+        if table.len() >= SOURCES
+            && let Some(least) = least.map(|(source, _)| *source)
+        {
+            table.remove(&least);
         }
-        let free_at = table.entry(source).or_insert(now);
-        *free_at = (*free_at).max(now) + COST;
     }
+    let free_at = table.entry(source).or_insert(now);
+    *free_at = (*free_at).max(now) + COST;
 }
 
 #[cfg(test)]
@@ -107,17 +126,36 @@ mod tests {
         let mut tries = |seconds: u64| {
             let mut heard = 0;
             for _ in 0..seconds * 100 {
-                if penalties.hear_at(guesser, now) {
-                    penalties.wrong_at(guesser, now);
+                if penalties.judge_at(guesser, || false, now).is_some() {
                     heard += 1;
                 }
                 now += Duration::from_millis(10);
             }
-            assert!(penalties.hear_at(other, now));
+            assert_eq!(penalties.judge_at(other, || true, now), Some(true));
             heard
         };
         assert_eq!(tries(3), 10);
         assert_eq!(tries(100), 20);
+    }
+
+    #[test]
+    fn many_tries_at_one_moment_are_no_more() {
+        let penalties = Penalties::default();
+        let guesser = source("10.0.0.5");
+        let looked_at = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    let look = || {
+                        looked_at.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        std::thread::yield_now();
+                        false
+                    };
+                    while penalties.judge(guesser, look).is_some() {}
+                });
+            }
+        });
+        assert_eq!(looked_at.into_inner(), 10);
     }
 
     #[test]
@@ -133,12 +171,12 @@ mod tests {
         let now = Instant::now();
         let worst = source("192.0.2.1");
         for _ in 0..10 {
-            penalties.wrong_at(worst, now);
+            penalties.judge_at(worst, || false, now);
         }
         for number in 0..2 * u32::try_from(SOURCES).unwrap() {
-            penalties.wrong_at(Source::V4(number.to_be_bytes()), now);
+            penalties.judge_at(Source::V4(number.to_be_bytes()), || false, now);
         }
         assert_eq!(penalties.table().len(), SOURCES);
-        assert!(!penalties.hear_at(worst, now));
+        assert_eq!(penalties.judge_at(worst, || true, now), None);
     }
 }

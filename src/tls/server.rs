@@ -239,6 +239,24 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
+/// Why a handshake failed, in words.
+#[must_use]
+pub fn why(failed: &std::io::Error) -> String {
+    use rustls::CertificateError as Kind;
+    let Some(inner) = failed.get_ref() else {
+        return failed.to_string();
+    };
+    match inner.downcast_ref::<Error>() {
+        Some(Error::InvalidCertificate(Kind::Other(OtherError(refused)))) => refused.to_string(),
+        Some(Error::InvalidCertificate(Kind::Expired)) => ClientRefused::Expired.to_string(),
+        Some(Error::InvalidCertificate(Kind::NotValidYet)) => {
+            ClientRefused::NotYetValid.to_string()
+        }
+        Some(Error::NoCertificatesPresented) => ClientRefused::NoCertificate.to_string(),
+        _ => inner.to_string(),
+    }
+}
+
 /// What the client is told by the alert of its kind, and our log in words.
 fn alert(refused: ClientRefused) -> Error {
     use rustls::CertificateError as Kind;

@@ -16,9 +16,6 @@ READS = re.compile(
 SHOWN = {
     "pyctl/src/commands/identity.rs": (1, "whether a certificate is valid, which a clock decides"),
     "src/transport/remote.rs": (1, "whether a certificate is valid, which a clock decides"),
-    "src/listener/gate.rs": (1, "whether a client's certificate is valid"),
-    "src/network/keys.rs": (4, "which certificate is shown, and whether a client's is valid"),
-    "src/network/mod.rs": (1, "which certificate is shown"),
     "src/remote/dial.rs": (1, "whether a server's certificate is valid"),
     "src/remote/remote.rs": (1, "when a remote was tried"),
     "src/remote/table.rs": (1, "a part of keys, where there is nothing random"),
@@ -28,6 +25,8 @@ SHOWN = {
     "src/host/cells.rs": (1, "when a cell was accepted and started"),
     "src/host/session.rs": (1, "when a session was created"),
     "src/host/zygote/death.rs": (1, "when a death was seen"),
+    "src/listener/gate.rs": (1, "whether a client's certificate is valid"),
+    "src/network/keys.rs": (3, "the same, and when an announced one takes over"),
     "src/session/death.rs": (1, "the same, by a daemon"),
     "src/tombstones.rs": (1, "when a death was seen that nobody reported"),
 }
