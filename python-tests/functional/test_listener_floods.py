@@ -284,7 +284,7 @@ def pester(server: Server, count: int, seed: int, let_in: list[bytes]) -> None:
             with server.stream() if inside else server.tcp() as stream:
                 text = damaged(chosen, hello if server.tls and not inside else request)
                 # What is not whole ends here and now, and not at the deadline.
-                stream.sendall(text + b"\r\n\r\n" if inside else text)
+                stream.sendall(text + b"\r\n\r\n\0\r\n\r\n" if inside else text)
                 if not inside:
                     stream.shutdown(socket.SHUT_WR)
                 answer = raw.head(stream)

@@ -76,6 +76,8 @@ class Company:
         cell = noisy.fire("while True: print('x' * 10_000)")
         self.deaf = server.shaken(client)
         stack.callback(self.deaf.close)
+        # Small, so that it is full soon.
+        self.deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
         self.deaf.sendall(raw.frame(f"out {noisy.name} {cell} --follow".encode()))
         self.deaf_name = "{}:{}".format(*self.deaf.getsockname())
         wait_until(lambda: self.stalled(), what="the one that does not read is stalled")
@@ -84,7 +86,7 @@ class Company:
         """Whether the kernel holds bytes for it that it does not take."""
         before = self.unread()
         time.sleep(0.05)
-        return self.unread() == before > 10_000
+        return self.unread() == before > 1000
 
     def unread(self) -> int:
         """Bytes that wait for the one that does not read."""

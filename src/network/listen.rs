@@ -317,8 +317,8 @@ mod tests {
                 .collect()
         };
         let wanted = ports(&before);
-        for _ in 0..3 {
-            before.rotate_left(1);
+        for turn in 0..3 {
+            before.rotate_left(turn);
             before = sockets(listen(&mixed, before).unwrap());
             assert_eq!(ports(&before), wanted);
         }
