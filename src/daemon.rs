@@ -30,6 +30,7 @@ use crate::exits::{Exits, HostExit};
 use crate::guard;
 use crate::handlers::{Context, GRACE};
 use crate::handover;
+use crate::host_process::HostProcess;
 use crate::hosts::Hosts;
 use crate::listener::{BACKLOG, Entrance, Listeners, NetworkListener, UnixListener};
 use crate::log::Log;
@@ -276,7 +277,7 @@ fn claim(config: &Config) -> Result<Claim, DaemonError> {
             socket,
             activated: config.activated,
             // Sessions wait for us: what cannot be read lets nobody in until it can.
-            keys: (!network.is_empty()).then(|| keys::read(&config.home)),
+            keys: (!network.is_empty()).then(|| keys::read_again(&config.home)),
             network,
             trouble: error.map(|error| chain(&error)),
         });
@@ -605,12 +606,37 @@ async fn stop(
     }
     // Whatever became of the sessions: nothing would be left to end these.
     context.hosts.zygotes.shut_down(GRACE).await;
+    end_children().await;
     context.remotes.forget_all();
     connections.close();
     // Whoever does not read our goodbye is cut off by our end.
     let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;
     // Last, for spares end a moment after their zygote.
     context.hosts.sweep();
+}
+
+/// Ends what is left of our children: after a restart in place these are zygotes that
+/// an earlier daemon in this process started, and that have not answered yet.
+async fn end_children() {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let ends = pids.filter(|pid| is_our_child(*pid)).map(|pid| async move {
+        let process = HostProcess::of(pid);
+        process.end(Duration::ZERO, &CancellationToken::new()).await
+    });
+    futures_util::future::join_all(ends).await;
+}
+
+/// By the fourth field of proc_pid_stat(5); the name before it may hold anything.
+fn is_our_child(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let mut fields = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace();
+    let parent: Option<u32> = fields.nth(1).and_then(|parent| parent.parse().ok());
+    parent == Some(std::process::id())
 }
 
 /// SIGTERM, SIGINT and SIGHUP's absence: a terminal that closes ends a

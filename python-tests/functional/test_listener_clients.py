@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,40 @@ def test_damaged_files_let_nobody_in_until_they_are_mended(
     log = daemon.log.read_text()
     assert log.count("WARN: nobody is let in from a network: ") == len(broken_files(server.machine))
     session.kill()
+
+
+def test_what_is_removed_under_a_daemon_is_not_made_again_silently(
+    server: Server, owner: Machine
+) -> None:
+    demand_certificates(server, owner)
+    tls, context = server.machine.tls, server.context(owner)
+    token = server.machine.home / ".pythond" / "daemon.json"
+
+    def lets_nobody_in(said: str) -> None:
+        why = wait_until(lambda: network(server).get("error"), what=f"{said} is noticed")
+        assert said in why
+        assert not comes_in(server, context=context)
+        assert not comes_in(server)
+
+    shutil.move(server.machine.trusted, tls.parent / "away")
+    lets_nobody_in("the directory of trusted clients was removed")
+    assert not server.machine.trusted.exists()
+    shutil.move(tls.parent / "away", server.machine.trusted)
+    wait_until(lambda: comes_in(server, context=context), what="clients come in again")
+
+    kept = token.read_bytes()
+    token.unlink()
+    wait_until(lambda: network(server).get("error"), what="the token is missed")
+    assert "the token was removed" in network(server)["error"]
+    assert not token.exists()
+    token.write_bytes(kept)
+    token.chmod(0o600)
+    wait_until(lambda: comes_in(server, context=context), what="clients come in again")
+
+    for name in ("cert.pem", "key.pem"):
+        (tls / name).rename(tls.parent / name)
+    wait_until(lambda: network(server).get("error"), what="the certificate is missed")
+    assert not (tls / "cert.pem").exists()
 
 
 def test_a_daemon_does_not_begin_to_listen_with_damaged_files(make_daemon: Make) -> None:

@@ -313,3 +313,14 @@ def test_a_daemon_whose_queue_of_clients_is_full_takes_its_socket_over(
             client.close()
         taken.terminate()
         assert taken.wait(20) == 0
+
+
+def test_a_stop_soon_after_a_restart_leaves_no_process(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon().start()
+    # The zygote that the first daemon started may not have come up yet.
+    daemon.ask("restart")
+    daemon.wait_until_it_answers()
+    daemon.stop()
+    wait_until(lambda: not daemon.processes(), what="nothing is left")

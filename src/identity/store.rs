@@ -45,8 +45,25 @@ impl Store {
         Ok(self.tls.subdir(TRUSTED_CLIENTS)?)
     }
 
+    /// Whether the directory of trusted clients is there: one that was removed says
+    /// nothing of who may connect.
+    ///
+    /// # Errors
+    /// [`IdentityError::Fs`] if it is not safe from others.
+    pub fn has_trusted_clients(&self) -> Result<bool, IdentityError> {
+        Ok(there(&self.tls, TRUSTED_CLIENTS)?.is_some())
+    }
+
     pub(crate) fn trusted_servers_dir(&self) -> Result<PrivateDir, IdentityError> {
         Ok(self.tls.subdir(TRUSTED_SERVERS)?)
+    }
+
+    /// The directories of trusted clients and servers, as far as they are there.
+    pub(crate) fn trusted_dirs(&self) -> Result<[Option<PrivateDir>; 2], IdentityError> {
+        Ok([
+            there(&self.tls, TRUSTED_CLIENTS)?,
+            there(&self.tls, TRUSTED_SERVERS)?,
+        ])
     }
 
     /// One change at a time, over all processes. What a writer that was killed
@@ -101,5 +118,13 @@ pub(crate) fn read(
         Ok(content) => Ok(Some(content)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+fn there(tls: &PrivateDir, name: &str) -> Result<Option<PrivateDir>, IdentityError> {
+    match PrivateDir::open(tls.path().join(name)) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }

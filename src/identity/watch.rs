@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pythond_private_fs::{DirStamp, EntryStamp};
+use pythond_private_fs::{DirStamp, EntryStamp, PrivateDir};
 
 use crate::IdentityError;
 use crate::store::Store;
@@ -22,8 +22,7 @@ pub struct Watch {
 struct Look {
     token: Option<EntryStamp>,
     tls: DirStamp,
-    clients: DirStamp,
-    servers: DirStamp,
+    trusted: [Option<DirStamp>; 2],
 }
 
 impl Watch {
@@ -54,13 +53,12 @@ impl Watch {
     /// directory above has the token, and also all sessions: only the token counts.
     fn look(&self) -> Result<Look, IdentityError> {
         let store = Store::open(&self.home)?;
-        // What is missing is made first, and then seen.
-        let (clients, servers) = (store.trusted_clients_dir()?, store.trusted_servers_dir()?);
+        let [clients, servers] = store.trusted_dirs()?;
+        let stamp = |dir: Option<PrivateDir>| dir.map(|dir| dir.stamp()).transpose();
         Ok(Look {
             token: store.root.stamp()?.only(crate::token::FILE),
             tls: store.tls.stamp()?,
-            clients: clients.stamp()?,
-            servers: servers.stamp()?,
+            trusted: [stamp(clients)?, stamp(servers)?],
         })
     }
 }

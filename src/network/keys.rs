@@ -26,6 +26,14 @@ pub(crate) fn read(home: &Path) -> Result<ServerKeys, KeysError> {
     ServerKeys::load(&Store::open(home)?, UnixTime::now())
 }
 
+/// The same for who has read them before.
+///
+/// # Errors
+/// [`KeysError`], also for what is not there any more.
+pub(crate) fn read_again(home: &Path) -> Result<ServerKeys, KeysError> {
+    ServerKeys::load_again(&Store::open(home)?, UnixTime::now())
+}
+
 fn current(read: Result<ServerKeys, KeysError>) -> Current {
     read.map(Arc::new).map_err(|error| chain(&error).into())
 }
@@ -84,7 +92,7 @@ impl Keys {
     }
 
     fn read_again(&self) {
-        let read = current(read(&self.home));
+        let read = current(read_again(&self.home));
         let before = self.current();
         match (&before, &read) {
             (Ok(_), Err(why)) => tell_closed(&self.log, why),

@@ -22,6 +22,15 @@ pub enum KeysError {
     /// The files cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The certificate was removed while it was in use.
+    #[error("this machine's certificate was removed")]
+    NoPair,
+    /// What says which clients are trusted was removed while it was in use.
+    #[error("the directory of trusted clients was removed")]
+    NoClients,
+    /// The token was removed while it was in use.
+    #[error("the token was removed")]
+    NoToken,
     /// The certificate or its key are of no use for TLS.
     #[error("this machine's certificate cannot be used for TLS: {0}")]
     Pair(#[source] Error),
@@ -33,6 +42,9 @@ impl KeysError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Identity(error) => error.hint(),
+            Self::NoPair => Some("`pyctl cert` makes another"),
+            Self::NoClients => Some("`pyctl trust` makes it again"),
+            Self::NoToken => Some("`pyctl token rotate` makes another"),
             Self::Pair(_) => Some("make another with `pyctl cert rotate --now`"),
         }
     }
@@ -75,8 +87,24 @@ impl ServerKeys {
     /// # Errors
     /// [`KeysError`]: nobody may be let in then.
     pub fn load(store: &Store, now: UnixTime) -> Result<Self, KeysError> {
-        let own = store.own_or_make(now)?;
-        let token = store.token_or_make()?;
+        store.own_or_make(now)?;
+        store.token_or_make()?;
+        // Its directory is made with it.
+        store.trusted_clients()?;
+        Self::load_again(store, now)
+    }
+
+    /// Reads everything; what was there before and is not any more was taken away by
+    /// somebody, and is not made again.
+    ///
+    /// # Errors
+    /// [`KeysError`]: nobody may be let in then.
+    pub fn load_again(store: &Store, now: UnixTime) -> Result<Self, KeysError> {
+        let own = store.own(now)?.ok_or(KeysError::NoPair)?;
+        let token = store.token()?.ok_or(KeysError::NoToken)?;
+        if !store.has_trusted_clients()? {
+            return Err(KeysError::NoClients);
+        }
         let trusted = Arc::new(store.trusted_clients()?);
         let provider = provider();
         let verifier = Arc::new(ClientVerifier {
