@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::{Dialled, dial};
 use super::error::{DialError, RemoteError};
-use super::link::{Exchange, Link, Seen};
+use super::link::{Exchange, Link, OnLoss, Seen};
 use super::spec::RemoteSpec;
 use crate::log::Log;
 
@@ -197,7 +197,9 @@ impl Remote {
 
     /// The link, for a request that was under way when it broke: waits for long.
     pub(crate) async fn link_again(&self) -> Result<Link, RemoteError> {
-        let waiting = self.link_until(|state, _| state.phase == RemoteState::Refused);
+        let waiting = self.link_until(|state, before| {
+            state.failed_rounds > before && state.phase == RemoteState::Refused
+        });
         match tokio::time::timeout(PATIENCE, waiting).await {
             Ok(found) => found,
             Err(_) => Err(self.error()),
@@ -235,9 +237,19 @@ impl Remote {
     }
 
     /// Sends a request on the link; `text` makes it of its tag.
-    pub(crate) fn ask(&self, link: &Link, text: impl FnOnce(u64) -> String) -> Exchange {
-        let tag = self.tags.fetch_add(1, Ordering::Relaxed);
-        link.ask(tag, text(tag))
+    pub(crate) fn ask(
+        &self,
+        link: &Link,
+        on_loss: OnLoss,
+        text: impl FnOnce(u64) -> String,
+    ) -> Exchange {
+        let tag = self.new_tag();
+        link.ask(tag, text(tag), on_loss)
+    }
+
+    /// A tag that no other request on a link has.
+    pub(crate) fn new_tag(&self) -> u64 {
+        self.tags.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Room for one more request on the link.

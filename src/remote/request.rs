@@ -150,6 +150,31 @@ impl Routed {
         Parsed::of(&frame)
     }
 
+    /// The words without the options that the client's own connection needs, and
+    /// without those that are said otherwise this time.
+    fn rest_on_link(&self, asked: &Asked<'_>) -> String {
+        let is_ours = |word: &str| {
+            let option = word.strip_prefix("--").and_then(|it| it.split_once('='));
+            option.is_some_and(|(key, _)| {
+                ["tag", "plain-tag"].contains(&key) || asked.instead.iter().any(|it| it.0 == key)
+            })
+        };
+        let mut left = self.rest.as_str();
+        let mut words = Vec::new();
+        while let Some((word, after)) = pythond_protocol::frame::take_word(left) {
+            // Here options come first, and what follows is text.
+            if self.verb == "complete" && !word.starts_with("--") {
+                break;
+            }
+            if !is_ours(word) {
+                words.push(word);
+            }
+            left = after;
+        }
+        words.push(left);
+        words.join(" ").trim().to_owned()
+    }
+
     /// What is sent in its place on a link.
     pub(super) fn on_link(&self, tag: u64, asked: &Asked<'_>) -> String {
         let word = match asked.format {
@@ -159,11 +184,14 @@ impl Routed {
         let session = self.session.as_ref().map_or("", |it| it.as_str());
         let (rest, body) = match asked.submit {
             Some(submit) => (submitted(submit), Some(submit.source.as_str())),
-            None => (untagged(&self.rest).to_owned(), self.body.as_deref()),
+            None => (self.rest_on_link(asked), self.body.as_deref()),
         };
-        let since = asked.since.as_ref();
-        let since = since.map_or(String::new(), |cursor| format!(" --since={cursor}"));
-        let mut text = format!("{} {session} --{word}={tag}{since} {rest}", self.verb);
+        let mut text = format!("{} {session} --{word}={tag}", self.verb);
+        for (option, value) in &asked.instead {
+            text.push_str(&format!(" --{option}={value}"));
+        }
+        text.push(' ');
+        text.push_str(&rest);
         if let Some(body) = body {
             text.push('\n');
             text.push_str(body);
@@ -177,30 +205,8 @@ pub(super) struct Asked<'a> {
     pub(super) format: ReplyFormat,
     /// A cell, with the options that it has this time.
     pub(super) submit: Option<&'a SubmitRequest>,
-    /// Where events go on.
-    pub(super) since: Option<String>,
-}
-
-/// The words without those that the client's own connection needs. Options come
-/// first where words are text.
-fn untagged(rest: &str) -> String {
-    let keep = |word: &&str| {
-        !["--tag=", "--plain-tag="]
-            .iter()
-            .any(|it| word.starts_with(it))
-    };
-    let mut left = rest;
-    let mut words = Vec::new();
-    while let Some((word, after)) = pythond_protocol::frame::take_word(left) {
-        if !word.starts_with("--") {
-            break;
-        }
-        words.push(word);
-        left = after;
-    }
-    words.retain(|word| keep(word));
-    words.push(left);
-    words.join(" ").trim().to_owned()
+    /// Options that have another value this time.
+    pub(super) instead: Vec<(&'static str, String)>,
 }
 
 /// The options of a cell as they are typed.
