@@ -237,8 +237,10 @@ const ACCEPTED: &str = "{\"event\":\"accepted\"";
 
 /// What of an event the caller does not have yet.
 fn unseen(text: Utf8Bytes, seen: Option<u64>, told: &Told) -> Option<Utf8Bytes> {
+    if text.starts_with(ACCEPTED) {
+        return (!told.accepted).then_some(text);
+    }
     match serde_json::from_str::<StreamEvent>(&text) {
-        Ok(StreamEvent::Accepted { .. }) => (!told.accepted).then_some(text),
         Ok(event) => {
             let rest = event.from(seen.unwrap_or_default())?;
             let rest = serde_json::to_string(rest.as_ref()).ok()?;
@@ -297,4 +299,61 @@ fn unexpected() -> ErrorReply {
         "the remote daemon's answer cannot be understood",
     )
     .with_hint("compare `pyctl status` here and there")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(offset: u64, data: &str) -> Utf8Bytes {
+        let event = serde_json::json!({
+            "event": "output", "cell_id": "5f2c00000003", "stream": 1, "offset": offset,
+            "data": data,
+        });
+        event.to_string().into()
+    }
+
+    #[test]
+    fn what_was_told_is_not_told_again() {
+        let accepted = r#"{"event":"accepted","cell_id":"5f2c00000003"}"#;
+        let mut told = Told::default();
+        let first = unseen(accepted.into(), None, &told);
+        assert!(first.is_some());
+        told.accepted = true;
+        assert_eq!(unseen(accepted.into(), None, &told), None);
+        assert_eq!(unseen(output(0, "abc"), Some(3), &told), None);
+        let rest = unseen(output(2, "cde"), Some(3), &told).expect("there is more");
+        let rest: serde_json::Value = serde_json::from_str(&rest).expect("it is JSON");
+        assert_eq!((&rest["offset"], &rest["data"]), (&3.into(), &"de".into()));
+    }
+
+    #[test]
+    fn events_go_on_behind_the_last() {
+        let event = r#"{"cursor":"1f0a-7","time":"2026-01-31T12:00:00Z","event":"reset"}"#;
+        let ready = r#"{"cursor":"1f0a-9","time":"2026-01-31T12:00:00Z","event":"ready"}"#;
+        let told = Told {
+            last: Some(event.into()),
+            ..Told::default()
+        };
+        assert_eq!(instead(&told, None, None), [("since", "1f0a-7".to_owned())]);
+        assert_eq!(unseen(ready.into(), None, &told), None);
+        assert_eq!(unseen(event.into(), None, &told), Some(event.into()));
+    }
+
+    #[test]
+    fn a_time_out_goes_on_from_the_first_time() {
+        let seconds = Duration::from_secs;
+        let told = Told::default();
+        assert_eq!(instead(&told, Some(seconds(5)), None), []);
+        let left = |ago| instead(&told, Some(seconds(5)), Some(seconds(ago)));
+        assert_eq!(left(2), [("timeout", "3".to_owned())]);
+        assert_eq!(left(9), [("timeout", "0".to_owned())]);
+    }
+
+    #[test]
+    fn answers_are_no_events() {
+        for text in [r#"{"ok":true}"#, r#"{"plain":"{\"event\":1}"}"#, "{}", ""] {
+            assert!(!is_event(text), "{text}");
+        }
+    }
 }

@@ -256,3 +256,47 @@ pub(super) fn may_repeat(parsed: &Parsed) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_second_word_is_a_session_only_where_it_can_be_none_else() {
+        let second = |text: &str, rest: &str| {
+            let frame = Frame::parse(text).expect("it is a frame");
+            second_name(&frame, rest).map(|(name, rest)| (name.to_string(), rest))
+        };
+        let found = |name: &str, rest: &str| Some((name.to_owned(), rest.to_owned()));
+        assert_eq!(second("run far x\n1", "x"), found("x", ""));
+        assert_eq!(
+            second("run far --json x\n1", "--json x"),
+            found("x", "--json")
+        );
+        assert_eq!(second("run far x", "x"), None);
+        assert_eq!(second("run far x = 1\ny", "x = 1"), None);
+        assert_eq!(second("complete far x", "x"), None);
+        assert_eq!(second("status far x", "x"), found("x", ""));
+        assert_eq!(second("poll far 5f2c00000003", "5f2c00000003"), None);
+        assert_eq!(second("resize far 24 80", "24 80"), None);
+        assert_eq!(second("resize far x 24 80", "x 24 80"), found("x", "24 80"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_has_a_name_or_none(text in "\\PC*|[a-z0-9 /\\n=-]*|(run|poll|complete) [ -~\\n]*") {
+            if let Some(frame) = Frame::parse(&text) {
+                if let Some((before, name, after)) = around_name(frame.header) {
+                    prop_assert!(!name.is_empty() && !name.starts_with("--"));
+                    prop_assert_eq!(format!("{before}{name}{after}"), frame.header);
+                    let rest = join(before, after);
+                    if let Some((session, shorter)) = second_name(&frame, &rest) {
+                        prop_assert!(shorter.len() + session.as_str().len() <= rest.len());
+                    }
+                }
+            }
+        }
+    }
+}
