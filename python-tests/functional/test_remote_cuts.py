@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from support.cutting import random_plan
+from support.cutting import Cut, random_plan
 from support.daemon import TestDaemon
 from support.remotes import Remote, remote_of
 from support.wire import text_of
@@ -97,3 +97,13 @@ def test_each_cell_runs_once_over_many_random_cuts(remote: Remote) -> None:
     ran = [(client.number, n) for client in clients for n in range(1, client.cells + 1)]
     assert session.value("sorted(ran)") == repr(sorted(ran))
     assert remote.proxy.accepted > before + CUTS
+
+
+def test_a_new_request_outlasts_a_few_cuts_in_a_row(remote: Remote) -> None:
+    session = remote.new()
+    first = remote.proxy.accepted + 1
+    remote.proxy.plan = lambda n: Cut("rst", 100) if n < first + 3 else None
+    remote.proxy.cut("rst")
+    remote.proxy.wait_for_connection(first - 1)
+    assert session.value("1") == "1"
+    assert remote.proxy.accepted == first + 3
