@@ -1,12 +1,36 @@
 //! `connect`.
 
+use std::sync::Arc;
+
 use pythond_protocol::ErrorReply;
 use pythond_protocol::verbs::ReplyFormat;
 use pythond_protocol::verbs::connect::{ConnectReply, ConnectRequest};
 
 use super::{Context, Reply};
 use crate::registry;
-use crate::remote::RemoteSpec;
+use crate::remote::{Remote, RemoteSpec};
+
+/// A remote that is not in the table yet. Whoever asked may go away meanwhile, and
+/// then nobody is to try on.
+struct Trial(Option<Arc<Remote>>);
+
+impl Trial {
+    fn get(&self) -> &Arc<Remote> {
+        self.0.as_ref().expect("only `into_inner` takes it")
+    }
+
+    fn into_inner(mut self) -> Arc<Remote> {
+        self.0.take().expect("only this takes it")
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if let Some(remote) = &self.0 {
+            remote.disconnect();
+        }
+    }
+}
 
 /// Connects once, so that what is wrong is told to whoever can mend it.
 pub(super) async fn handle(
@@ -24,17 +48,15 @@ pub(super) async fn handle(
     if !is_free() {
         return Err(registry::exists(&name));
     }
-    let remote = context.remotes.remote(spec);
-    let connected = remote.link().await;
-    if let Err(error) = connected {
-        remote.disconnect();
+    let remote = Trial(Some(context.remotes.remote(spec)));
+    if let Err(error) = remote.get().link().await {
         return Err(error.reply(name.as_str()));
     }
     // Somebody may have been quicker.
     if !is_free() {
-        remote.disconnect();
         return Err(registry::exists(&name));
     }
+    let remote = remote.into_inner();
     let summary = remote.summary();
     context.remotes.enter(remote);
     Ok(match format {

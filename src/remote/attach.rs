@@ -1,11 +1,14 @@
 //! A terminal on a remote session: a connection of its own, whose messages are
 //! passed on as they are.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use pythond_protocol::{ErrorReply, Frame};
-use tokio::time::{Instant, Interval, interval, timeout};
+use tokio::time::{Instant, Interval, interval};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
@@ -15,10 +18,8 @@ use super::stream::Activity;
 
 /// How often the other end is asked whether it is there.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// No byte for so long, and the other end is not there.
+/// No byte for so long, either way, and the other end is not there.
 const SILENCE: Duration = Duration::from_secs(20);
-/// How long a message may take to leave.
-const SEND: Duration = Duration::from_secs(20);
 
 /// A terminal on a remote session.
 pub(crate) struct AttachedRemote {
@@ -26,13 +27,19 @@ pub(crate) struct AttachedRemote {
     socket: Socket,
     activity: Activity,
     heartbeat: Interval,
-    last: (u64, Instant),
+    outgoing: VecDeque<Message>,
+    /// Bytes that came, and when the last of them did.
+    came: (u64, Instant),
+    /// The same of those that went, while some were to go.
+    went: (u64, Instant),
 }
 
 /// What comes from the remote daemon.
 pub(crate) enum FromRemote {
     /// For the client, as it is.
     Message(Message),
+    /// What was sent is on its way.
+    Sent,
     /// It closes the connection, in order.
     Closed(Option<CloseFrame>),
     /// The connection broke: the client may come again.
@@ -50,21 +57,28 @@ impl AttachedRemote {
         let dialled = remote.dial().await.map_err(|error| error.reply(name))?;
         let mut opened = Self {
             socket: dialled.socket,
-            last: (dialled.activity.bytes(), Instant::now()),
+            came: (dialled.activity.bytes(), Instant::now()),
+            went: (dialled.activity.went(), Instant::now()),
+            outgoing: VecDeque::new(),
             activity: dialled.activity,
             heartbeat: interval(HEARTBEAT),
             routed,
         };
         let asked = Message::text(opened.routed.as_frame());
-        // What goes wrong shows when it is read.
-        let _ = opened.send(asked).await;
+        opened.send(asked);
         Ok(opened)
     }
 
-    /// Sends what the client typed, or what it says to this remote.
-    pub(crate) async fn send(&mut self, message: Message) -> Result<(), ()> {
-        let sent = timeout(SEND, self.socket.send(message)).await;
-        sent.map_err(drop)?.map_err(drop)
+    /// Sends what the client typed, or what it says to this remote, while
+    /// [`Self::next`] is waited for.
+    pub(crate) fn send(&mut self, message: Message) {
+        self.outgoing.push_back(message);
+    }
+
+    /// What was sent is on its way. The client is not read before: two ends that
+    /// both wait for the other to read would wait for ever.
+    pub(crate) fn has_room(&self) -> bool {
+        self.outgoing.is_empty()
     }
 
     /// It is for the same remote daemon.
@@ -83,25 +97,62 @@ impl AttachedRemote {
     /// Nothing is lost.
     pub(crate) async fn next(&mut self) -> FromRemote {
         loop {
+            let had_room = self.has_room();
+            let (socket, outgoing) = (&mut self.socket, &mut self.outgoing);
             tokio::select! {
-                message = self.socket.next() => return match message {
-                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
-                    Some(Ok(Message::Close(close))) => FromRemote::Closed(close),
-                    Some(Ok(message)) => FromRemote::Message(message),
-                    Some(Err(_)) | None => FromRemote::Broken,
-                },
+                message = poll_fn(|context| exchange(socket, outgoing, had_room, context)) => {
+                    return match message {
+                        Ok(Some(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                        Ok(Some(Message::Close(close))) => FromRemote::Closed(close),
+                        Ok(Some(message)) => FromRemote::Message(message),
+                        Ok(None) => FromRemote::Sent,
+                        Err(()) => FromRemote::Broken,
+                    };
+                }
                 now = self.heartbeat.tick() => {
-                    let bytes = self.activity.bytes();
-                    if bytes != self.last.0 {
-                        self.last = (bytes, now);
-                    } else if now.duration_since(self.last.1) >= SILENCE {
+                    let moved = (self.activity.bytes(), self.activity.went());
+                    if moved.0 != self.came.0 {
+                        self.came = (moved.0, now);
+                    }
+                    if moved.1 != self.went.0 || had_room {
+                        self.went = (moved.1, now);
+                    }
+                    // A great message that leaves slowly holds our question up.
+                    let silent = now.duration_since(self.came.1) >= SILENCE && had_room;
+                    if silent || now.duration_since(self.went.1) >= SILENCE {
                         return FromRemote::Broken;
                     }
-                    if self.send(Message::Ping(Bytes::new())).await.is_err() {
-                        return FromRemote::Broken;
+                    if had_room {
+                        self.outgoing.push_back(Message::Ping(Bytes::new()));
                     }
                 }
             }
         }
     }
+}
+
+/// Sends what is to be sent, and reads. None once all has left that was to leave.
+fn exchange(
+    socket: &mut Socket,
+    outgoing: &mut VecDeque<Message>,
+    had_room: bool,
+    context: &mut Context<'_>,
+) -> Poll<Result<Option<Message>, ()>> {
+    while !outgoing.is_empty() && socket.poll_ready_unpin(context).map_err(drop)?.is_ready() {
+        if let Some(message) = outgoing.pop_front() {
+            socket.start_send_unpin(message).map_err(drop)?;
+        }
+    }
+    if socket.poll_flush_unpin(context).map_err(drop)?.is_ready()
+        && outgoing.is_empty()
+        && !had_room
+    {
+        return Poll::Ready(Ok(None));
+    }
+    socket
+        .poll_next_unpin(context)
+        .map(|message| match message {
+            Some(Ok(message)) => Ok(Some(message)),
+            Some(Err(_)) | None => Err(()),
+        })
 }

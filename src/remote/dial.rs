@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use zeroize::Zeroizing;
 
-use super::error::DialError;
+use super::error::{DialError, shown};
 use super::spec::{RemoteSpec, TokenSource};
 use super::stream::{Activity, ClientStream};
 use crate::network::listen::prepare;
@@ -232,7 +232,7 @@ fn refused(error: WsError) -> DialError {
             status => {
                 let words = response.body().as_deref().unwrap_or_default();
                 let words = String::from_utf8_lossy(words);
-                let words: String = words.trim().chars().take(200).collect();
+                let words = shown(&words, 200);
                 DialError::Refused(format!("it answers {}: {words}", status.as_u16()))
             }
         },

@@ -70,6 +70,17 @@ impl DialError {
     }
 }
 
+/// What another machine says, as it may be shown to people: one line, no control
+/// characters.
+pub(crate) fn shown(text: &str, most: usize) -> String {
+    let plain = |c: char| {
+        !c.is_control()
+            && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let line = text.trim().chars().map(|c| if plain(c) { c } else { ' ' });
+    line.take(most).collect()
+}
+
 /// Why a remote cannot be used now, as often as somebody asks.
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteError {

@@ -13,11 +13,13 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::Remote;
-use super::error::RemoteError;
-use super::link::{Exchange, Link, Lost};
+use super::link::{Exchange, Lost, OnLoss};
+use super::own::OwnExchange;
 use super::request::{Asked, Routed, may_repeat};
 use crate::handlers::{Caller, Reply};
+
+/// How long a daemon that stops may take to close its connections.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Passes a request on; events go to the caller, the answer is given back.
 ///
@@ -34,6 +36,11 @@ pub(crate) async fn forward(
     let format = parsed.format;
     let repeats = may_repeat(&parsed);
     let request = parsed.request?;
+    let is_events = matches!(request, Request::Events(_));
+    let timeout = match &request {
+        Request::Wait(wait) => wait.timeout,
+        _ => None,
+    };
     let (mut submit, mut body) = (None, None);
     match request {
         Request::Submit(request) => submit = Some(with_key(request, caller, key)),
@@ -43,30 +50,59 @@ pub(crate) async fn forward(
         }
         _ => {}
     }
+    let cancels = |submit: &SubmitRequest| submit.options.cancel_on_disconnect;
+    let on_loss = match submit.as_ref().is_some_and(cancels) {
+        true => OnLoss::LetGo,
+        false => OnLoss::GiveUp,
+    };
     let _room = remote.room().await;
     let mut told = Told::default();
     let mut first: Option<Duration> = None;
+    let mut too_slow = false;
     let mut link = remote.link().await.map_err(|error| error.reply(name))?;
     loop {
         let now = since_boot();
         let began = *first.get_or_insert(now);
-        let again = (now > began || told.attempts > 0).then(|| now.saturating_sub(began));
+        let again = (told.attempts > 0).then(|| now.saturating_sub(began));
         let this_time = submit.as_mut().map(|submit| resend(submit, again));
         let asked = Asked {
             format,
             submit: this_time.as_ref(),
             body: body.as_deref(),
-            since: told.cursor(),
+            instead: instead(&told, timeout, again),
         };
         told.attempts += 1;
-        let exchange = remote.ask(&link, |tag| routed.on_link(tag, &asked));
-        let lost = match follow(exchange, caller, &mut told).await {
-            Ok(text) => return answer(text, format),
-            Err(lost) => lost,
+        let on_link = |tag| routed.on_link(tag, &asked);
+        let answered = if too_slow {
+            match OwnExchange::ask(&remote, on_link).await {
+                Ok(own) => follow(Way::Own(Box::new(own)), caller, &mut told).await,
+                Err(lost) => Err(lost),
+            }
+        } else {
+            let exchange = remote.ask(&link, on_loss, on_link);
+            follow(Way::Shared(exchange), caller, &mut told).await
         };
-        let why = match lost {
-            Lost::Broken(why) => why,
-            Lost::TooSlow => "it was read too slowly".to_owned(),
+        let why = match answered {
+            Ok(text) => {
+                let reply = answer(text, format)?;
+                if !is_events || !reply.ok {
+                    return Ok(reply);
+                }
+                // That daemon stops, and this one does not.
+                let _ = tokio::time::timeout(LAST_WORDS, link.closed()).await;
+                "it stopped".to_owned()
+            }
+            Err(Lost::Broken(why)) => why,
+            // From now on it is read no faster than the caller takes it.
+            Err(Lost::TooSlow) => {
+                too_slow = true;
+                "it was read too slowly".to_owned()
+            }
+            Err(Lost::TooBig) => {
+                let message = format!("remote `{name}` takes no message so great");
+                return Err(ErrorReply::new(ErrorCode::RemoteRefused, message)
+                    .with_hint("put what is great into a file that the session reads"));
+            }
         };
         if !repeats {
             let message = format!(
@@ -76,7 +112,7 @@ pub(crate) async fn forward(
             return Err(ErrorReply::new(ErrorCode::SessionUnreachable, message)
                 .with_hint("look before you send it again"));
         }
-        link = next_link(&remote).await.map_err(|error| {
+        link = remote.link_again().await.map_err(|error| {
             let reply = error.reply(name);
             match submit
                 .as_ref()
@@ -91,8 +127,37 @@ pub(crate) async fn forward(
     }
 }
 
-async fn next_link(remote: &Remote) -> Result<Link, RemoteError> {
-    remote.link_again().await
+/// The connection that a request is on.
+enum Way {
+    Shared(Exchange),
+    Own(Box<OwnExchange>),
+}
+
+impl Way {
+    async fn next(&mut self) -> Result<Utf8Bytes, Lost> {
+        match self {
+            Self::Shared(exchange) => exchange.next().await,
+            Self::Own(exchange) => exchange.next().await,
+        }
+    }
+
+    fn is_over(&mut self) {
+        if let Self::Shared(exchange) = self {
+            exchange.is_over();
+        }
+    }
+}
+
+/// What is asked otherwise than the caller asked it, as some of it was answered.
+fn instead(
+    told: &Told,
+    timeout: Option<Duration>,
+    again: Option<Duration>,
+) -> Vec<(&'static str, String)> {
+    let since = told.cursor().map(|cursor| ("since", cursor));
+    let left = again.and_then(|ago| Some(timeout?.saturating_sub(ago)));
+    let left = left.map(|left| ("timeout", left.as_secs_f64().to_string()));
+    since.into_iter().chain(left).collect()
 }
 
 /// A cell that can be sent twice.
@@ -149,11 +214,7 @@ impl Told {
 }
 
 /// Passes events on until the answer comes.
-async fn follow(
-    mut exchange: Exchange,
-    caller: &Caller,
-    told: &mut Told,
-) -> Result<Utf8Bytes, Lost> {
+async fn follow(mut exchange: Way, caller: &Caller, told: &mut Told) -> Result<Utf8Bytes, Lost> {
     let again = told.attempts > 1;
     // Where it is sent again all is told from the beginning.
     let seen = if again { told.output() } else { None };
@@ -182,8 +243,10 @@ const ACCEPTED: &str = "{\"event\":\"accepted\"";
 
 /// What of an event the caller does not have yet.
 fn unseen(text: Utf8Bytes, seen: Option<u64>, told: &Told) -> Option<Utf8Bytes> {
+    if text.starts_with(ACCEPTED) {
+        return (!told.accepted).then_some(text);
+    }
     match serde_json::from_str::<StreamEvent>(&text) {
-        Ok(StreamEvent::Accepted { .. }) => (!told.accepted).then_some(text),
         Ok(event) => {
             let rest = event.from(seen.unwrap_or_default())?;
             let rest = serde_json::to_string(rest.as_ref()).ok()?;
@@ -242,4 +305,61 @@ fn unexpected() -> ErrorReply {
         "the remote daemon's answer cannot be understood",
     )
     .with_hint("compare `pyctl status` here and there")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(offset: u64, data: &str) -> Utf8Bytes {
+        let event = serde_json::json!({
+            "event": "output", "cell_id": "5f2c00000003", "stream": 1, "offset": offset,
+            "data": data,
+        });
+        event.to_string().into()
+    }
+
+    #[test]
+    fn what_was_told_is_not_told_again() {
+        let accepted = r#"{"event":"accepted","cell_id":"5f2c00000003"}"#;
+        let mut told = Told::default();
+        let first = unseen(accepted.into(), None, &told);
+        assert!(first.is_some());
+        told.accepted = true;
+        assert_eq!(unseen(accepted.into(), None, &told), None);
+        assert_eq!(unseen(output(0, "abc"), Some(3), &told), None);
+        let rest = unseen(output(2, "cde"), Some(3), &told).expect("there is more");
+        let rest: serde_json::Value = serde_json::from_str(&rest).expect("it is JSON");
+        assert_eq!((&rest["offset"], &rest["data"]), (&3.into(), &"de".into()));
+    }
+
+    #[test]
+    fn events_go_on_behind_the_last() {
+        let event = r#"{"cursor":"1f0a-7","time":"2026-01-31T12:00:00Z","event":"reset"}"#;
+        let ready = r#"{"cursor":"1f0a-9","time":"2026-01-31T12:00:00Z","event":"ready"}"#;
+        let told = Told {
+            last: Some(event.into()),
+            ..Told::default()
+        };
+        assert_eq!(instead(&told, None, None), [("since", "1f0a-7".to_owned())]);
+        assert_eq!(unseen(ready.into(), None, &told), None);
+        assert_eq!(unseen(event.into(), None, &told), Some(event.into()));
+    }
+
+    #[test]
+    fn a_time_out_goes_on_from_the_first_time() {
+        let seconds = Duration::from_secs;
+        let told = Told::default();
+        assert_eq!(instead(&told, Some(seconds(5)), None), []);
+        let left = |ago| instead(&told, Some(seconds(5)), Some(seconds(ago)));
+        assert_eq!(left(2), [("timeout", "3".to_owned())]);
+        assert_eq!(left(9), [("timeout", "0".to_owned())]);
+    }
+
+    #[test]
+    fn answers_are_no_events() {
+        for text in [r#"{"ok":true}"#, r#"{"plain":"{\"event\":1}"}"#, "{}", ""] {
+            assert!(!is_event(text), "{text}");
+        }
+    }
 }

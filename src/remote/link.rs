@@ -2,43 +2,54 @@
 //! ours; one that reads slowly is put off it, and never holds up the others.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes};
 
 use super::dial::Dialled;
+use super::error::shown;
 
 /// How often the other end is asked whether it is there.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// No byte for so long, and the other end is not there.
 const SILENCE: Duration = Duration::from_secs(20);
-/// How long a message may take to leave.
-const SEND: Duration = Duration::from_secs(20);
 /// Messages that wait to leave.
 const OUTGOING: usize = 64;
-/// Messages that wait for whoever asked.
-const AHEAD: usize = 64;
+/// Messages that wait for whoever asked, and bytes, unless it is one message.
+const AHEAD: (usize, usize) = (64, 2 << 20);
 
 /// Why an exchange ends before its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
     /// The link broke.
     Broken(String),
-    /// It has not been read for too long; the link goes on.
+    /// It is read too slowly; the link goes on.
     TooSlow,
+    /// The other end takes no message so great.
+    TooBig,
+}
+
+/// What becomes of a request that nobody waits for any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnLoss {
+    /// The other end is told to give it up.
+    GiveUp,
+    /// It goes on while it is sent again: giving it up would end its cell.
+    LetGo,
 }
 
 enum Order {
     Ask {
         tag: u64,
         text: String,
-        answers: mpsc::Sender<Utf8Bytes>,
-        /// Why no more answers come.
-        lost: oneshot::Sender<Lost>,
+        asked: Asked,
     },
     GiveUp {
         tag: u64,
@@ -65,6 +76,8 @@ pub(crate) struct Exchange {
     tag: u64,
     orders: mpsc::UnboundedSender<Order>,
     answers: mpsc::Receiver<Utf8Bytes>,
+    /// Bytes in `answers`.
+    waiting: Arc<AtomicUsize>,
     lost: oneshot::Receiver<Lost>,
     over: bool,
 }
@@ -76,21 +89,30 @@ impl Link {
         (Self { orders }, Service { orders: received })
     }
 
+    /// Waits until it is gone.
+    pub(crate) async fn closed(&self) {
+        self.orders.closed().await;
+    }
+
     /// Sends a request; `text` makes it of its tag.
-    pub(crate) fn ask(&self, tag: u64, text: String) -> Exchange {
-        let (answers_in, answers) = mpsc::channel(AHEAD);
+    pub(crate) fn ask(&self, tag: u64, text: String, on_loss: OnLoss) -> Exchange {
+        let (answers_in, answers) = mpsc::channel(AHEAD.0);
         let (lost_in, lost) = oneshot::channel();
-        // A link that is gone shows at the other end of `lost`.
-        let _ = self.orders.send(Order::Ask {
-            tag,
-            text,
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let asked = Asked {
+            size: text.len(),
             answers: answers_in,
+            waiting: Arc::clone(&waiting),
             lost: lost_in,
-        });
+            on_loss,
+        };
+        // A link that is gone shows at the other end of `lost`.
+        let _ = self.orders.send(Order::Ask { tag, text, asked });
         Exchange {
             tag,
             orders: self.orders.clone(),
             answers,
+            waiting,
             lost,
             over: false,
         }
@@ -104,6 +126,7 @@ impl Exchange {
     /// [`Lost`].
     pub(crate) async fn next(&mut self) -> Result<Utf8Bytes, Lost> {
         if let Some(text) = self.answers.recv().await {
+            self.waiting.fetch_sub(text.len(), Ordering::Relaxed);
             return Ok(text);
         }
         self.over = true;
@@ -131,8 +154,26 @@ impl Drop for Exchange {
 }
 
 struct Asked {
+    /// Bytes of what was sent.
+    size: usize,
     answers: mpsc::Sender<Utf8Bytes>,
+    waiting: Arc<AtomicUsize>,
+    /// Why no more answers come.
     lost: oneshot::Sender<Lost>,
+    on_loss: OnLoss,
+}
+
+impl Asked {
+    /// Hands an answer over, if there is room for it.
+    fn hand_over(&self, text: Utf8Bytes) -> Result<(), ()> {
+        let length = text.len();
+        let before = self.waiting.load(Ordering::Relaxed);
+        if before > 0 && before + length > AHEAD.1 {
+            return Err(());
+        }
+        self.waiting.fetch_add(length, Ordering::Relaxed);
+        self.answers.try_send(text).map_err(drop)
+    }
 }
 
 /// The other part of a link.
@@ -148,13 +189,14 @@ impl Service {
         } = dialled;
         let (mut sink, mut stream) = socket.split();
         let (outgoing, mut to_send) = mpsc::channel::<Message>(OUTGOING);
+        let is_sending = AtomicBool::new(false);
         let sending = async {
             while let Some(message) = to_send.recv().await {
-                match timeout(SEND, sink.send(message)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => return told(&error),
-                    Err(_) => return "it takes nothing any more".to_owned(),
+                is_sending.store(true, Ordering::Relaxed);
+                if let Err(error) = sink.send(message).await {
+                    return told(&error);
                 }
+                is_sending.store(false, Ordering::Relaxed);
             }
             "it is not needed any more".to_owned()
         };
@@ -162,9 +204,12 @@ impl Service {
         let mut asked: HashMap<u64, Asked> = HashMap::new();
         let mut heartbeat = interval(HEARTBEAT);
         let mut last = (activity.bytes(), Instant::now());
+        // A great message that leaves slowly holds our question up, and its answer.
+        let mut left = (activity.went(), Instant::now());
         let mut pinged: Option<Instant> = None;
         // Of orders that came while there was no room to send.
         let mut waiting: std::collections::VecDeque<Message> = std::collections::VecDeque::new();
+        let mut too_big = false;
         let why = loop {
             while let Some(message) = waiting.pop_front() {
                 if let Err(refused) = outgoing.try_send(message) {
@@ -180,8 +225,8 @@ impl Service {
                 },
                 order = self.orders.recv(), if room => match order {
                     None => break "it is not needed any more".to_owned(),
-                    Some(Order::Ask { tag, text, answers, lost }) => {
-                        asked.insert(tag, Asked { answers, lost });
+                    Some(Order::Ask { tag, text, asked: new }) => {
+                        asked.insert(tag, new);
                         waiting.push_back(Message::text(text));
                     }
                     Some(Order::GiveUp { tag }) => {
@@ -202,7 +247,10 @@ impl Service {
                             seen(Seen::RoundTrip(at.elapsed()));
                         }
                     }
-                    Some(Ok(Message::Close(close))) => break closed(close),
+                    Some(Ok(Message::Close(close))) => {
+                        too_big = close.as_ref().is_some_and(|it| it.code == CloseCode::Size);
+                        break closed(close);
+                    }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => break told(&error),
                     None => break "it closed the connection".to_owned(),
@@ -211,7 +259,16 @@ impl Service {
                     let bytes = activity.bytes();
                     if bytes != last.0 {
                         last = (bytes, now);
-                    } else if now.duration_since(last.1) >= SILENCE {
+                    }
+                    let went = activity.went();
+                    let is_sending = is_sending.load(Ordering::Relaxed);
+                    if went != left.0 || !is_sending {
+                        left = (went, now);
+                    }
+                    if now.duration_since(left.1) >= SILENCE {
+                        break format!("it has taken nothing for {} s", SILENCE.as_secs());
+                    }
+                    if now.duration_since(last.1) >= SILENCE && !is_sending {
                         break format!("it has said nothing for {} s", SILENCE.as_secs());
                     }
                     if pinged.is_none() && outgoing.try_send(Message::Ping(Bytes::new())).is_ok() {
@@ -220,9 +277,15 @@ impl Service {
                 }
             }
         };
-        for (_, Asked { lost, .. }) in asked.drain() {
+        // Whose message it was is not said; it would break the next link as well.
+        let greatest = asked.iter().max_by_key(|(_, asked)| asked.size);
+        let greatest = greatest.map(|(tag, _)| *tag).filter(|_| too_big);
+        for (tag, Asked { lost, .. }) in asked.drain() {
             // Whoever asked may be gone.
-            let _ = lost.send(Lost::Broken(why.clone()));
+            let _ = lost.send(match Some(tag) == greatest {
+                true => Lost::TooBig,
+                false => Lost::Broken(why.clone()),
+            });
         }
         why
     }
@@ -232,18 +295,16 @@ impl Service {
 fn answered(asked: &mut HashMap<u64, Asked>, text: Utf8Bytes) -> Option<u64> {
     let (tag, rest) = untagged(&text)?;
     let found = asked.get(&tag)?;
-    match found.answers.try_send(rest.into()) {
-        Ok(()) => None,
-        Err(_) => {
-            let slow = asked.remove(&tag)?;
-            let _ = slow.lost.send(Lost::TooSlow);
-            Some(tag)
-        }
+    if found.hand_over(rest.into()).is_ok() {
+        return None;
     }
+    let slow = asked.remove(&tag)?;
+    let _ = slow.lost.send(Lost::TooSlow);
+    (slow.on_loss == OnLoss::GiveUp).then_some(tag)
 }
 
 /// Our tag, and the text without it.
-fn untagged(text: &str) -> Option<(u64, String)> {
+pub(super) fn untagged(text: &str) -> Option<(u64, String)> {
     let (tag, rest) = text.strip_prefix("{\"tag\":\"")?.split_once('"')?;
     let rest = rest.strip_prefix(',').unwrap_or(rest);
     Some((tag.parse().ok()?, format!("{{{rest}")))
@@ -254,7 +315,7 @@ fn give_up(tag: u64) -> Message {
     Message::text(format!("cancel --tag=0 {tag}"))
 }
 
-fn told(error: &WsError) -> String {
+pub(super) fn told(error: &WsError) -> String {
     match error {
         WsError::ConnectionClosed | WsError::AlreadyClosed => "it closed the connection".to_owned(),
         WsError::Protocol(_) => "it broke the connection".to_owned(),
@@ -262,10 +323,10 @@ fn told(error: &WsError) -> String {
     }
 }
 
-fn closed(close: Option<CloseFrame>) -> String {
+pub(super) fn closed(close: Option<CloseFrame>) -> String {
     match close {
         Some(close) if !close.reason.is_empty() => {
-            let reason: String = close.reason.chars().take(120).collect();
+            let reason = shown(&close.reason, 120);
             format!("it closed the connection: {reason}")
         }
         _ => "it closed the connection".to_owned(),

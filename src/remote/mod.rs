@@ -8,6 +8,7 @@ mod dial;
 mod error;
 mod forward;
 mod link;
+mod own;
 #[expect(clippy::module_inception, reason = "one of them, beside all of them")]
 mod remote;
 mod request;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::{Dialled, dial};
 use super::error::{DialError, RemoteError};
-use super::link::{Exchange, Link, Seen};
+use super::link::{Exchange, Link, OnLoss, Seen};
 use super::spec::RemoteSpec;
 use crate::log::Log;
 
@@ -23,6 +23,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// How long a request that is under way waits for the link to be made again: a
 /// machine that slept for ten minutes comes back.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// How long a way that broke is worth more than one try to whoever asks anew.
+const FRESH: Duration = Duration::from_secs(10);
+/// How long whoever asks anew waits at most: all endpoints may be tried.
+const CONNECT: Duration = Duration::from_secs(200);
 /// Tries that are remembered.
 const ATTEMPTS: usize = 16;
 /// Most requests on a link; the other end takes no more.
@@ -34,6 +38,8 @@ struct State {
     /// Rounds in which no endpoint answered.
     failed_rounds: u64,
     error: Option<RemoteError>,
+    /// When the link did last.
+    broke: Option<Instant>,
     endpoint: Option<String>,
     round_trip: Option<Duration>,
     connections: u64,
@@ -61,6 +67,7 @@ impl Remote {
             link: None,
             failed_rounds: 0,
             error: None,
+            broke: None,
             endpoint: None,
             round_trip: None,
             connections: 0,
@@ -146,6 +153,7 @@ impl Remote {
         self.state.send_modify(|state| {
             state.phase = RemoteState::Down;
             state.link = None;
+            state.broke = Some(Instant::now());
             state.error = Some(RemoteError::new(why));
         });
     }
@@ -189,15 +197,24 @@ impl Remote {
         Err(RemoteError::of(&failed))
     }
 
-    /// The link, made now if there is none; fails as soon as that fails.
+    /// The link, made now if there is none; fails as soon as that fails, unless it
+    /// broke a moment ago: such a way may fail twice.
     pub(crate) async fn link(&self) -> Result<Link, RemoteError> {
-        self.link_until(|state, before| state.failed_rounds > before)
-            .await
+        let waiting = self.link_until(|state, before| {
+            let is_fresh = state.broke.is_some_and(|at| at.elapsed() < FRESH);
+            state.failed_rounds > before && (state.phase == RemoteState::Refused || !is_fresh)
+        });
+        match tokio::time::timeout(CONNECT, waiting).await {
+            Ok(found) => found,
+            Err(_) => Err(self.error()),
+        }
     }
 
     /// The link, for a request that was under way when it broke: waits for long.
     pub(crate) async fn link_again(&self) -> Result<Link, RemoteError> {
-        let waiting = self.link_until(|state, _| state.phase == RemoteState::Refused);
+        let waiting = self.link_until(|state, before| {
+            state.failed_rounds > before && state.phase == RemoteState::Refused
+        });
         match tokio::time::timeout(PATIENCE, waiting).await {
             Ok(found) => found,
             Err(_) => Err(self.error()),
@@ -235,9 +252,19 @@ impl Remote {
     }
 
     /// Sends a request on the link; `text` makes it of its tag.
-    pub(crate) fn ask(&self, link: &Link, text: impl FnOnce(u64) -> String) -> Exchange {
-        let tag = self.tags.fetch_add(1, Ordering::Relaxed);
-        link.ask(tag, text(tag))
+    pub(crate) fn ask(
+        &self,
+        link: &Link,
+        on_loss: OnLoss,
+        text: impl FnOnce(u64) -> String,
+    ) -> Exchange {
+        let tag = self.new_tag();
+        link.ask(tag, text(tag), on_loss)
+    }
+
+    /// A tag that no other request on a link has.
+    pub(crate) fn new_tag(&self) -> u64 {
+        self.tags.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Room for one more request on the link.

@@ -150,6 +150,31 @@ impl Routed {
         Parsed::of(&frame)
     }
 
+    /// The words without the options that the client's own connection needs, and
+    /// without those that are said otherwise this time.
+    fn rest_on_link(&self, asked: &Asked<'_>) -> String {
+        let is_ours = |word: &str| {
+            let option = word.strip_prefix("--").and_then(|it| it.split_once('='));
+            option.is_some_and(|(key, _)| {
+                ["tag", "plain-tag"].contains(&key) || asked.instead.iter().any(|it| it.0 == key)
+            })
+        };
+        let mut left = self.rest.as_str();
+        let mut words = Vec::new();
+        while let Some((word, after)) = pythond_protocol::frame::take_word(left) {
+            // Here options come first, and what follows is text.
+            if self.verb == "complete" && !word.starts_with("--") {
+                break;
+            }
+            if !is_ours(word) {
+                words.push(word);
+            }
+            left = after;
+        }
+        words.push(left);
+        words.join(" ").trim().to_owned()
+    }
+
     /// What is sent in its place on a link.
     pub(super) fn on_link(&self, tag: u64, asked: &Asked<'_>) -> String {
         let word = match asked.format {
@@ -159,11 +184,17 @@ impl Routed {
         let session = self.session.as_ref().map_or("", |it| it.as_str());
         let (rest, body) = match asked.submit {
             Some(submit) => (submitted(submit), Some(submit.source.as_str())),
-            None => (untagged(&self.rest), asked.body.or(self.body.as_deref())),
+            None => (
+                self.rest_on_link(asked),
+                asked.body.or(self.body.as_deref()),
+            ),
         };
-        let since = asked.since.as_ref();
-        let since = since.map_or(String::new(), |cursor| format!(" --since={cursor}"));
-        let mut text = format!("{} {session} --{word}={tag}{since} {rest}", self.verb);
+        let mut text = format!("{} {session} --{word}={tag}", self.verb);
+        for (option, value) in &asked.instead {
+            text.push_str(&format!(" --{option}={value}"));
+        }
+        text.push(' ');
+        text.push_str(&rest);
         if let Some(body) = body {
             text.push('\n');
             text.push_str(body);
@@ -179,30 +210,8 @@ pub(super) struct Asked<'a> {
     pub(super) submit: Option<&'a SubmitRequest>,
     /// What stands for the body.
     pub(super) body: Option<&'a str>,
-    /// Where events go on.
-    pub(super) since: Option<String>,
-}
-
-/// The words without those that the client's own connection needs. Options come
-/// first where words are text.
-fn untagged(rest: &str) -> String {
-    let keep = |word: &&str| {
-        !["--tag=", "--plain-tag="]
-            .iter()
-            .any(|it| word.starts_with(it))
-    };
-    let mut left = rest;
-    let mut words = Vec::new();
-    while let Some((word, after)) = pythond_protocol::frame::take_word(left) {
-        if !word.starts_with("--") {
-            break;
-        }
-        words.push(word);
-        left = after;
-    }
-    words.retain(|word| keep(word));
-    words.push(left);
-    words.join(" ").trim().to_owned()
+    /// Options that have another value this time.
+    pub(super) instead: Vec<(&'static str, String)>,
 }
 
 /// The options of a cell as they are typed.
@@ -250,5 +259,49 @@ pub(super) fn may_repeat(parsed: &Parsed) -> bool {
         Ok(Request::New(_) | Request::Kill(_)) => false,
         // Cells have keys; the others only ask.
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_second_word_is_a_session_only_where_it_can_be_none_else() {
+        let second = |text: &str, rest: &str| {
+            let frame = Frame::parse(text).expect("it is a frame");
+            second_name(&frame, rest).map(|(name, rest)| (name.to_string(), rest))
+        };
+        let found = |name: &str, rest: &str| Some((name.to_owned(), rest.to_owned()));
+        assert_eq!(second("run far x\n1", "x"), found("x", ""));
+        assert_eq!(
+            second("run far --json x\n1", "--json x"),
+            found("x", "--json")
+        );
+        assert_eq!(second("run far x", "x"), None);
+        assert_eq!(second("run far x = 1\ny", "x = 1"), None);
+        assert_eq!(second("complete far x", "x"), None);
+        assert_eq!(second("status far x", "x"), found("x", ""));
+        assert_eq!(second("poll far 5f2c00000003", "5f2c00000003"), None);
+        assert_eq!(second("resize far 24 80", "24 80"), None);
+        assert_eq!(second("resize far x 24 80", "x 24 80"), found("x", "24 80"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_has_a_name_or_none(text in "\\PC*|[a-z0-9 /\\n=-]*|(run|poll|complete) [ -~\\n]*") {
+            if let Some(frame) = Frame::parse(&text) {
+                if let Some((before, name, after)) = around_name(frame.header) {
+                    prop_assert!(!name.is_empty() && !name.starts_with("--"));
+                    prop_assert_eq!(format!("{before}{name}{after}"), frame.header);
+                    let rest = join(before, after);
+                    if let Some((session, shorter)) = second_name(&frame, &rest) {
+                        prop_assert!(shorter.len() + session.as_str().len() <= rest.len());
+                    }
+                }
+            }
+        }
     }
 }

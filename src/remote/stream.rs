@@ -10,14 +10,25 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-/// How many bytes have come: as long as they do, somebody is there.
+/// How many bytes have come and gone: as long as they do, somebody is there.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Activity(Arc<AtomicU64>);
+pub(crate) struct Activity(Arc<Counters>);
+
+#[derive(Debug, Default)]
+struct Counters {
+    came: AtomicU64,
+    went: AtomicU64,
+}
 
 impl Activity {
-    /// Bytes so far.
+    /// Bytes that came so far.
     pub(crate) fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.came.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the kernel took from us so far.
+    pub(crate) fn went(&self) -> u64 {
+        self.0.went.load(Ordering::Relaxed)
     }
 }
 
@@ -72,7 +83,7 @@ impl AsyncRead for ClientStream {
         let activity = self.activity.clone();
         let polled = forward!(self, poll_read, context, buffer);
         let came = (buffer.filled().len() - before) as u64;
-        activity.0.fetch_add(came, Ordering::Relaxed);
+        activity.0.came.fetch_add(came, Ordering::Relaxed);
         polled
     }
 }
@@ -83,7 +94,12 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<Result<usize>> {
-        forward!(self, poll_write, context, bytes)
+        let activity = self.activity.clone();
+        let polled = forward!(self, poll_write, context, bytes);
+        if let Poll::Ready(Ok(went)) = &polled {
+            activity.0.went.fetch_add(*went as u64, Ordering::Relaxed);
+        }
+        polled
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {

@@ -56,10 +56,11 @@ impl Connection<'_> {
                             return End::Gone;
                         }
                     }
+                    FromRemote::Sent => {}
                     FromRemote::Closed(close) => return ended(close.map(|it| it.code)),
                     FromRemote::Broken => return broken,
                 },
-                incoming = self.socket.next() => match incoming {
+                incoming = self.socket.next(), if remote.has_room() => match incoming {
                     Some(Ok(Message::Text(text))) => {
                         let said = match self.for_remote(&text, &remote) {
                             Ok(None) => continue,
@@ -69,14 +70,10 @@ impl Connection<'_> {
                                 continue;
                             }
                         };
-                        if remote.send(Message::text(said)).await.is_err() {
-                            return broken;
-                        }
+                        remote.send(Message::text(said));
                     }
                     Some(Ok(message @ Message::Binary(_))) => {
-                        if remote.send(message).await.is_err() {
-                            return broken;
-                        }
+                        remote.send(message);
                     }
                     Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                     Some(Err(WsError::Protocol(_))) => {

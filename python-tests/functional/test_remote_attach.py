@@ -1,0 +1,149 @@
+"""Terminals on sessions of another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from support.attached import Attached
+from support.daemon import Session, TestDaemon
+from support.remotes import Remote, remote_of
+from support.terminal import Terminal
+from support.waiting import wait_until
+
+
+@pytest.fixture
+def remote(make_daemon: Callable[..., TestDaemon]) -> Iterator[Remote]:
+    """A remote that the test may hurt."""
+    with remote_of(make_daemon) as remote:
+        yield remote
+
+
+@pytest.fixture
+def session(remote: Remote) -> Session:
+    """The session that the alias means."""
+    return remote.new()
+
+
+def attached(remote: Remote, name: str, **options) -> Attached:
+    """Attach here."""
+    return Attached(str(remote.here.socket), name, **options)
+
+
+@pytest.mark.parametrize("path", ["far", "far/far"])
+def test_a_person_types_and_sees(remote: Remote, session: Session, path: str) -> None:
+    with attached(remote, path) as person:
+        assert person.reply["ok"], person.reply
+        assert person.reply["session"] == session.name
+        person.wait_for_prompt()
+        person.run("x = 20 + 3")
+        person.run("print(x)")
+        assert "23" in person.text()
+        assert session.value("x") == "23"
+        person._connection.send(f"resize {path} 30 100")
+        person.wait_for_event("terminal_resized")
+        person.run("import os; print(os.get_terminal_size())")
+        assert "columns=100, lines=30" in person.text()
+        person._connection.send("detach")
+        person.wait_closed()
+        assert person.close_code == 1000
+        assert "OK detached" in person.texts
+
+
+def test_the_plain_form(remote: Remote, session: Session) -> None:
+    with attached(remote, session.name, options="") as person:
+        assert person.reply == "OK attached"
+        person.wait_for_prompt()
+        person.run("print(6 * 7)")
+        assert "42" in person.text()
+
+
+def test_other_commands_are_refused_on_it(remote: Remote, session: Session) -> None:
+    local = remote.here.new()
+    with attached(remote, session.name) as person:
+        person.wait_for_prompt()
+        person._connection.send(f"status {local.name} --json")
+        wait_until(lambda: any("usage" in text for text in map(str, person.texts + person.events)))
+        person._connection.send(f"status {session.name} --json")
+        wait_until(lambda: any('"state"' in str(t) for t in person.texts + person.events))
+        person.run("print('still here')")
+
+
+def test_what_is_typed_and_its_echo_pass_each_other(remote: Remote, session: Session) -> None:
+    with attached(remote, session.name) as person:
+        person.wait_for_prompt()
+        person.blind = True
+        person.line("import subprocess; subprocess.run(['cat']).returncode")
+        lines = 40_000
+        for number in range(0, lines, 1000):
+            person.type("".join(f"{n:09} {'y' * 90}\r" for n in range(number, number + 1000)))
+        # More than sockets hold on the way.
+        person.wait_for(lambda: b"000030000 " in person.raw, 60)
+        assert not person.closed
+
+
+def test_a_session_that_ends_closes_it(remote: Remote, session: Session) -> None:
+    with attached(remote, session.name) as person:
+        person.wait_for_prompt()
+        session.kill()
+        closed = person.wait_for_event("terminal_closed")
+        assert closed["reason"] == "killed"
+        person.wait_closed()
+
+
+def test_a_cut_closes_it_so_that_the_client_comes_again(remote: Remote, session: Session) -> None:
+    with attached(remote, session.name) as person:
+        person.wait_for_prompt()
+        remote.proxy.cut("rst")
+        person.wait_closed()
+        assert person.close_code == 1012
+
+
+def happens_at_the_proxy(remote: Remote) -> None:
+    remote.proxy.cut("rst")
+
+
+def no_way_for_a_while(remote: Remote) -> None:
+    remote.proxy.refuse()
+    remote.proxy.cut("rst")
+    remote.wait_for_state("down")
+    remote.proxy.listen()
+
+
+def the_daemon_here_is_killed(remote: Remote) -> None:
+    remote.here.crash()
+    remote.here.start()
+
+
+def the_daemon_here_restarts(remote: Remote) -> None:
+    assert remote.here.pyctl("restart").returncode == 0
+    remote.here.wait_until_it_answers()
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        happens_at_the_proxy,
+        no_way_for_a_while,
+        the_daemon_here_is_killed,
+        the_daemon_here_restarts,
+    ],
+)
+def test_pysh_goes_on_at_the_right_place(
+    remote: Remote, session: Session, happens: Callable[[Remote], None]
+) -> None:
+    command = [remote.here.binaries / "pysh", "attach", session.name]
+    with Terminal(command, env=remote.here.environment, cwd=remote.here.work) as terminal:
+        terminal.wait_for(">>> ")
+        terminal.type("n = 1\r")
+        wait_until(lambda: session.run("n").get("result") == "1", what="what was typed")
+        terminal.type("half = 'be")
+        happens(remote)
+        terminal.type("fore'; n += 1\r")
+        wait_until(
+            lambda: remote.there.ask("run far\n(n, globals().get('half'))") == "(2, 'before')",
+            what="what was typed on both sides",
+        )
+        terminal.press("ctrl-]")
+        assert terminal.wait_exit() == 0, terminal.text()

@@ -1,0 +1,109 @@
+"""The way to a remote daemon breaks: each cell runs once, and its result arrives."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from support.cutting import Cut, random_plan
+from support.daemon import TestDaemon
+from support.remotes import Remote, remote_of
+from support.wire import text_of
+
+TORTURE = bool(os.environ.get("PYTHOND_TORTURE"))
+CUTS = 1000 if TORTURE else 40
+LONG = 3600 if TORTURE else 300
+
+
+@pytest.fixture
+def remote(make_daemon: Callable[..., TestDaemon]) -> Iterator[Remote]:
+    """A remote that the test may hurt."""
+    with remote_of(make_daemon) as remote:
+        yield remote
+
+
+class Client(threading.Thread):
+    """Runs cells on one connection to the daemon here, until it is told to end."""
+
+    def __init__(self, remote: Remote, number: int, enough: Callable[[], bool]) -> None:
+        super().__init__(daemon=True)
+        self.wire = remote.here.connect()
+        self.session = remote.name
+        self.number = number
+        self.enough = enough
+        self.cells = 0
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.enough():
+                self.cells += 1
+                (self.plain, self.structured, self.streamed)[self.cells % 3]()
+        except BaseException as failure:
+            self.failure = failure
+
+    def code(self) -> tuple[str, str]:
+        text = f"{self.number}:{self.cells} é\\n"
+        lines = 1 + self.cells * 7 % 400
+        code = f"ran.append(({self.number}, {self.cells}))\nfor _ in range({lines}): print('{text}', end='')"
+        return code, text.replace("\\n", "\n") * lines
+
+    def plain(self) -> None:
+        code, expected = self.code()
+        # The plain wire leaves the last line feed out.
+        assert self.wire.ask(f"run {self.session}\n{code}", 120) == expected.removesuffix("\n")
+
+    def structured(self) -> None:
+        code, expected = self.code()
+        reply = self.wire.run(self.session, code, 120)
+        assert reply["ok"], reply
+        assert text_of(reply["stdout"]) == expected
+
+    def streamed(self) -> None:
+        code, expected = self.code()
+        self.wire.send(f"run {self.session} --stream\n{code}")
+        got = ""
+        accepted = 0
+        while "event" in (message := json.loads(self.wire.receive(120))):
+            accepted += message["event"] == "accepted"
+            if message["event"] == "output":
+                assert message["offset"] == len(got.encode())
+                got += text_of(message["data"])
+        assert message["ok"], message
+        assert got == expected
+        assert accepted == 1
+
+
+@pytest.mark.timeout(LONG)
+def test_each_cell_runs_once_over_many_random_cuts(remote: Remote) -> None:
+    session = remote.new()
+    session.out("ran = []")
+    before = remote.proxy.accepted
+    remote.proxy.plan = random_plan(20_260_131, before + CUTS)
+    remote.proxy.cut("rst")
+    clients = [
+        Client(remote, number, lambda: remote.proxy.accepted > before + CUTS) for number in range(4)
+    ]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(LONG - 30)
+        assert not client.is_alive(), (client.cells, remote.summary(), remote.proxy.accepted)
+        assert client.failure is None, client.failure
+    ran = [(client.number, n) for client in clients for n in range(1, client.cells + 1)]
+    assert session.value("sorted(ran)") == repr(sorted(ran))
+    assert remote.proxy.accepted > before + CUTS
+
+
+def test_a_new_request_outlasts_a_few_cuts_in_a_row(remote: Remote) -> None:
+    session = remote.new()
+    first = remote.proxy.accepted + 1
+    remote.proxy.plan = lambda n: Cut("rst", 100) if n < first + 3 else None
+    remote.proxy.cut("rst")
+    remote.proxy.wait_for_connection(first - 1)
+    assert session.value("1") == "1"
+    assert remote.proxy.accepted == first + 3
