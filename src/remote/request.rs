@@ -292,14 +292,14 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_has_a_name_or_none(text in "\\PC*|[a-z0-9 /\\n=-]*|(run|poll|complete) [ -~\\n]*") {
-            if let Some(frame) = Frame::parse(&text) {
-                if let Some((before, name, after)) = around_name(frame.header) {
-                    prop_assert!(!name.is_empty() && !name.starts_with("--"));
-                    prop_assert_eq!(format!("{before}{name}{after}"), frame.header);
-                    let rest = join(before, after);
-                    if let Some((session, shorter)) = second_name(&frame, &rest) {
-                        prop_assert!(shorter.len() + session.as_str().len() <= rest.len());
-                    }
+            if let Some(frame) = Frame::parse(&text)
+                && let Some((before, name, after)) = around_name(frame.header)
+            {
+                prop_assert!(!name.is_empty() && !name.starts_with("--"));
+                prop_assert_eq!(format!("{before}{name}{after}"), frame.header);
+                let rest = join(before, after);
+                if let Some((session, shorter)) = second_name(&frame, &rest) {
+                    prop_assert!(shorter.len() + session.as_str().len() <= rest.len());
                 }
             }
         }
