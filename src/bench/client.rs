@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 /// A daemon that is silent for this long will not answer any more.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A whole text frame from a client, ready to be written (RFC 6455, section
 /// 5.2). The mask is zero, so the text stands in it as it is.
@@ -33,8 +33,8 @@ pub(crate) fn frame(text: &str) -> Vec<u8> {
 }
 
 /// One connection to the daemon.
-pub(crate) struct Connection {
-    stream: UnixStream,
+pub(crate) struct Connection<S = UnixStream> {
+    stream: S,
     received: Vec<u8>,
     /// How much of it was given out.
     taken: usize,
@@ -43,12 +43,26 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects and upgrades.
     pub(crate) fn open(socket: &Path) -> Result<Self> {
-        let mut stream = UnixStream::connect(socket)?;
+        let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(
-            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-        )?;
+        Self::upgrade(stream, "")
+    }
+
+    /// The descriptor, to wait on.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    /// Upgrades, with more lines of the request's head.
+    pub(crate) fn upgrade(mut stream: S, headers: &str) -> Result<Self> {
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+             {headers}\r\n"
+        );
+        stream.write_all(request.as_bytes())?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
@@ -59,18 +73,14 @@ impl Connection {
         }
         ensure!(
             answer.starts_with(b"HTTP/1.1 101"),
-            "the upgrade was refused"
+            "the upgrade was refused: {}",
+            String::from_utf8_lossy(&answer)
         );
         Ok(Self {
             stream,
             received: Vec::with_capacity(4096),
             taken: 0,
         })
-    }
-
-    /// The descriptor, to wait on.
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
     }
 
     /// Writes a prepared frame.

@@ -6,6 +6,9 @@
 
 mod bench;
 mod client;
+mod cutter;
+mod far;
+mod raw_tls;
 mod relay;
 mod rows;
 mod setup;
@@ -58,6 +61,10 @@ enum Measure {
     Outage,
     Crowd,
     Journal,
+    TlsNew,
+    TlsWarm,
+    TlsOutput,
+    Cuts,
 }
 
 impl Measure {
@@ -79,6 +86,10 @@ impl Measure {
             Self::Outage => bench.outage(),
             Self::Journal => bench.journal(),
             Self::Crowd => bench.crowd(),
+            Self::TlsNew => bench.tls_new(),
+            Self::TlsWarm => bench.tls_warm(),
+            Self::TlsOutput => bench.tls_output(),
+            Self::Cuts => bench.cuts(),
         }
     }
 }

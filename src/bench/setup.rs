@@ -33,11 +33,18 @@ pub(crate) struct Daemon {
     pub(crate) directory: TempDir,
     /// Directory of the built programs.
     pub(crate) programs: PathBuf,
+    /// What it is started with.
+    options: &'static [&'static str],
 }
 
 impl Daemon {
     /// Starts one from the directory of the built programs.
     pub(crate) fn start(programs: &Path) -> Result<Self> {
+        Self::start_with(programs, &[])
+    }
+
+    /// The same with options of `pythond daemon`.
+    pub(crate) fn start_with(programs: &Path, options: &'static [&'static str]) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("pythond-bench-")
             .tempdir()?;
@@ -45,10 +52,11 @@ impl Daemon {
         fs::create_dir(&run)?;
         fs::set_permissions(&run, fs::Permissions::from_mode(0o700))?;
         let daemon = Self {
-            process: launch(programs, directory.path())?,
+            process: launch(programs, directory.path(), options)?,
             socket: run.join("pythond.sock"),
             directory,
             programs: programs.to_owned(),
+            options,
         };
         daemon.wait_for_answer()?;
         Ok(daemon)
@@ -60,7 +68,7 @@ impl Daemon {
         self.process.0.kill()?;
         self.process.0.wait()?;
         let began = Instant::now();
-        self.process = launch(&self.programs, self.directory.path())?;
+        self.process = launch(&self.programs, self.directory.path(), self.options)?;
         Ok(began)
     }
 
@@ -101,13 +109,14 @@ impl Daemon {
 }
 
 /// Starts a daemon in a directory, with what it says appended to a file there.
-fn launch(programs: &Path, directory: &Path) -> Result<Owned> {
+fn launch(programs: &Path, directory: &Path, options: &[&str]) -> Result<Owned> {
     let mut log = fs::File::options();
     let log = log.create(true).append(true);
     let log = log.open(directory.join("daemon.log"))?;
     let mut command = Command::new(programs.join("pythond"));
     command
         .arg("daemon")
+        .args(options)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);

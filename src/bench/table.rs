@@ -9,6 +9,8 @@ pub(crate) enum Unit {
     Seconds,
     /// Requests per second.
     PerSecond,
+    /// Bytes per second, shown as MB/s.
+    BytesPerSecond,
     /// Bytes, shown as KiB or MiB.
     Bytes,
     /// Share of one core, shown in per cent.
@@ -23,6 +25,7 @@ impl Unit {
             _ if !value.is_finite() => "–".to_owned(),
             Self::Seconds if value < 1e-3 => format!("{:.1} µs", value * 1e6),
             Self::Seconds => format!("{:.2} ms", value * 1e3),
+            Self::BytesPerSecond => format!("{:.0} MB/s", value / 1e6),
             Self::PerSecond => format!("{value:.0}/s"),
             Self::Bytes if value < 1048576.0 => format!("{:.0} KiB", value / 1024.0),
             Self::Bytes => format!("{:.2} MiB", value / 1048576.0),

@@ -19,10 +19,11 @@ ONLY = {
     "rcgen": {"pythond-identity"},
     "ring": {"pythond-identity"},
     "x509-parser": {"pythond-identity"},
-    "rustls": {"pythond-tls", "pythond-transport"},
+    # The benchmark has it bare, as a floor.
+    "rustls": {"pythond-bench", "pythond-tls", "pythond-transport"},
     "tokio-rustls": {"pythond"},
-    "pythond-identity": {"pyctl", "pythond", "pythond-tls", "pythond-transport"},
-    "pythond-tls": {"pythond", "pythond-transport"},
+    "pythond-identity": {"pyctl", "pythond", "pythond-bench", "pythond-tls", "pythond-transport"},
+    "pythond-tls": {"pythond", "pythond-bench", "pythond-transport"},
 }
 # Cryptography has one source; these would be a second.
 NEVER = {"aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys", "native-tls"}

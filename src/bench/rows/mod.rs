@@ -4,6 +4,7 @@
 mod attach;
 mod control;
 mod crowd;
+mod cuts;
 mod fire;
 mod fork;
 mod idle;
@@ -15,3 +16,4 @@ mod output;
 mod restart;
 mod run;
 mod throughput;
+mod tls;

@@ -14,13 +14,13 @@ use crate::setup::{Owned, compile, peak_memory, reset_peak};
 use crate::table::{Aim, Row, Unit};
 
 /// Prints 100 MB, in CPython and in a cell.
-const PRINT: &str = "line = 'x' * 99\nfor _ in range(1_000_000):\n    print(line)";
+pub(crate) const PRINT: &str = "line = 'x' * 99\nfor _ in range(1_000_000):\n    print(line)";
 
 /// What that writes.
-const PRINTED: u64 = 100_000_000;
+pub(crate) const PRINTED: u64 = 100_000_000;
 
 /// How much more memory a process may need for it.
-const GROWTH: f64 = 32.0 * 1048576.0;
+pub(crate) const GROWTH: f64 = 32.0 * 1048576.0;
 
 impl Bench {
     /// From sending a cell that prints and goes on until its output is there.
