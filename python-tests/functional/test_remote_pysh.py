@@ -40,7 +40,8 @@ def test_two_words_and_a_path_name_the_same_session(remote: Remote) -> None:
     out(pysh("fork", "far", "work", "z = y + 1"))
     out(pysh("wait", "far/work"))
     assert out(pysh("run", "far/work", "z")) == "6\n"
-    for words in (["status"], ["vars"], ["cells"], ["stack"]):
+    out(pysh("stack", "far", "work"))
+    for words in (["status"], ["vars"], ["cells"]):
         assert out(pysh(*words, "far", "work")).strip()
     assert "work" in json.loads(out(pysh("status", "far", "work")))["session"]
     assert "getcwd" in out(pysh("complete", "far", "work", "os.getc"))
