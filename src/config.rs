@@ -28,6 +28,9 @@ pub struct Args {
 pub enum Command {
     /// Serve sessions, in the foreground.
     Daemon(DaemonArgs),
+    /// Join standard input and output with the daemon, which is started if there is
+    /// none: what `ssh://` addresses run on the other machine.
+    Bridge(BridgeArgs),
     /// Print the version.
     Version,
     /// Print a completion script.
@@ -77,6 +80,17 @@ pub struct ListenArgs {
     /// Print the token and the certificate's fingerprint.
     #[arg(long, requires = "listen")]
     pub show_token: bool,
+}
+
+/// Options of `pythond bridge`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct BridgeArgs {
+    /// By standard input and output.
+    #[arg(long, required = true)]
+    pub stdio: bool,
+    /// Only if there is a daemon.
+    #[arg(long)]
+    pub no_start: bool,
 }
 
 impl ListenArgs {
@@ -130,6 +144,8 @@ pub struct Config {
     pub listen: ListenArgs,
     /// The user's home directory, which has the keys.
     pub home: PathBuf,
+    /// Where our clients find a daemon that is there.
+    pub client_socket: PathBuf,
     /// Directory of host sockets, the lock and `access.log`.
     pub runtime_dir: PathBuf,
     /// Where sessions keep their files.
@@ -174,6 +190,7 @@ impl Config {
             tmpdir: std::env::var_os("TMPDIR"),
         };
         let socket = paths::default_socket(&variables);
+        let client_socket = paths::client_socket(&variables).path;
         let home = home.ok_or(ConfigError::NoHome)?;
         let config_home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
         let settings = Settings::read(&settings::place(config_home, &home))?;
@@ -181,6 +198,7 @@ impl Config {
             |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         Ok(Self {
             runtime_dir: paths::runtime_dir(&socket),
+            client_socket,
             sessions_dir: paths::sessions_dir(&home),
             limits: DaemonLimits::read(&settings, variable)?,
             variables: session_variables(std::env::vars_os()),

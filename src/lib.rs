@@ -8,6 +8,7 @@
 mod access_log;
 mod admission;
 mod adoption;
+pub mod bridge;
 mod complaints;
 pub mod config;
 pub mod daemon;

@@ -4,7 +4,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
-use pythond::config::{Args, Command, Config, DaemonArgs};
+use pythond::bridge::{self, BridgeError};
+use pythond::config::{Args, BridgeArgs, Command, Config, DaemonArgs};
 use pythond::daemon;
 use pythond::detach::{self, DetachError};
 use pythond::network;
@@ -35,6 +36,7 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
         }),
         Some(Command::Man) => print(|out| clap_mangen::Man::new(Args::command()).render(out)),
         Some(Command::Daemon(args)) => serve(&args),
+        Some(Command::Bridge(args)) => bridge(args),
     }
 }
 
@@ -47,6 +49,16 @@ fn print(write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> Result<Exit
             Err((Code::Refused as u8, error.into()))
         }
         _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn bridge(args: BridgeArgs) -> Result<ExitCode, Failure> {
+    let config = Config::read(&DaemonArgs::default());
+    let config = config.map_err(|error| (Code::Usage as u8, error.into()))?;
+    match bridge::run(&config, !args.no_start) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error @ BridgeError::NoDaemon(_)) => Err((Code::NoDaemon as u8, error.into())),
+        Err(error) => Err((Code::Refused as u8, error.into())),
     }
 }
 

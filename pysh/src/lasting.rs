@@ -166,7 +166,7 @@ impl<'a> Lasting<'a> {
     ) -> Result<Result<Client, ClientError>, Failure> {
         let found = match &self.address {
             Address::Unix(_) => Client::connect_within(&self.address, limit),
-            Address::Tcp(_) => {
+            Address::Tcp(_) | Address::Ssh(_) => {
                 let address = self.address.clone();
                 in_background(move || Client::connect_within(&address, limit), watch)?
             }

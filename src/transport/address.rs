@@ -10,6 +10,7 @@ use pythond_private_fs::paths::{PathVariables, client_socket};
 use zeroize::Zeroizing;
 
 use crate::ClientError;
+use crate::ssh::{NotSshAddress, SCHEME, SshAddress};
 
 /// A daemon's address.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub enum Address {
     Unix(PathBuf),
     /// A port, on another machine for the most part.
     Tcp(TcpAddress),
+    /// A daemon of a machine that ssh leads to.
+    Ssh(SshAddress),
 }
 
 /// A daemon's port, and what it asks of those who come.
@@ -103,8 +106,33 @@ impl Address {
     /// [`ClientError::TlsNeeded`] if a token would be sent in clear over a network.
     pub fn from_variables(variables: &AddressVariables) -> Result<Self, ClientError> {
         match &variables.pythond_host {
+            Some(host) if host.to_string_lossy().starts_with(SCHEME) => {
+                let address = host.to_string_lossy().parse();
+                let wrong = |error: NotSshAddress| bad("PYTHOND_HOST", error.to_string());
+                address.map(Self::Ssh).map_err(wrong)
+            }
             Some(host) if !host.is_empty() => TcpAddress::new(host, variables).map(Self::Tcp),
             _ => Ok(Self::Unix(client_socket(&variables.paths).path)),
+        }
+    }
+}
+
+impl Address {
+    /// A daemon of this machine.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+
+    /// The same, and no daemon is started there if there is none.
+    #[must_use]
+    pub fn without_start(self) -> Self {
+        match self {
+            Self::Ssh(address) => Self::Ssh(SshAddress {
+                may_start: false,
+                ..address
+            }),
+            other => other,
         }
     }
 }
@@ -114,6 +142,7 @@ impl fmt::Display for Address {
         match self {
             Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
             Self::Tcp(address) => address.fmt(formatter),
+            Self::Ssh(address) => address.fmt(formatter),
         }
     }
 }
@@ -168,7 +197,7 @@ fn peer(host: &OsString, port: Option<&OsString>) -> Result<PeerAddress, ClientE
     if host.contains("://") {
         return Err(bad(
             HOST,
-            "it should be HOST or HOST:PORT, without a scheme",
+            "it should be HOST, HOST:PORT or ssh://USER@HOST",
         ));
     }
     let parsed: PeerAddress = host

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pythond_private_fs::connect_at;
 
 use crate::connection::Connection;
-use crate::{Address, ClientError, remote};
+use crate::{Address, ClientError, remote, ssh};
 
 /// How long a daemon may take to answer the handshake, and the way there. It does
 /// no other work for it, so one that takes longer is stopped or stuck.
@@ -20,6 +20,7 @@ pub(crate) fn connect(
 ) -> Result<(Connection, Option<String>), ClientError> {
     match address {
         Address::Unix(path) => Ok((unix(path, limit)?, None)),
+        Address::Ssh(address) => Ok((ssh::connect(address, limit)?, None)),
         Address::Tcp(address) => {
             let connected = remote::connect(address, limit)?;
             Ok((connected.connection, connected.notice))

@@ -41,6 +41,10 @@ pub enum RemoteReason {
     },
     /// It was closed before the daemon answered.
     Closed,
+    /// ssh cannot be run here.
+    Ssh(io::Error),
+    /// ssh, or what it was to run there, failed with this exit code.
+    SshEnded(i32),
     /// `PYTHOND_TOKEN` is not set.
     NoToken,
     /// `HOME` is not set, where pins are.
@@ -97,6 +101,7 @@ impl RemoteError {
             | Why::UnknownHost(_)
             | Why::TimedOut { .. }
             | Why::Closed
+            | Why::SshEnded(255)
             | Why::TooManyWrongTokens
             | Why::Http(..)
             | Why::Io(_) => false,
@@ -104,6 +109,8 @@ impl RemoteError {
             Why::Tls(TlsTrouble::Broken(_) | TlsTrouble::Alert(_)) => false,
             Why::Tls(_)
             | Why::NotLoopback
+            | Why::Ssh(_)
+            | Why::SshEnded(_)
             | Why::NoToken
             | Why::NoHome
             | Why::Identity(_)
@@ -124,6 +131,7 @@ impl RemoteError {
             Why::UnknownHost(_) | Why::NotLoopback => "unknown_host",
             Why::TimedOut { .. } => "no_answer",
             Why::Closed | Why::Io(_) | Why::Http(..) => "connection",
+            Why::Ssh(_) | Why::SshEnded(_) => "ssh",
             Why::NoToken => "no_token",
             Why::NoHome => "no_home",
             Why::Identity(error) => error.code(),
@@ -147,6 +155,8 @@ impl RemoteError {
             | Why::NotLoopback
             | Why::TimedOut { .. }
             | Why::Closed
+            | Why::Ssh(_)
+            | Why::SshEnded(_)
             | Why::Http(..)
             | Why::Protocol(_)
             | Why::Io(_)
@@ -185,6 +195,16 @@ impl RemoteError {
                 "nothing was submitted; look at the daemon's log, and at `PYTHOND_HOST` and \
                  `PYTHOND_TLS` here, which lead to `{}`",
                 self.endpoint
+            ),
+            Why::Ssh(_) => "install OpenSSH's client".to_owned(),
+            Why::SshEnded(127) => format!(
+                "install pythond there, where `ssh {} pythond version` finds it",
+                self.peer
+            ),
+            Why::SshEnded(_) => format!(
+                "`ssh {}` must get in without asking: look at its keys, its agent and its \
+                 known hosts",
+                self.peer
             ),
             Why::NoToken => "ask the server's owner for what `pyctl token show` prints there, and \
                              put it into `PYTHOND_TOKEN`"
@@ -236,6 +256,11 @@ impl fmt::Display for RemoteError {
                 write!(f, "`{endpoint}` does not answer: {what} within {seconds} s")
             }
             Why::Closed => write!(f, "`{endpoint}` closed the connection before it answered"),
+            Why::Ssh(_) => write!(f, "`ssh` cannot be run"),
+            Why::SshEnded(127) => write!(f, "`{endpoint}` has no `pythond` on its PATH"),
+            Why::SshEnded(code) => {
+                write!(f, "ssh did not get to `{peer}` (exit code {code})")
+            }
             Why::NoToken => write!(
                 f,
                 "`{endpoint}` wants a token, and `PYTHOND_TOKEN` has none"

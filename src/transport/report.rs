@@ -22,7 +22,7 @@ Exit codes:
 /// How a daemon on another machine is reached, for the help of both clients.
 pub const ANOTHER_MACHINE: &str = "\
 Variables for a daemon on another machine:
-  PYTHOND_HOST   HOST or HOST:PORT
+  PYTHOND_HOST   HOST or HOST:PORT, or ssh://USER@HOST, which needs none of these
   PYTHOND_PORT   the port, if the host does not say it [default: 7399]
   PYTHOND_TLS    1: encrypt; needed but for this machine's own addresses
   PYTHOND_TOKEN  what `pyctl token show` prints there";

@@ -4,8 +4,9 @@ use std::io::{Read, Result, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use crate::ssh::Ssh;
 use crate::tls_stream::TlsStream;
 
 /// What carries a connection.
@@ -15,6 +16,8 @@ pub(crate) enum Stream {
     Unix(UnixStream),
     /// The same, by TCP.
     Tcp(Wire),
+    /// By what ssh is given and gives back; it ends with this.
+    Ssh(UnixStream, #[expect(dead_code, reason = "dropped with it")] Arc<Mutex<Ssh>>),
     /// A daemon of any machine.
     Tls(Box<TlsStream<Wire>>),
 }
@@ -59,7 +62,7 @@ impl Stream {
     /// can be written to as well.
     pub(crate) fn wants_write(&self) -> bool {
         match self {
-            Self::Unix(_) | Self::Tcp(_) => false,
+            Self::Unix(_) | Self::Ssh(..) | Self::Tcp(_) => false,
             Self::Tls(stream) => stream.wants_write(),
         }
     }
@@ -68,7 +71,7 @@ impl Stream {
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Unix(socket) => socket.as_fd(),
+            Self::Unix(socket) | Self::Ssh(socket, _) => socket.as_fd(),
             Self::Tcp(wire) => wire.as_fd(),
             Self::Tls(stream) => stream.wire().as_fd(),
         }
@@ -78,7 +81,7 @@ impl AsFd for Stream {
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         match self {
-            Self::Unix(socket) => socket.read(buffer),
+            Self::Unix(socket) | Self::Ssh(socket, _) => socket.read(buffer),
             Self::Tcp(wire) => wire.read(buffer),
             Self::Tls(stream) => stream.read(buffer),
         }
@@ -88,7 +91,7 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {
         match self {
-            Self::Unix(socket) => socket.write(bytes),
+            Self::Unix(socket) | Self::Ssh(socket, _) => socket.write(bytes),
             Self::Tcp(wire) => wire.write(bytes),
             Self::Tls(stream) => stream.write(bytes),
         }
@@ -96,7 +99,7 @@ impl Write for Stream {
 
     fn flush(&mut self) -> Result<()> {
         match self {
-            Self::Unix(socket) => socket.flush(),
+            Self::Unix(socket) | Self::Ssh(socket, _) => socket.flush(),
             Self::Tcp(wire) => wire.flush(),
             Self::Tls(stream) => stream.flush(),
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::connect::ConnectOptions;
-use pythond_transport::{Address, Report};
+use pythond_transport::Report;
 
 use super::dispatch::{self, address};
 use crate::args::ConnectArgs;
@@ -58,7 +58,7 @@ fn token(args: &ConnectArgs, render: &Render) -> Result<(Option<String>, Option<
         return Ok((Some(token.clone()), None));
     }
     // With PYTHOND_HOST it is the token of the daemon that is asked to connect.
-    let is_for_it = matches!(address()?, Address::Unix(_));
+    let is_for_it = address()?.is_here();
     match std::env::var(TOKEN_VARIABLE) {
         Ok(token) if is_for_it && !token.is_empty() => Ok((Some(token), None)),
         _ => Err(Report::new(

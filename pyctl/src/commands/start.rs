@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pythond_protocol::ExitCode;
-use pythond_transport::{Address, Report, TcpAddress};
+use pythond_transport::{Address, Report};
 
 use super::dispatch::address;
 use crate::args::StartArgs;
@@ -21,8 +21,9 @@ const DAEMON: &str = "pythond";
 /// the exit code and the words; returns only if that fails.
 pub(super) fn start(args: &StartArgs, _render: &Render) -> Outcome {
     // A daemon would start here and commands would still go elsewhere.
-    if let Address::Tcp(elsewhere) = address()? {
-        return Err(led_elsewhere(&elsewhere).into());
+    let address = address()?;
+    if !address.is_here() {
+        return Err(led_elsewhere(&address).into());
     }
     let daemon = std::env::current_exe()
         .ok()
@@ -51,7 +52,7 @@ fn beside(own: &Path) -> Option<PathBuf> {
     candidate.is_file().then_some(candidate)
 }
 
-fn led_elsewhere(address: &TcpAddress) -> Report {
+fn led_elsewhere(address: &Address) -> Report {
     let message = format!(
         "`PYTHOND_HOST` is set: commands go to `{address}`, and `start` would start a daemon here"
     );

@@ -12,7 +12,7 @@ use crate::render::Render;
 /// Shows what answers at the daemon's address; no answer is told in the same
 /// form, with the exit code of what is wrong.
 pub(super) fn status(render: &Render) -> Outcome {
-    let address = address()?;
+    let address = address()?.without_start();
     let info = connect(&address, render).and_then(|mut client| client.info());
     match info {
         Ok(reply) => {
@@ -29,7 +29,7 @@ pub(super) fn status(render: &Render) -> Outcome {
             render.line(&silent(&address, &report, render.json))?;
             // What keeps from asking is told by its own code, unless it is that
             // nobody is there.
-            let here = matches!(address, Address::Unix(_));
+            let here = address.is_here();
             Ok(if here && !answers(&report) {
                 ExitCode::NoDaemon
             } else {
@@ -44,7 +44,7 @@ fn alive_json(address: &Address, reply: &Reply<InfoReply>) -> String {
     let mut object: Value = serde_json::from_str(reply.json()).unwrap_or_default();
     if let Value::Object(fields) = &mut object {
         fields.insert("alive".to_owned(), true.into());
-        if let Address::Tcp(address) = address {
+        if !address.is_here() {
             // The daemon names its socket, which is not where we are.
             fields.insert("endpoint".to_owned(), address.to_string().into());
         }
@@ -60,7 +60,7 @@ fn answers(report: &Report) -> bool {
 
 /// Whether it is alive; none if it could not be asked, for want of a pin or a token.
 fn liveness(address: &Address, report: &Report) -> Option<bool> {
-    let is_known = matches!(address, Address::Unix(_)) || report.exit == ExitCode::NoDaemon;
+    let is_known = address.is_here() || report.exit == ExitCode::NoDaemon;
     match answers(report) {
         true => Some(true),
         false => is_known.then_some(false),
@@ -71,7 +71,7 @@ fn liveness(address: &Address, report: &Report) -> Option<bool> {
 fn place(address: &Address) -> String {
     match address {
         Address::Unix(path) => format!("socket: {}", path.display()),
-        Address::Tcp(address) => format!("endpoint: {address}"),
+        address => format!("endpoint: {address}"),
     }
 }
 

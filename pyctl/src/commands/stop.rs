@@ -30,7 +30,8 @@ const REMOTE_STEP: Duration = Duration::from_millis(100);
 /// Asks the daemon to stop, with its sessions or without, and waits until its process and its socket are gone,
 /// so that a start right afterwards finds the place free.
 pub(super) fn stop(args: &StopArgs, render: &Render) -> Outcome {
-    let address = address()?;
+    // One that is not there needs no start to be stopped.
+    let address = address()?.without_start();
     let mut client = connect(&address, render)?;
     let (reply, gone) = match &address {
         Address::Unix(path) => {
@@ -44,7 +45,7 @@ pub(super) fn stop(args: &StopArgs, render: &Render) -> Outcome {
             };
             (reply, gone)
         }
-        Address::Tcp(_) => {
+        Address::Tcp(_) | Address::Ssh(_) => {
             let boot = client.info()?.value.boot;
             let reply = client.stop(args.keep_sessions)?;
             drop(client);

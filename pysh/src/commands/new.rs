@@ -3,7 +3,6 @@
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::new::{Implied, NewOptions};
 use pythond_protocol::{ExitCode, SessionPath};
-use pythond_transport::Address;
 
 use super::dispatch::{address, connect};
 use crate::args::NewArgs;
@@ -51,7 +50,7 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
         (None, Some(venv)) => Wish::Venv(venv),
         (None, None) => Wish::Default,
     };
-    let elsewhere = matches!(address()?, Address::Tcp(_)) || args.name.remote.is_some();
+    let elsewhere = !address()?.is_here() || args.name.remote.is_some();
     let place = match elsewhere {
         true => Place::elsewhere(wish, args.cwd.as_deref())?,
         false => match Place::here(wish, args.cwd.as_deref()) {
