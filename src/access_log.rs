@@ -7,7 +7,7 @@
 use pythond_protocol::shown::is_bidi_control;
 use std::fmt::Write as _;
 
-use pythond_protocol::SessionName;
+use pythond_protocol::SessionPath;
 
 use crate::log::Log;
 use crate::peer::Peer;
@@ -70,7 +70,7 @@ impl AccessLog {
             self.line.push_str(" session=");
             self.line.push_str(match session {
                 "" => "-",
-                name if name.parse::<SessionName>().is_ok() => name,
+                name if name.parse::<SessionPath>().is_ok() => name,
                 _ => "invalid",
             });
         }

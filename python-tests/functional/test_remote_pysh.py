@@ -11,6 +11,7 @@ import pytest
 
 from support.remotes import Remote, lasting_remote
 from support.terminal import Terminal
+from support.waiting import wait_until
 
 UNKNOWN = "no remote named `nowhere`"
 
@@ -123,3 +124,12 @@ def test_a_person_types_into_a_session_there(remote: Remote) -> None:
         assert person.wait_exit() == 0, person.text()
     assert out(remote.here.pysh("run", "far/typed", "x")) == "42\n"
     out(remote.here.pysh("kill", "far/typed"))
+
+
+def test_the_access_log_has_the_name_that_was_asked_for(remote: Remote) -> None:
+    out(remote.here.pysh("new", "far", "logged"))
+    wait_until(
+        lambda: "cmd=new session=far/logged " in remote.here.access_log().read_text(),
+        what="it is written",
+    )
+    out(remote.here.pysh("kill", "far", "logged"))

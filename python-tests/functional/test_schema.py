@@ -118,8 +118,8 @@ def test_the_schema_is_one_and_stays_open():
             for item in value:
                 yield from closed(item, path)
 
-    # The body of `new` is read by the daemon, which refuses what it does not know.
-    assert list(closed(SCHEMA, "")) == ["/$defs/NewOptions"]
+    # Bodies are read by the daemon, which refuses what it does not know.
+    assert list(closed(SCHEMA, "")) == ["/$defs/ConnectOptions", "/$defs/NewOptions"]
 
 
 def test_every_verb_answers_as_the_schema_says(make_daemon):
@@ -176,6 +176,14 @@ def test_every_verb_answers_as_the_schema_says(make_daemon):
                 if isinstance(message, str) and '"event"' in message:
                     seen.add(event("attach", json.loads(message))["event"])
         assert it.ask("cancel nobody --json") == {"ok": True, "cancelled": False}
+        far: TestDaemon = make_daemon().listen().start()
+        far_info = answer("info", far.json("info --json"))
+        token = far.pyctl("token", "show").stdout.strip()
+        body = {"endpoints": [far_info["listen"][0]["address"]], "token": token}
+        check(body, definitions("bodies")["connect"])
+        assert it.ask("connect far --json\n" + json.dumps(body))["remote"]["state"] == "up"
+        assert it.ask("ls --json")["remotes"][0]["endpoint_attempts"]
+        assert it.ask("disconnect far --json")["disconnected"] == "far"
         with daemon.connect() as other:
             other.send("events --json")
             event("events", json.loads(other.receive()))
@@ -299,7 +307,9 @@ def test_refusals_have_the_form_of_the_schema(checked: Checked, session: Session
     name = session.name
     checked.refused("ls --json --nope", "usage")
     checked.refused("nonsense --json", "unknown_verb")
-    checked.refused("connect x --json", "not_available")
+    checked.refused("connect x --json", "usage")
+    checked.refused("connect x 127.0.0.1:1 token --json", "session_unreachable")
+    checked.refused("run nosuch/x --json\n1", "no_session")
     checked.refused("new UP --json", "bad_name")
     checked.refused("status nosuch --json", "no_session")
     checked.refused(f"new {name} --json", "session_exists")

@@ -193,7 +193,9 @@ def test_a_run_without_code_is_refused(session: Session, wire: Wire) -> None:
     [
         ("ls --json x", "usage"),
         ("bogus --json", "unknown_verb"),
-        ("connect a --json", "not_available"),
+        ("connect a --json", "usage"),
+        ("connect a host:1 token --json", "usage"),
+        ("disconnect nosuch --json", "no_session"),
         ("fire nosuch --json\n1", "no_session"),
         ("poll nosuch --json", "no_session"),
         ("out nosuch --json 0123456789ab", "no_session"),

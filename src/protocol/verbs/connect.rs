@@ -24,8 +24,10 @@ pub struct ConnectRequest {
 #[serde(default, deny_unknown_fields)]
 pub struct ConnectOptions {
     /// Where it is, `HOST:PORT` each, in the order in which they are tried.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<String>,
     /// By TLS. Needed for whatever is not this machine.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub tls: bool,
     /// The session there that the name means. Default: the name.
     #[serde(skip_serializing_if = "Option::is_none")]
