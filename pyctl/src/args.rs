@@ -90,8 +90,9 @@ pub(crate) struct StopArgs {
 pub(crate) struct ConnectArgs {
     /// Its name here.
     pub(crate) name: SessionName,
-    /// Where it is; the port is 7399 if it is not said.
-    #[arg(value_name = "HOST:PORT")]
+    /// Where it is: HOST:PORT (7399 if no port is said), or ssh://USER@HOST, which needs neither
+    /// token nor `--tls`.
+    #[arg(value_name = "HOST:PORT|ssh://…")]
     pub(crate) endpoint: String,
     /// Its token; others can see it here, so rather use one of the options.
     #[arg(hide = true, conflicts_with_all = ["token_file", "token_stdin"])]

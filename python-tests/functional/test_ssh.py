@@ -102,9 +102,7 @@ def test_a_run_outlasts_the_daemon_there(way: Way) -> None:
     gate = way.far.home / "gate"
     code = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n7"
     running = way.far.popen("pysh", "run", "work", code, env=way.environment)
-    wait_until(
-        lambda: '"running":["' in out(way.pysh("status", "work")), what="the cell runs"
-    )
+    wait_until(lambda: '"running":["' in out(way.pysh("status", "work")), what="the cell runs")
     first = int(out(way.pyctl("status")).split("pid: ")[1].split()[0])
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: not processes.is_alive(first), what="the daemon is gone")
@@ -143,3 +141,23 @@ def test_what_is_wrong_with_the_way_is_told(way: Way, tmp_path: Path) -> None:
     done = way.pyctl("start")
     assert done.returncode != 0
     assert "ssh://me@far" in done.stderr
+
+
+def test_a_remote_is_reached_by_ssh_and_needs_no_token(
+    way: Way, make_daemon: Callable[..., TestDaemon]
+) -> None:
+    ours = ("PATH", "NOTES", "FAR_HOME", "FAR_SOCK", "FAR_PATH")
+    here = make_daemon(**{name: way.environment[name] for name in ours}).start()
+    done = here.pyctl("connect", "bad", "ssh://me@nowhere")
+    assert done.returncode == 4, done
+    assert "ssh: no such host" in done.stderr
+    connected = here.pyctl("connect", "far", "ssh://me@far")
+    assert out(connected) == "OK connected far -> ssh://me@far\n"
+    out(here.pysh("new", "far", "work"))
+    assert out(here.pysh("run", "far", "work", "6 * 7")) == "42\n"
+    first = int(out(way.pyctl("status")).split("pid: ")[1].split()[0])
+    os.kill(first, signal.SIGKILL)
+    # The next one is started by the same way, and finds the session.
+    assert out(here.pysh("run", "far/work", "6 * 7")) == "42\n"
+    out(here.pyctl("disconnect", "far"))
+    here.stop()

@@ -3,12 +3,16 @@
 
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use pythond_identity::{PeerAddress, Pins, Store, UnixTime};
 use pythond_tls::{ClientTls, TlsTrouble};
-use tokio::net::TcpStream;
+use pythond_transport::SshAddress;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
@@ -19,6 +23,7 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use zeroize::Zeroizing;
 
+use super::endpoint::Endpoint;
 use super::error::{DialError, shown};
 use super::spec::{RemoteSpec, TokenSource};
 use super::stream::{Activity, ClientStream};
@@ -30,6 +35,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Greatest message that is taken, in bytes: an answer with all its output.
 const MAX_MESSAGE: usize = 1 << 30;
+/// Most of what a failing ssh says that is read, in bytes, and how long.
+const MOST_WORDS: u64 = 4096;
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Greatest token file, in bytes.
 const MAX_TOKEN: u64 = 4096;
 /// What we speak, in the order of preference.
@@ -51,7 +59,7 @@ pub(crate) struct Dialled {
 /// [`DialError`].
 pub(crate) async fn dial(
     spec: &RemoteSpec,
-    endpoint: &PeerAddress,
+    endpoint: &Endpoint,
     home: &Path,
 ) -> Result<Dialled, DialError> {
     timeout(DEADLINE, dial_patiently(spec, endpoint, home))
@@ -61,9 +69,13 @@ pub(crate) async fn dial(
 
 async fn dial_patiently(
     spec: &RemoteSpec,
-    endpoint: &PeerAddress,
+    endpoint: &Endpoint,
     home: &Path,
 ) -> Result<Dialled, DialError> {
+    let endpoint = match endpoint {
+        Endpoint::Ssh(address) => return by_ssh(address).await,
+        Endpoint::Tcp(endpoint) => endpoint,
+    };
     let token = token(&spec.token)?;
     let stream = connect(endpoint).await?;
     // One that is gone shows in a moment.
@@ -81,13 +93,12 @@ async fn dial_patiently(
         (ClientStream::tcp(stream), None, None)
     };
     let activity = stream.activity();
-    let (socket, response) =
-        upgrade(stream, endpoint, &token)
-            .await
-            .map_err(|error| match (error, &tls) {
-                (WsError::Io(error), Some(tls)) => explain(tls, &error),
-                (error, _) => refused(error),
-            })?;
+    let (socket, response) = upgrade(stream, &endpoint.to_string(), &token)
+        .await
+        .map_err(|error| match (error, &tls) {
+            (WsError::Io(error), Some(tls)) => explain(tls, &error),
+            (error, _) => refused(error),
+        })?;
     let agreed = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
     if agreed.is_none_or(|agreed| agreed != "pythond.1") {
         return Err(DialError::TooOld);
@@ -97,6 +108,52 @@ async fn dial_patiently(
         activity,
         note,
     })
+}
+
+async fn by_ssh(address: &SshAddress) -> Result<Dialled, DialError> {
+    let failed = |error: Error| DialError::Ssh(format!("ssh cannot be run: {error}"));
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+    ours.set_nonblocking(true).map_err(failed)?;
+    let ours = UnixStream::from_std(ours).map_err(failed)?;
+    let input = OwnedFd::from(theirs.try_clone().map_err(failed)?);
+    let mut ssh = tokio::process::Command::from(address.command())
+        .stdin(Stdio::from(input))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let mut words = ssh.stderr.take();
+    let stream = ClientStream::ssh(ours, ssh);
+    let activity = stream.activity();
+    match upgrade(stream, "localhost", "").await {
+        Ok((socket, _)) => {
+            if let Some(mut words) = words {
+                // One that finds no reader for what it says would wait.
+                tokio::spawn(async move {
+                    let _ = tokio::io::copy(&mut words, &mut tokio::io::sink()).await;
+                });
+            }
+            Ok(Dialled {
+                socket,
+                activity,
+                note: None,
+            })
+        }
+        Err(error) => {
+            let mut said = Vec::new();
+            if let Some(words) = &mut words {
+                let mut words = words.take(MOST_WORDS);
+                let _ = timeout(LAST_WORDS, words.read_to_end(&mut said)).await;
+            }
+            let said = String::from_utf8_lossy(&said);
+            let last = said.lines().rev().find(|line| !line.trim().is_empty());
+            Err(DialError::Ssh(match last {
+                Some(line) => format!("ssh: {}", shown(line, 200)),
+                None => format!("ssh: {error}"),
+            }))
+        }
+    }
 }
 
 fn client_tls(
@@ -128,6 +185,7 @@ fn pin_here(
 fn token(source: &TokenSource) -> Result<Zeroizing<String>, DialError> {
     let path = match source {
         TokenSource::Given(token) => return Ok(token.clone()),
+        TokenSource::None => return Ok(Zeroizing::default()),
         TokenSource::File(path) => path,
     };
     let failed = |why: String| DialError::TokenFile {
@@ -207,14 +265,16 @@ fn explain(tls: &ClientTls, error: &Error) -> DialError {
 
 async fn upgrade(
     stream: ClientStream,
-    endpoint: &PeerAddress,
+    host: &str,
     token: &str,
 ) -> Result<(Socket, Response), WsError> {
-    let mut request = format!("ws://{endpoint}/").into_client_request()?;
-    let mut bearer = HeaderValue::from_str(&Zeroizing::new(format!("Bearer {token}")))?;
-    bearer.set_sensitive(true);
+    let mut request = format!("ws://{host}/").into_client_request()?;
     let headers = request.headers_mut();
-    headers.insert(header::AUTHORIZATION, bearer);
+    if !token.is_empty() {
+        let mut bearer = HeaderValue::from_str(&Zeroizing::new(format!("Bearer {token}")))?;
+        bearer.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, bearer);
+    }
     let offered = HeaderValue::from_static(SUBPROTOCOLS);
     headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
     let config = WebSocketConfig::default()

@@ -12,6 +12,9 @@ pub(crate) enum DialError {
     /// Its name is not known, or nobody listens, or the way is broken.
     #[error("{0}")]
     Unreachable(String),
+    /// ssh failed, or what it was to run there.
+    #[error("{0}")]
+    Ssh(String),
     /// It does not answer in time.
     #[error("no answer within {0} s")]
     NoAnswer(u64),
@@ -50,7 +53,11 @@ impl DialError {
     /// Trying again by itself will not help: somebody has to see to it.
     pub(crate) fn needs_somebody(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::NoAnswer(_) | Self::Busy | Self::Penalty => false,
+            Self::Unreachable(_)
+            | Self::Ssh(_)
+            | Self::NoAnswer(_)
+            | Self::Busy
+            | Self::Penalty => false,
             Self::Tls(trouble) => {
                 !matches!(**trouble, TlsTrouble::Alert(_) | TlsTrouble::Broken(_))
             }

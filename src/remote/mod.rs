@@ -5,6 +5,7 @@
 
 mod attach;
 mod dial;
+mod endpoint;
 mod error;
 mod forward;
 mod link;

@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 
-use pythond_identity::PeerAddress;
 use pythond_protocol::verbs::connect::{ConnectOptions, ConnectRequest};
 use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
 use zeroize::Zeroizing;
+
+use super::endpoint::Endpoint;
 
 /// Most endpoints of one remote.
 const MOST_ENDPOINTS: usize = 16;
@@ -20,6 +21,8 @@ pub(crate) enum TokenSource {
     Given(Zeroizing<String>),
     /// It is in this file, whenever it is needed.
     File(PathBuf),
+    /// None is needed.
+    None,
 }
 
 /// A remote daemon, and the name that it has here.
@@ -28,7 +31,7 @@ pub(crate) struct RemoteSpec {
     pub(crate) name: SessionName,
     /// The session there that the name means.
     pub(crate) session: SessionName,
-    pub(crate) endpoints: Vec<PeerAddress>,
+    pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) tls: bool,
     pub(crate) token: TokenSource,
 }
@@ -59,12 +62,13 @@ impl RemoteSpec {
                 "1 to {MOST_ENDPOINTS} endpoints are expected"
             )));
         }
-        let endpoints: Result<Vec<PeerAddress>, _> =
+        let endpoints: Result<Vec<Endpoint>, String> =
             endpoints.iter().map(|text| text.parse()).collect();
-        let endpoints = endpoints.map_err(|error: pythond_identity::AddressError| {
-            usage(error.to_string()).with_plain(format!("invalid address: {error}"))
+        let endpoints = endpoints.map_err(|error| {
+            usage(error.clone()).with_plain(format!("invalid address: {error}"))
         })?;
-        if let (false, Some(far)) = (tls, endpoints.iter().find(|it| !is_here(it))) {
+        let far = endpoints.iter().find(|it| !it.is_safe_without_tls());
+        if let (false, Some(far)) = (tls, far) {
             let message = format!("`{far}` is not this machine, and may be reached by TLS only");
             return Err(usage(message).with_hint("add `--tls`, and pin its certificate"));
         }
@@ -85,6 +89,7 @@ impl RemoteSpec {
                     "a token and a token file are one too many".to_owned(),
                 ));
             }
+            (None, None) if !endpoints.iter().any(Endpoint::needs_token) => TokenSource::None,
             (None, None) => {
                 return Err(usage("a token is needed".to_owned())
                     .with_hint("`pyctl token show` on the other machine shows it"));
@@ -104,6 +109,7 @@ impl RemoteSpec {
         let (token, token_file) = match &self.token {
             TokenSource::Given(token) => (Some(token.to_string()), None),
             TokenSource::File(path) => (None, Some(path.to_string_lossy().into_owned())),
+            TokenSource::None => (None, None),
         };
         ConnectOptions {
             endpoints: self.endpoints.iter().map(ToString::to_string).collect(),
@@ -114,13 +120,4 @@ impl RemoteSpec {
             replace: false,
         }
     }
-}
-
-/// Nothing leaves this machine.
-fn is_here(address: &PeerAddress) -> bool {
-    let host = address.host();
-    host == "localhost"
-        || host
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.to_canonical().is_loopback())
 }

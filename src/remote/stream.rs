@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::process::Child;
 use tokio_rustls::client::TlsStream;
 
 /// How many bytes have come and gone: as long as they do, somebody is there.
@@ -33,6 +34,11 @@ impl Activity {
 }
 
 enum Kind {
+    /// By ssh, which ends when this is dropped.
+    Ssh(
+        UnixStream,
+        #[expect(dead_code, reason = "dropped with it")] Child,
+    ),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -47,6 +53,13 @@ impl ClientStream {
     pub(super) fn tcp(stream: TcpStream) -> Self {
         Self {
             kind: Kind::Tcp(stream),
+            activity: Activity::default(),
+        }
+    }
+
+    pub(super) fn ssh(stream: UnixStream, ssh: Child) -> Self {
+        Self {
+            kind: Kind::Ssh(stream, ssh),
             activity: Activity::default(),
         }
     }
@@ -67,6 +80,7 @@ impl ClientStream {
 macro_rules! forward {
     ($self:ident, $call:ident $(, $argument:expr)*) => {
         match &mut $self.get_mut().kind {
+            Kind::Ssh(stream, _) => Pin::new(stream).$call($($argument),*),
             Kind::Tcp(stream) => Pin::new(stream).$call($($argument),*),
             Kind::Tls(stream) => Pin::new(stream.as_mut()).$call($($argument),*),
         }

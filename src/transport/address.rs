@@ -195,10 +195,7 @@ fn peer(host: &OsString, port: Option<&OsString>) -> Result<PeerAddress, ClientE
     const PORT: &str = "PYTHOND_PORT";
     let host = text(HOST, Some(host))?.ok_or_else(|| bad(HOST, "it is blank"))?;
     if host.contains("://") {
-        return Err(bad(
-            HOST,
-            "it should be HOST, HOST:PORT or ssh://USER@HOST",
-        ));
+        return Err(bad(HOST, "it should be HOST, HOST:PORT or ssh://USER@HOST"));
     }
     let parsed: PeerAddress = host
         .parse()

@@ -30,6 +30,6 @@ pub use client::Client;
 pub use error::{ClientError, TransportError};
 pub use pending::{Pending, Reply, Waited};
 pub use remote_error::{RemoteError, RemoteReason, Stage};
-pub use ssh::{NotSshAddress, SshAddress};
 pub use report::{ANOTHER_MACHINE, EXIT_CODES, Report};
+pub use ssh::{NotSshAddress, SCHEME as SSH_SCHEME, SshAddress};
 pub use streaming::{DaemonGoes, Event, Streamed, Streaming};

@@ -2,6 +2,7 @@
 //! there: no open port, no token, no certificate but those of ssh.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -17,7 +18,7 @@ use crate::stream::Stream;
 use crate::{ClientError, TransportError};
 
 /// How ssh begins an address.
-pub(crate) const SCHEME: &str = "ssh://";
+pub const SCHEME: &str = "ssh://";
 /// What is run there.
 const BRIDGE: &str = "pythond bridge --stdio";
 /// ssh itself failed.
@@ -159,26 +160,36 @@ pub(crate) fn connect(address: &SshAddress, limit: Duration) -> Result<Connectio
     })
 }
 
+impl SshAddress {
+    /// What reaches the daemon there, once it has standard input and output.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("ssh");
+        // It asks nobody: whoever types is asked something else. And it hears no
+        // Ctrl-C, which interrupts a cell and not the way to it.
+        command
+            .args(["-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=10"])
+            .args(["-o", "ServerAliveCountMax=2"])
+            .process_group(0);
+        if let Some(port) = self.port {
+            command.arg("-p").arg(port.to_string());
+        }
+        let start = if self.may_start { "" } else { " --no-start" };
+        command
+            .arg("--")
+            .arg(&self.destination)
+            .arg(format!("{BRIDGE}{start}"));
+        command
+    }
+}
+
 fn start(address: &SshAddress) -> std::io::Result<(UnixStream, Ssh)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let mut command = Command::new("ssh");
-    // It asks nobody: whoever types is asked something else. And it hears no Ctrl-C,
-    // which interrupts a cell and not the way to it.
-    command
-        .args(["-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=10"])
-        .args(["-o", "ServerAliveCountMax=2"])
-        .process_group(0);
-    if let Some(port) = address.port {
-        command.arg("-p").arg(port.to_string());
-    }
-    let start = if address.may_start { "" } else { " --no-start" };
-    let child = command
-        .arg("--")
-        .arg(&address.destination)
-        .arg(format!("{BRIDGE}{start}"))
-        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs.try_clone()?)))
-        .stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+    let child = address
+        .command()
+        .stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
         .spawn()?;
     Ok((ours, Ssh(child)))
 }

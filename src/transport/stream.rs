@@ -17,7 +17,10 @@ pub(crate) enum Stream {
     /// The same, by TCP.
     Tcp(Wire),
     /// By what ssh is given and gives back; it ends with this.
-    Ssh(UnixStream, #[expect(dead_code, reason = "dropped with it")] Arc<Mutex<Ssh>>),
+    Ssh(
+        UnixStream,
+        #[expect(dead_code, reason = "dropped with it")] Arc<Mutex<Ssh>>,
+    ),
     /// A daemon of any machine.
     Tls(Box<TlsStream<Wire>>),
 }

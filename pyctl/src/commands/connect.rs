@@ -5,7 +5,7 @@ use std::path::Path;
 
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::connect::ConnectOptions;
-use pythond_transport::Report;
+use pythond_transport::{Report, SSH_SCHEME};
 
 use super::dispatch::{self, address};
 use crate::args::ConnectArgs;
@@ -57,10 +57,15 @@ fn token(args: &ConnectArgs, render: &Render) -> Result<(Option<String>, Option<
         );
         return Ok((Some(token.clone()), None));
     }
+    let all = std::iter::once(&args.endpoint).chain(&args.endpoints);
+    let by_ssh = all
+        .filter(|endpoint| endpoint.starts_with(SSH_SCHEME))
+        .count();
     // With PYTHOND_HOST it is the token of the daemon that is asked to connect.
     let is_for_it = address()?.is_here();
     match std::env::var(TOKEN_VARIABLE) {
         Ok(token) if is_for_it && !token.is_empty() => Ok((Some(token), None)),
+        _ if by_ssh == 1 + args.endpoints.len() => Ok((None, None)),
         _ => Err(Report::new(
             "no_token",
             "the other daemon's token is needed",
