@@ -57,7 +57,8 @@ fn bridge(args: BridgeArgs) -> Result<ExitCode, Failure> {
     let config = config.map_err(|error| (Code::Usage as u8, error.into()))?;
     match bridge::run(&config, !args.no_start) {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error @ BridgeError::NoDaemon(_)) => Err((Code::NoDaemon as u8, error.into())),
+        // Whoever asks for that knows what the code means.
+        Err(BridgeError::NoDaemon(_)) => Ok(ExitCode::from(Code::NoDaemon as u8)),
         Err(error) => Err((Code::Refused as u8, error.into())),
     }
 }

@@ -88,7 +88,9 @@ def test_a_daemon_is_started_there_and_used(way: Way) -> None:
     big = out(way.pysh("run", "work", "print('y' * 3_000_000)"))
     assert len(big) == 3_000_001
     assert "-- me@far pythond bridge --stdio\n" in way.notes.read_text()
-    assert "OK stopping daemon; 1 session ended" in out(way.pyctl("stop"))
+    stopped = way.pyctl("stop")
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    assert stopped.stdout == "OK stopping daemon; 1 session ended\n"
     wait_until(lambda: not way.far.socket.exists(), what="the socket is gone")
 
 
