@@ -93,7 +93,8 @@ class Company:
         port = f":{self.deaf.getsockname()[1]:04X}"
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             words = line.split()
-            if words[1].endswith(port):
+            # One that is closed may have had the same port, to another address.
+            if words[1].endswith(port) and words[3] == "01":
                 return int(words[4].split(":")[1], 16)
         return 0
 

@@ -16,7 +16,7 @@ from support.daemon import Session, TestDaemon
 from support.waiting import wait_until
 
 BAD_NAMES = [
-    "Work", "a.b", "a/b", "..", ".", "é", "a%20b", "a:b", "a@b", "a+b", "a,b", "~", "a\\b", "a\x1bb",
+    "Work", "a.b", "..", ".", "é", "a%20b", "a:b", "a@b", "a+b", "a,b", "~", "a\\b", "a\x1bb",
     "con", "prn", "aux", "nul", "com0", "com1", "com9", "lpt0", "lpt1", "lpt9", "CON", "Nul", "COM1",
     "x" * 81, "x" * 5000, "ａ", "日本",
 ]  # fmt: skip
@@ -32,6 +32,13 @@ def test_a_name_that_is_not_allowed_is_refused(shared_daemon: TestDaemon, name: 
     assert reply["error"]["hint"]
     made = shared_daemon.home / ".pythond" / "sessions"
     assert not made.exists() or name not in os.listdir(made)
+
+
+def test_a_name_with_a_slash_is_one_of_a_remote(shared_daemon: TestDaemon) -> None:
+    assert shared_daemon.ask("new a/b") == "ERR invalid session name"
+    error = shared_daemon.json("new a/b --json")["error"]
+    assert (error["code"], error["message"]) == ("no_session", "no remote named `a`")
+    assert shared_daemon.pysh("new", "a/b").returncode == 4
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)

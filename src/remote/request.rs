@@ -45,7 +45,11 @@ impl Remotes {
         let (remote, session) = match name.split_once('/') {
             Some((remote, session)) => {
                 let found = remote.parse().ok().and_then(|remote| self.get(&remote));
-                let remote = found.ok_or_else(|| no_remote(remote))?;
+                let remote = found.ok_or_else(|| match frame.verb {
+                    // As 0.4 says it.
+                    "new" => no_remote(remote).with_plain("invalid session name"),
+                    _ => no_remote(remote),
+                })?;
                 let session = session
                     .parse()
                     .map_err(|_| ErrorReply::no_session(session))?;

@@ -19,16 +19,20 @@ pub(super) fn join_names(mut words: Vec<OsString>) -> Vec<OsString> {
         return words;
     };
     let verb = verb + 1;
-    let known = words[verb].to_str().is_some_and(|word| {
-        VERBS.contains(&word) || (word == "complete" && words.len() > verb + 3)
-    });
-    let name = |at: usize| -> Option<SessionName> { words.get(at)?.to_str()?.parse().ok() };
+    let has_text = words.get(verb + 3).is_some_and(|word| !is_option(word));
+    let known = words[verb]
+        .to_str()
+        .is_some_and(|word| VERBS.contains(&word) || (word == "complete" && has_text));
+    let name = |at: usize| -> Option<SessionName> {
+        let word = words.get(at).filter(|word| !is_option(word))?;
+        word.to_str()?.parse().ok()
+    };
     let (Some(remote), Some(session), true) = (name(verb + 1), name(verb + 2), known) else {
         return words;
     };
     let text = session.as_str();
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
-    if text.starts_with('-') || is_number || text.parse::<CellId>().is_ok() {
+    if is_number || text.parse::<CellId>().is_ok() {
         return words;
     }
     words.splice(verb + 1..verb + 3, [format!("{remote}/{session}").into()]);
@@ -64,6 +68,12 @@ mod tests {
             ("pysh new gpu work --replace", "pysh new gpu/work --replace"),
             ("pysh run gpu work", "pysh run gpu work"),
             ("pysh complete work os", "pysh complete work os"),
+            (
+                "pysh complete work os --json",
+                "pysh complete work os --json",
+            ),
+            ("pysh events --json work", "pysh events --json work"),
+            ("pysh kill --all work", "pysh kill --all work"),
             ("pysh complete gpu work os", "pysh complete gpu/work os"),
             ("pysh", "pysh"),
             ("pysh status", "pysh status"),
