@@ -20,6 +20,10 @@ use crate::log::Log;
 
 /// Pauses between two rounds of tries, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// A link that broke sooner was none, and the pauses after such ones, at first and at
+/// most.
+const LASTED: Duration = Duration::from_secs(1);
+const HASTE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 /// How long a request that is under way waits for the link to be made again: a
 /// machine that slept for ten minutes comes back.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -101,6 +105,7 @@ impl Remote {
 
     async fn keep_link(&self) {
         self.wanted.notified().await;
+        let mut hasty = HASTE.0;
         loop {
             let pauses = ExponentialBuilder::default()
                 .with_min_delay(PAUSES.0)
@@ -130,7 +135,15 @@ impl Remote {
                     () = tokio::time::sleep(pause), if !needs_somebody => {}
                 }
             };
+            let began = Instant::now();
             self.serve(dialled).await;
+            // One that lets us in and out again must not keep both of us busy,
+            // whoever waits for it.
+            hasty = match began.elapsed() < LASTED {
+                true => (hasty * 2).min(HASTE.1),
+                false => HASTE.0,
+            };
+            tokio::time::sleep(hasty).await;
         }
     }
 
