@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -107,3 +108,16 @@ def test_a_new_request_outlasts_a_few_cuts_in_a_row(remote: Remote) -> None:
     remote.proxy.wait_for_connection(first - 1)
     assert session.value("1") == "1"
     assert remote.proxy.accepted == first + 3
+
+
+def test_a_way_that_lets_in_and_out_again_keeps_nobody_busy(remote: Remote) -> None:
+    remote.new("brief")
+    before = remote.proxy.accepted
+    # Enough for the handshakes, and not for an answer.
+    remote.proxy.plan = lambda n: Cut("rst", 1500) if n < before + 20 else None
+    began = time.monotonic()
+    remote.proxy.cut("rst")
+    done = remote.here.pysh("run", "far/brief", "print('x' * 4000)")
+    assert (done.returncode, done.stdout) == (0, "x" * 4000 + "\n"), done
+    assert remote.proxy.accepted >= before + 20
+    assert time.monotonic() - began > 1
