@@ -52,6 +52,11 @@ impl AccessLog {
         }
     }
 
+    /// The connection comes by the daemon's own socket.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.peer, Peer::Unix(_))
+    }
+
     /// Writes one line.
     pub(crate) fn event(&mut self, event: &str, fields: &Fields<'_>) {
         self.line.clear();

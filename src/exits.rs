@@ -68,6 +68,11 @@ impl Exits {
         receiver
     }
 
+    /// Nobody waits for the end of this host any more.
+    pub(crate) fn unwatch(&self, socket: &str) {
+        self.book().watches.remove(socket);
+    }
+
     /// A session waits for the end of this host.
     pub(crate) fn is_watched(&self, socket: &str) -> bool {
         self.book().watches.contains_key(socket)

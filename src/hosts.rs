@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::SessionName;
-use pythond_protocol::lane::{HostCommand, HostInfo, LIVING, SessionSpec};
+use pythond_protocol::lane::{HostCommand, HostEnd, HostInfo, LIVING, SessionSpec};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +25,9 @@ use crate::zygotes::Zygotes;
 
 /// Pause before a host that did not answer is asked again.
 const ADOPT_PAUSE: Duration = Duration::from_millis(500);
+/// How long a zygote may take to say how a host ended: less than clients wait for
+/// sessions that are taken over.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a host may take to answer before it is listed without an answer.
 const ANSWER: Duration = Duration::from_secs(1);
 
@@ -191,10 +194,10 @@ impl Hosts {
                         // It holds nothing of the session any more.
                         end_unknown(process.pid()).await;
                     }
-                    // Its zygote may yet say how it ended.
-                    let end = tombstones::unreported(&self.dir, socket);
+                    let told = self.told_by_zygote(socket).await;
+                    let end = told.or_else(|| tombstones::unreported(&self.dir, socket));
                     litter::remove_of_host(&self.dir, socket);
-                    return session::bury(&end?, &self.dir);
+                    return session::bury(&end.filter(|end| !end.ordered)?, &self.dir);
                 }
                 Err(error) if !told => {
                     told = true;
@@ -212,6 +215,21 @@ impl Hosts {
                 tokio::time::sleep(ADOPT_PAUSE).await;
             }
         }
+    }
+
+    /// How a host ended that is gone, if its zygote is there to say so.
+    async fn told_by_zygote(&self, socket: &str) -> Option<HostEnd> {
+        let zygote = litter::zygote_of(socket)?;
+        if HostProcess::of(zygote).is_gone() {
+            return None;
+        }
+        let exit = self.exits.watch(zygote, socket);
+        let exit = tokio::time::timeout(EXIT_PATIENCE, exit).await;
+        if exit.is_err() {
+            // What it says later is for whoever listens then.
+            self.exits.unwatch(socket);
+        }
+        exit.ok()?.ok().map(|exit| *exit.end)
     }
 
     /// What stands in for a host that does not answer, if its zygote tells of it.

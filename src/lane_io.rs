@@ -223,10 +223,33 @@ impl LaneIo {
     /// Nothing is lost if it is dropped before it is ready.
     pub(crate) async fn next<H: DeserializeOwned>(&mut self) -> Result<Message<H>, LaneLoss> {
         loop {
-            if let Some(message) = self.decoder.next_message().map_err(LaneLoss::Framing)? {
+            if let Some(message) = self.next_or_room(usize::MAX).await? {
                 return Ok(message);
             }
+        }
+    }
+
+    /// The next message; none as soon as no more than `most` bytes wait to be
+    /// sent, if there were more.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::next`].
+    pub(crate) async fn next_or_room<H: DeserializeOwned>(
+        &mut self,
+        most: usize,
+    ) -> Result<Option<Message<H>>, LaneLoss> {
+        let was_full = self.waiting() > most;
+        loop {
+            if let Some(message) = self.decoder.next_message().map_err(LaneLoss::Framing)? {
+                return Ok(Some(message));
+            }
             self.write_some().map_err(LaneLoss::Io)?;
+            if was_full && self.waiting() <= most {
+                return Ok(None);
+            }
             let interest = if self.outgoing.is_empty() {
                 Interest::READABLE
             } else {

@@ -77,7 +77,7 @@ fn remove_dead(dir: &PrivateDir, names: &[String]) {
 }
 
 /// The process id of the zygote that made a host.
-fn zygote_of(name: &str) -> Option<i32> {
+pub(crate) fn zygote_of(name: &str) -> Option<i32> {
     let (pid, _) = name.strip_prefix("h-")?.split_once('-')?;
     i32::from_str_radix(pid, 16).ok()
 }

@@ -229,6 +229,7 @@ impl Connection<'_> {
         let terminal = self.terminal.as_ref();
         Caller {
             author: self.author.clone(),
+            is_local: self.access.is_local(),
             tag,
             terminal: terminal.map(|terminal| (terminal.session().clone(), terminal.id())),
             outgoing: self.events_in.clone(),

@@ -133,14 +133,17 @@ impl AttachedTerminal {
         self.lane.waiting() > MOST_TYPED
     }
 
-    /// What comes next.
+    /// What comes next; nothing also when there is room for the client's words
+    /// again.
     ///
     /// # Cancel safety
     /// Nothing is lost if it is dropped before it is ready, but for the cause
     /// of an end, which is found again.
     pub(crate) async fn next(&mut self) -> FromTerminal {
-        let Ok(message) = self.lane.next::<TerminalEvent>().await else {
-            return self.end().await;
+        let message = match self.lane.next_or_room::<TerminalEvent>(MOST_TYPED).await {
+            Ok(Some(message)) => message,
+            Ok(None) => return FromTerminal::Nothing,
+            Err(_) => return self.end().await,
         };
         match message.header {
             TerminalEvent::Output => FromTerminal::Bytes(message.body),

@@ -1,10 +1,12 @@
 //! The command line as it is typed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_protocol::SessionName;
+use pythond_protocol::verbs::pair::MAX_SPAN;
 use pythond_transport::{ANOTHER_MACHINE, EXIT_CODES};
 
 /// Control of the pythond daemon.
@@ -43,6 +45,12 @@ pub(crate) enum Command {
     Disconnect(DisconnectArgs),
     /// Show this machine's certificate, made when there is none, or rotate it.
     Cert(CertArgs),
+    /// Get to know another machine by a short code, and let it know this one.
+    ///
+    /// On the server, without an address: shows the code and waits until somebody has typed it. On
+    /// the client, with the server's address: asks for the code. Then the client has pinned the
+    /// server, and the server trusts the client.
+    Pair(PairArgs),
     /// Pin a server's certificate to its address; without arguments, list the pins.
     Pin(PinArgs),
     /// Forget what is pinned to an address, or a key wherever it is pinned.
@@ -149,6 +157,36 @@ pub(crate) struct RotateArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct PairArgs {
+    /// The server, where `pyctl pair` shows a code; the port is 7399 if it is not said.
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) address: Option<String>,
+    /// How long the code is valid: seconds, or minutes as in 5m, at most 1h [default: 5m].
+    #[arg(long = "for", value_name = "TIME", value_parser = span, conflicts_with = "address")]
+    pub(crate) span: Option<Duration>,
+    /// Connect to the server at once, under this name here.
+    #[arg(long, value_name = "NAME", requires = "address")]
+    pub(crate) connect: Option<SessionName>,
+    /// Write the server's token to this file, which must not be there yet.
+    #[arg(long, value_name = "FILE", requires = "address")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+/// `90`, `90s`, `5m`, `1h`.
+fn span(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) if text.ends_with('m') => (number, 60.0),
+        Some(number) if text.ends_with('h') => (number, 3600.0),
+        Some(number) => (number, 1.0),
+        None => (text, 1.0),
+    };
+    let span = number.parse::<f64>().ok();
+    let span = span.and_then(|number| Duration::try_from_secs_f64(number * unit).ok());
+    span.filter(|span| !span.is_zero() && *span <= MAX_SPAN)
+        .ok_or_else(|| "a time of at most 1h is expected, like 90 or 5m".to_owned())
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct PinArgs {
     /// The server's certificate, copied from there (PEM).
     pub(crate) cert: Option<PathBuf>,
@@ -227,6 +265,11 @@ mod tests {
             &["pin", "a", "b", "c"],
             &["unpin"],
             &["untrust"],
+            &["pair", "a", "--for", "5m"],
+            &["pair", "--for", "0"],
+            &["pair", "--for", "2h"],
+            &["pair", "--connect", "x"],
+            &["pair", "--token-file", "x"],
             &["token"],
         ] {
             let error = Cli::try_parse_from(["pyctl"].iter().chain(words)).expect_err("refused");

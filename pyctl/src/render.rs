@@ -63,6 +63,12 @@ impl Render {
         let _ = std::io::stderr().write_all(format!("note: {text}\n").as_bytes());
     }
 
+    /// A question; what is typed follows on the same line.
+    pub(crate) fn prompt(&self, text: &str) {
+        // Whoever closed stderr does not want to hear of it.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+
     /// The error that ends the process.
     pub(crate) fn failure(&self, report: &Report) -> ExitCode {
         if self.json {

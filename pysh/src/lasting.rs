@@ -7,7 +7,7 @@ use std::sync::mpsc::{TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use pythond_protocol::ExitCode;
-use pythond_transport::{Address, Client, ClientError, Report};
+use pythond_transport::{Address, Client, ClientError, NO_ANSWER, Report};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::failure::{Failure, Outcome};
@@ -70,7 +70,9 @@ impl<'a> Lasting<'a> {
         watch: &mut W,
         mut what: impl FnMut(&mut Client, &mut W) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut connected = self.connect(MOST_PATIENCE, watch)?.map_err(Failure::from);
+        let mut connected = self
+            .connect(MOST_PATIENCE, watch, None)?
+            .map_err(Failure::from);
         let mut outage = Outage::default();
         let (mut resumed, mut told) = (false, false);
         loop {
@@ -93,7 +95,7 @@ impl<'a> Lasting<'a> {
                 Err(Failure::Reported(report)) if resumed && is_unreachable(&report) => {
                     self.look_again(&report, watch, &mut told)?;
                     // The daemon may be on its way as well.
-                    self.connect(MOST_PATIENCE, watch)?.map_err(lost)
+                    self.connect(MOST_PATIENCE, watch, None)?.map_err(lost)
                 }
                 done => return done,
             };
@@ -127,19 +129,13 @@ impl<'a> Lasting<'a> {
         outage: &mut Outage,
     ) -> Result<Client, Failure> {
         let began = *outage.began.get_or_insert_with(Instant::now);
+        let gone = self.gone(&report);
         loop {
             let waited = began.elapsed();
             if waited >= self.patience {
                 return Err(Failure::Reported(report));
             }
-            if waited >= TELL_AFTER && !outage.told {
-                outage.told = true;
-                let seconds = self.patience.as_secs_f64();
-                let way_out = watch.way_out();
-                self.render.note(&format!(
-                    "the daemon is gone; waiting up to {seconds} s for it to come back{way_out}"
-                ));
-            }
+            self.tell_if_due(&gone, outage, watch);
             if pause_or_wake(outage.pause.min(self.patience - waited), &watch.wakes()) {
                 watch.woken()?;
             }
@@ -147,12 +143,43 @@ impl<'a> Lasting<'a> {
             // Whatever is wrong may be right in a moment: a socket that is
             // made, a daemon that has too many connections.
             let left = self.patience.saturating_sub(began.elapsed());
-            match self.connect(left.max(LEAST_ATTEMPT), watch)? {
+            let told = Some((&gone, &mut *outage));
+            match self.connect(left.max(LEAST_ATTEMPT), watch, told)? {
                 Ok(client) => return Ok(client),
                 // But for what only somebody can put right: a pin, a token.
                 Err(error) if error.is_final() => return Err(Failure::Reported(error.into())),
                 Err(_) => {}
             }
+        }
+    }
+
+    /// What is told of a daemon that is waited for, and from when on.
+    fn gone(&self, report: &Report) -> Gone {
+        let (after, message) = match report.code == NO_ANSWER {
+            // Whoever watches has waited long enough.
+            true => (Duration::ZERO, report.message.clone()),
+            false => (TELL_AFTER, "the daemon is gone".to_owned()),
+        };
+        let message = match &self.address {
+            Address::Unix(_) => message,
+            Address::Tcp(_) | Address::Ssh(_) => message.replacen(
+                "the daemon",
+                &format!("the daemon at `{}`", self.address),
+                1,
+            ),
+        };
+        Gone { after, message }
+    }
+
+    /// Tells somebody who watches what is waited for, once.
+    fn tell_if_due(&self, gone: &Gone, outage: &mut Outage, watch: &mut impl Watch) {
+        if gone.left(outage) == Some(Duration::ZERO) {
+            outage.told = true;
+            let seconds = self.patience.as_secs_f64();
+            let (message, way_out) = (&gone.message, watch.way_out());
+            self.render.note(&format!(
+                "{message}; waiting up to {seconds} s for it to come back{way_out}"
+            ));
         }
     }
 
@@ -163,12 +190,18 @@ impl<'a> Lasting<'a> {
         &self,
         limit: Duration,
         watch: &mut impl Watch,
+        mut told: Option<(&Gone, &mut Outage)>,
     ) -> Result<Result<Client, ClientError>, Failure> {
         let found = match &self.address {
             Address::Unix(_) => Client::connect_within(&self.address, limit),
             Address::Tcp(_) | Address::Ssh(_) => {
                 let address = self.address.clone();
-                in_background(move || Client::connect_within(&address, limit), watch)?
+                let connecting = move || Client::connect_within(&address, limit);
+                in_background(connecting, watch, |watch| {
+                    let (gone, outage) = told.as_mut()?;
+                    self.tell_if_due(gone, outage, watch);
+                    gone.left(outage)
+                })?
             }
         };
         Ok(found.map(|client| self.render.connected(client)))
@@ -203,10 +236,12 @@ impl<'a> Lasting<'a> {
     }
 }
 
-/// Does something that takes its time, and listens meanwhile.
-fn in_background<T: Send + 'static>(
+/// Does something that takes its time, and listens meanwhile. `meanwhile` is called at
+/// first, and again when the time is up that it gives back.
+fn in_background<T: Send + 'static, W: Watch>(
     what: impl FnOnce() -> T + Send + 'static,
-    watch: &mut impl Watch,
+    watch: &mut W,
+    mut meanwhile: impl FnMut(&mut W) -> Option<Duration>,
 ) -> Result<T, Failure> {
     let failed = |error: std::io::Error| {
         let message = format!("cannot work in the background: {error}");
@@ -222,11 +257,12 @@ fn in_background<T: Send + 'static>(
     std::thread::Builder::new().spawn(work).map_err(failed)?;
     loop {
         {
+            let limit = meanwhile(watch).and_then(|left| Timespec::try_from(left).ok());
             let mut set = vec![PollFd::new(&done, PollFlags::IN)];
             let wakes = watch.wakes();
             set.extend(wakes.into_iter().map(readable));
             // A signal that is ours to see comes by a descriptor too.
-            let _ = poll(&mut set, None);
+            let _ = poll(&mut set, limit.as_ref());
         }
         match receiver.try_recv() {
             Ok(found) => return Ok(found),
@@ -256,6 +292,21 @@ fn lost(error: ClientError) -> Failure {
 /// It tells of a session that does not answer.
 pub(crate) fn is_unreachable(report: &Report) -> bool {
     report.code == UNREACHABLE
+}
+
+/// What is told of a daemon that is not there.
+struct Gone {
+    /// After so long without it.
+    after: Duration,
+    message: String,
+}
+
+impl Gone {
+    /// How long it is until it is told; none if it was.
+    fn left(&self, outage: &Outage) -> Option<Duration> {
+        let waited = outage.began.map(|began| began.elapsed());
+        (!outage.told).then(|| self.after.saturating_sub(waited.unwrap_or_default()))
+    }
 }
 
 /// A time without a connection that lasted.

@@ -14,6 +14,8 @@ use super::output::Chunk;
 pub(crate) struct Caller {
     /// Who submits its cells, unless it says another name.
     pub(crate) author: String,
+    /// It is a process of this machine, by the daemon's own socket.
+    pub(crate) is_local: bool,
     /// What its answers carry.
     pub(crate) tag: Option<String>,
     /// The terminal that its connection is: session, and which there.
@@ -118,6 +120,7 @@ mod tests {
     #[test]
     fn a_tag_is_put_first_and_escaped() {
         let mut caller = Caller {
+            is_local: true,
             terminal: None,
             author: String::new(),
             tag: Some("a\"b".to_owned()),

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use pythond_protocol::ErrorReply;
 use pythond_protocol::verbs::ReplyFormat;
 use pythond_protocol::verbs::connect::{ConnectReply, ConnectRequest};
+use pythond_protocol::{ErrorCode, ErrorReply, SessionName};
 
 use super::{Context, Reply};
-use crate::registry;
 use crate::remote::{Remote, RemoteSpec};
 
 /// A remote that is not in the table yet. Whoever asked may go away meanwhile, and
@@ -41,21 +40,22 @@ pub(super) async fn handle(
     let name = request.name.clone();
     let replace = request.options.replace;
     let spec = RemoteSpec::of(request)?;
-    let is_free = || {
-        let taken = context.remotes.get(&name).is_some() && !replace;
-        context.registry.is_free(&name) && !taken
+    let may_have = || {
+        if context.remotes.get(&name).is_some() && !replace {
+            return Err(connected_already(&name));
+        }
+        match context.registry.is_free(&name) {
+            true => Ok(()),
+            false => Err(named_already(&name)),
+        }
     };
-    if !is_free() {
-        return Err(registry::exists(&name));
-    }
+    may_have()?;
     let remote = Trial(Some(context.remotes.remote(spec)));
     if let Err(error) = remote.get().link().await {
-        return Err(error.reply(name.as_str()));
+        return Err(error.refuses_connect(name.as_str()));
     }
     // Somebody may have been quicker.
-    if !is_free() {
-        return Err(registry::exists(&name));
-    }
+    may_have()?;
     let remote = remote.into_inner();
     let summary = remote.summary();
     context.remotes.enter(remote);
@@ -70,4 +70,16 @@ pub(super) async fn handle(
             Reply::ok(format!("OK connected {name} -> {endpoint}{tls}"))
         }
     })
+}
+
+fn connected_already(name: &SessionName) -> ErrorReply {
+    let message = format!("remote `{name}` is connected already");
+    ErrorReply::new(ErrorCode::SessionExists, message).with_hint(format!(
+        "`pyctl disconnect {name}` takes it away, `--replace` puts another in its place"
+    ))
+}
+
+fn named_already(name: &SessionName) -> ErrorReply {
+    let message = format!("a session of this machine is named `{name}`");
+    ErrorReply::new(ErrorCode::SessionExists, message).with_hint("give the remote another name")
 }

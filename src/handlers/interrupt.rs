@@ -139,6 +139,7 @@ impl Outcome {
         match format {
             ReplyFormat::Plain => Reply::ok(text),
             ReplyFormat::Json => Reply::json(&InterruptReply {
+                interrupted_count: None,
                 ok: true,
                 session: name.clone(),
                 interrupted: self.cells.iter().map(|cell| cell.cell_id).collect(),

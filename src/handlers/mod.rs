@@ -18,6 +18,7 @@ mod list;
 mod new;
 mod out;
 mod output;
+mod pair;
 mod poll;
 mod resize;
 mod stack;
@@ -223,7 +224,7 @@ pub(crate) async fn handle(
 ) -> Reply {
     let received = Instant::now();
     match (&request, about(&request)) {
-        (Request::Info | Request::Help, _) => {}
+        (Request::Info | Request::Help | Request::Pair(_), _) => {}
         (_, Some(name)) => context.adopted(name).await,
         (_, None) => context.adoption.over().await,
     }
@@ -253,6 +254,7 @@ pub(crate) async fn handle(
         Request::Hold(request) => hold::handle(context, caller, request, format).await,
         Request::Connect(request) => connect::handle(context, request, format).await,
         Request::Disconnect(request) => disconnect::handle(context, request, format),
+        Request::Pair(request) => pair::handle(context, caller, request).await,
         // The connection does it.
         Request::Attach(_) => Err(ErrorReply::usage("attach <name> [<rows> <cols>]")),
     };
@@ -310,6 +312,7 @@ Commands:
   resize <name> <rows> <cols>
   hold <name>
   release <name>
+  pair [--for=<seconds>]
   kill <name>
   kill --all
   stop [--keep-sessions]

@@ -73,5 +73,6 @@ fn merge(
         kept: status.kept.map(|kept| *kept),
         limits: limits_of(hosted),
         death,
+        remote: None,
     }
 }

@@ -7,6 +7,9 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::pem::{self, PemError};
 use crate::{CertificateFingerprint, KeyFingerprint};
 
+/// Most characters of a subject that are kept.
+const SHOWN_CHARACTERS: usize = 200;
+
 /// Why something is no certificate that may be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
@@ -63,6 +66,7 @@ pub struct Certificate {
     fingerprint: CertificateFingerprint,
     key: KeyFingerprint,
     public_key: Vec<u8>,
+    subject: String,
     validity: Validity,
 }
 
@@ -95,10 +99,13 @@ impl Certificate {
         let fingerprint = CertificateFingerprint::of(&der);
         let key = KeyFingerprint::of(parsed.public_key().raw);
         let public_key = parsed.public_key().subject_public_key.data.to_vec();
+        let subject = parsed.subject().to_string();
+        let subject = subject.chars().take(SHOWN_CHARACTERS).collect();
         Ok(Self {
             fingerprint,
             key,
             public_key,
+            subject,
             validity,
             der,
         })
@@ -126,6 +133,13 @@ impl Certificate {
     #[must_use]
     pub fn key(&self) -> KeyFingerprint {
         self.key
+    }
+
+    /// What it says that it is about, bounded: `CN=pythond`. Nobody vouches for it, and
+    /// it may have any character.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.subject
     }
 
     /// From when and until when it may be used.

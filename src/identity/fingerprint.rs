@@ -42,6 +42,12 @@ impl CertificateFingerprint {
         Self(sha256(der))
     }
 
+    /// The hash itself.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 digits without colons, as in names of files.
     pub(crate) fn digits(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02X}")).collect()

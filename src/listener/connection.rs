@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pythond_pairing::MAX_MESSAGE_BYTES;
+use pythond_tls::PAIRING;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
-use super::gate::{Gate, Guest};
+use super::gate::{Gate, Guest, Newcomer};
+use super::pairing::Applicant;
 use super::{BUSY, Entrance, Stream, rejected, request};
 use crate::access_log::{AccessLog, Fields};
 use crate::admission::Place;
@@ -16,6 +19,15 @@ use crate::router;
 
 /// How long a client may take for its handshake, whatever it consists of.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// The same for pairing, which comes after it. Nobody types meanwhile.
+const PAIRING_DEADLINE: Duration = Duration::from_secs(10);
+const PAIRED: Fields<'static> = Fields {
+    command: None,
+    session: None,
+    status: Some("ok"),
+    body_bytes: None,
+    detail: None,
+};
 /// Read and write buffers of a connection begin with this many bytes.
 const BUFFER: usize = 16 << 10;
 
@@ -31,7 +43,12 @@ pub(super) struct Connection {
 }
 
 /// A handshake that is done.
-type Shaken = (WebSocketStream<Stream>, Option<Guest>);
+enum Shaken {
+    /// A client, with what lets it stay if it comes from a network.
+    Client(Box<WebSocketStream<Stream>>, Option<Guest>),
+    /// Somebody who wants to be trusted.
+    Applicant(Box<WebSocketStream<Stream>>, Box<Applicant>),
+}
 
 impl Connection {
     pub(super) async fn serve(mut self, stream: Stream, place: &Place) {
@@ -56,10 +73,13 @@ impl Connection {
             () = self.context.stop.cancelled() => return,
         };
         let detail = match shaken {
-            Ok(Ok((socket, guest))) => {
+            Ok(Ok(Shaken::Applicant(socket, applicant))) => {
+                return self.pair(*socket, *applicant, place).await;
+            }
+            Ok(Ok(Shaken::Client(socket, guest))) => {
                 place.introduced();
                 self.access.event("connect", &Fields::default());
-                self.attend(socket, guest, place).await;
+                self.attend(*socket, guest, place).await;
                 self.access.event("disconnect", &Fields::default());
                 return;
             }
@@ -89,9 +109,15 @@ impl Connection {
                 Some(config),
             );
             let socket = accepting.await.map_err(|error| error.to_string())?;
-            return Ok((socket, None));
+            return Ok(Shaken::Client(Box::new(socket), None));
         };
-        let (stream, client) = gate.secure(stream).await?;
+        let (stream, client) = match gate.secure(stream).await? {
+            (stream, Newcomer::Client(client)) => (stream, client),
+            (stream, Newcomer::Applicant(applicant)) => {
+                let socket = accept_applicant(stream, &applicant).await?;
+                return Ok(Shaken::Applicant(Box::new(socket), applicant));
+            }
+        };
         let mut outcome = Err("no whole request");
         #[expect(clippy::result_large_err, reason = "the library's signature")]
         let check = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
@@ -110,9 +136,28 @@ impl Connection {
         let accepted =
             tokio_tungstenite::accept_hdr_async_with_config(stream, check, Some(config)).await;
         match (accepted, outcome) {
-            (Ok(socket), Ok(guest)) => Ok((socket, Some(guest))),
+            (Ok(socket), Ok(guest)) => Ok(Shaken::Client(Box::new(socket), Some(guest))),
             (Err(error), Ok(_)) => Err(error.to_string()),
             (_, Err(why)) => Err(why.to_owned()),
+        }
+    }
+
+    /// Lets somebody pair who is a stranger as long as it takes: it makes room as those
+    /// do who have not finished their handshake.
+    async fn pair(&mut self, socket: WebSocketStream<Stream>, applicant: Applicant, place: &Place) {
+        let mut ended = None;
+        let serve = applicant.serve(socket, &mut ended);
+        let cut = tokio::select! {
+            _ = tokio::time::timeout(PAIRING_DEADLINE, serve) => "deadline",
+            () = place.makes_room() => "busy",
+            () = self.context.stop.cancelled() => return,
+        };
+        match ended.unwrap_or(Err(cut)) {
+            Ok(()) => self.access.event("pairing", &PAIRED),
+            Err(why) if self.entrance.complaints.tells("pairing") => {
+                self.access.event("pairing", &rejected(why));
+            }
+            Err(_) => {}
         }
     }
 
@@ -133,4 +178,33 @@ impl Connection {
         let access = &mut self.access;
         router::serve(socket, context, access, author, place, dismissed).await;
     }
+}
+
+/// Makes a WebSocket of the connection of somebody who wants to be trusted.
+async fn accept_applicant(
+    stream: Stream,
+    applicant: &Applicant,
+) -> Result<WebSocketStream<Stream>, String> {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(MAX_MESSAGE_BYTES)
+        .write_buffer_size(0)
+        .max_message_size(Some(MAX_MESSAGE_BYTES))
+        .max_frame_size(Some(MAX_MESSAGE_BYTES));
+    let mut refused = None;
+    #[expect(clippy::result_large_err, reason = "the library's signature")]
+    let check = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
+        match Gate::check_applicant(request, applicant) {
+            Ok(()) => {
+                request::speak(&mut response, PAIRING);
+                Ok(response)
+            }
+            Err(refusal) => {
+                refused = Some(refusal.reason());
+                Err(refusal.into())
+            }
+        }
+    };
+    let accepted =
+        tokio_tungstenite::accept_hdr_async_with_config(stream, check, Some(config)).await;
+    accepted.map_err(|error| refused.map_or_else(|| error.to_string(), str::to_owned))
 }

@@ -2,6 +2,7 @@
 
 mod connection;
 mod gate;
+mod pairing;
 mod request;
 mod stream;
 mod tcp;

@@ -87,19 +87,26 @@ pub(super) fn agree(request: &Request, mut response: Response) -> Result<Respons
     if is_of_web_page(request.headers()) {
         return Err(Refusal::WebPage.into());
     }
-    let offered = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL);
-    let offered: Vec<_> = offered
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(',').map(str::trim))
-        .collect();
-    if let Some(chosen) = SUBPROTOCOLS.iter().find(|known| offered.contains(known)) {
-        let value = HeaderValue::from_static(chosen);
-        response
-            .headers_mut()
-            .insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+    let headers = request.headers();
+    if let Some(chosen) = SUBPROTOCOLS.iter().find(|known| offers(headers, known)) {
+        speak(&mut response, chosen);
     }
     Ok(response)
+}
+
+/// Says which subprotocol is spoken.
+pub(super) fn speak(response: &mut Response, chosen: &'static str) {
+    let value = HeaderValue::from_static(chosen);
+    let headers = response.headers_mut();
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+}
+
+/// Whether a request offers a subprotocol.
+pub(super) fn offers(headers: &HeaderMap, subprotocol: &str) -> bool {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
+    let offered = offered.iter().filter_map(|value| value.to_str().ok());
+    let mut offered = offered.flat_map(|value| value.split(',').map(str::trim));
+    offered.any(|it| it == subprotocol)
 }
 
 pub(super) fn is_of_web_page(headers: &HeaderMap) -> bool {

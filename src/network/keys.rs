@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pythond_identity::{Certificate, Store, UnixTime, Watch};
+use pythond_identity::{Certificate, IdentityError, Store, UnixTime, Watch};
 use pythond_tls::server::{KeysError, ServerKeys};
 use tokio::sync::watch;
 
@@ -100,6 +100,16 @@ impl Keys {
             _ => {}
         }
         drop(self.current.send_replace(read));
+    }
+
+    /// Trusts a client, and lets it in from now on. False if it might come in already.
+    ///
+    /// # Errors
+    /// As [`Store::trust`].
+    pub(crate) fn trust(&self, certificate: &Certificate) -> Result<bool, IdentityError> {
+        let trusted = Store::open(&self.home)?.trust(certificate)?;
+        self.read_again();
+        Ok(trusted)
     }
 
     /// Watches over a connection that is let in now.

@@ -3,6 +3,7 @@
 
 pub(crate) mod keys;
 pub mod listen;
+pub(crate) mod pairing;
 pub(crate) mod penalties;
 
 use std::io::Write as _;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use pythond_tls::server::{KeysError, ServerKeys};
 
 use self::keys::Keys;
+use self::pairing::Pairing;
 use self::penalties::Penalties;
 use crate::log::Log;
 
@@ -19,6 +21,8 @@ use crate::log::Log;
 pub(crate) struct Network {
     pub(crate) keys: Keys,
     pub(crate) penalties: Penalties,
+    /// The code by which a client may be let in that is not trusted yet.
+    pub(crate) pairing: Arc<Pairing>,
 }
 
 impl Network {
@@ -27,6 +31,7 @@ impl Network {
         Arc::new(Self {
             keys: Keys::new(home, read, log),
             penalties: Penalties::default(),
+            pairing: Arc::default(),
         })
     }
 }

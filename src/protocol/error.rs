@@ -52,6 +52,14 @@ pub enum ErrorCode {
     Lost,
     /// The client took its request back.
     Cancelled,
+    /// Only who is on the daemon's own machine may ask for it.
+    LocalOnly,
+    /// The daemon does not listen where it would have to.
+    NotListening,
+    /// Time was up.
+    Lapsed,
+    /// Nobody was paired.
+    PairingFailed,
     /// A fault of ours; the log has the details.
     Internal,
     /// A word that came after this version.
@@ -215,6 +223,7 @@ impl ErrorReply {
         match self.code {
             ErrorCode::Usage | ErrorCode::BadName => ExitCode::Usage,
             ErrorCode::SessionDied | ErrorCode::Lost => ExitCode::SessionDied,
+            ErrorCode::Lapsed => ExitCode::TimedOut,
             ErrorCode::UnknownVerb
             | ErrorCode::NotAvailable
             | ErrorCode::NoSession
@@ -230,6 +239,9 @@ impl ErrorReply {
             | ErrorCode::UnknownCell
             | ErrorCode::IdReused
             | ErrorCode::Cancelled
+            | ErrorCode::LocalOnly
+            | ErrorCode::NotListening
+            | ErrorCode::PairingFailed
             | ErrorCode::Internal
             | ErrorCode::Unknown => ExitCode::Refused,
         }

@@ -196,6 +196,12 @@ impl SessionId {
         Self(format!("{:016x}", u64::from_be_bytes(bytes)))
     }
 
+    /// That of a session whose daemon does not tell it: empty.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self(String::new())
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

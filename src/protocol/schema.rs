@@ -26,6 +26,7 @@ use crate::verbs::kill::KillReply;
 use crate::verbs::list::ListReply;
 use crate::verbs::new::{NewOptions, NewReply};
 use crate::verbs::out::{OutReply, StreamEvent};
+use crate::verbs::pair::{PairEvent, PairReply};
 use crate::verbs::resize::ResizeReply;
 use crate::verbs::stack::StackReply;
 use crate::verbs::status::StatusReply;
@@ -67,6 +68,7 @@ pub fn document() -> Value {
         ("ls", it.subschema_for::<ListReply>()),
         ("new", it.subschema_for::<NewReply>()),
         ("out", it.subschema_for::<OutReply>()),
+        ("pair", it.subschema_for::<PairReply>()),
         ("poll", Schema::try_from(cell_or_idle).expect("an object")),
         ("release", it.subschema_for::<HoldReply>()),
         ("restart", it.subschema_for::<StopReply>()),
@@ -82,6 +84,7 @@ pub fn document() -> Value {
         ("attach", it.subschema_for::<AttachEvent>()),
         ("events", it.subschema_for::<EventMessage>()),
         ("out", it.subschema_for::<StreamEvent>()),
+        ("pair", it.subschema_for::<PairEvent>()),
         ("run", it.subschema_for::<StreamEvent>()),
     ];
     let bodies = [

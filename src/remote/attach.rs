@@ -4,34 +4,28 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use pythond_protocol::{ErrorReply, Frame};
-use tokio::time::{Instant, Interval, interval};
+use pythond_transport::{Exchange, Spoken, Step};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use super::Routed;
 use super::dial::Socket;
-use super::stream::Activity;
-
-/// How often the other end is asked whether it is there.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-/// No byte for so long, either way, and the other end is not there.
-const SILENCE: Duration = Duration::from_secs(20);
+use super::heartbeat::Heartbeat;
 
 /// A terminal on a remote session.
 pub(crate) struct AttachedRemote {
     routed: Routed,
     socket: Socket,
-    activity: Activity,
-    heartbeat: Interval,
+    heartbeat: Heartbeat,
     outgoing: VecDeque<Message>,
-    /// Bytes that came, and when the last of them did.
-    came: (u64, Instant),
-    /// The same of those that went, while some were to go.
-    went: (u64, Instant),
+    spoken: Spoken,
+    /// What a daemon of 0.4 has not answered yet.
+    exchange: Option<Exchange>,
+    /// Texts for the client.
+    ready: VecDeque<String>,
 }
 
 /// What comes from the remote daemon.
@@ -57,15 +51,28 @@ impl AttachedRemote {
         let dialled = remote.dial().await.map_err(|error| error.reply(name))?;
         let mut opened = Self {
             socket: dialled.socket,
-            came: (dialled.activity.bytes(), Instant::now()),
-            went: (dialled.activity.went(), Instant::now()),
+            heartbeat: Heartbeat::new(dialled.activity),
             outgoing: VecDeque::new(),
-            activity: dialled.activity,
-            heartbeat: interval(HEARTBEAT),
+            spoken: dialled.spoken,
+            exchange: None,
+            ready: VecDeque::new(),
             routed,
         };
-        let asked = Message::text(opened.routed.as_frame());
-        opened.send(asked);
+        let asked = opened.routed.as_frame();
+        match opened.spoken {
+            Spoken::Ours => opened.send(Message::text(asked)),
+            Spoken::Earlier => {
+                let (exchange, step) = Exchange::begin(&asked);
+                match step {
+                    Step::Ask(text) | Step::AskLater(_, text) => opened.send(Message::text(text)),
+                    Step::Answer(texts) => {
+                        let tagged = |text| exchange.tagged(text);
+                        opened.ready = texts.into_iter().map(tagged).collect();
+                    }
+                }
+                opened.exchange = Some(exchange);
+            }
+        }
         Ok(opened)
     }
 
@@ -79,6 +86,11 @@ impl AttachedRemote {
     /// both wait for the other to read would wait for ever.
     pub(crate) fn has_room(&self) -> bool {
         self.outgoing.is_empty()
+    }
+
+    /// It understands nothing but what is typed, and `detach`.
+    pub(crate) fn is_earlier(&self) -> bool {
+        self.spoken == Spoken::Earlier
     }
 
     /// It is for the same remote daemon.
@@ -97,6 +109,9 @@ impl AttachedRemote {
     /// Nothing is lost.
     pub(crate) async fn next(&mut self) -> FromRemote {
         loop {
+            if let Some(text) = self.ready.pop_front() {
+                return FromRemote::Message(Message::text(text));
+            }
             let had_room = self.has_room();
             let (socket, outgoing) = (&mut self.socket, &mut self.outgoing);
             tokio::select! {
@@ -104,22 +119,22 @@ impl AttachedRemote {
                     return match message {
                         Ok(Some(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
                         Ok(Some(Message::Close(close))) => FromRemote::Closed(close),
+                        Ok(Some(Message::Text(text))) if self.exchange.is_some() => {
+                            if let Some(mut exchange) = self.exchange.take()
+                                && let Step::Answer(texts) = exchange.answered(&text)
+                            {
+                                let tagged = |text| exchange.tagged(text);
+                                self.ready.extend(texts.into_iter().map(tagged));
+                            }
+                            continue;
+                        }
                         Ok(Some(message)) => FromRemote::Message(message),
                         Ok(None) => FromRemote::Sent,
                         Err(()) => FromRemote::Broken,
                     };
                 }
                 now = self.heartbeat.tick() => {
-                    let moved = (self.activity.bytes(), self.activity.went());
-                    if moved.0 != self.came.0 {
-                        self.came = (moved.0, now);
-                    }
-                    if moved.1 != self.went.0 || had_room {
-                        self.went = (moved.1, now);
-                    }
-                    // A great message that leaves slowly holds our question up.
-                    let silent = now.duration_since(self.came.1) >= SILENCE && had_room;
-                    if silent || now.duration_since(self.went.1) >= SILENCE {
+                    if self.heartbeat.look(now, !had_room).is_err() {
                         return FromRemote::Broken;
                     }
                     if had_room {

@@ -8,19 +8,20 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use pythond_identity::{PeerAddress, Pins, Store, UnixTime};
 use pythond_tls::{ClientTls, TlsTrouble};
-use pythond_transport::SshAddress;
+use pythond_transport::{OFFERED, Spoken, SshAddress, is_wrong_token};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::handshake::client::Response;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use zeroize::Zeroizing;
 
 use super::endpoint::Endpoint;
@@ -40,8 +41,6 @@ const MOST_WORDS: u64 = 4096;
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Greatest token file, in bytes.
 const MAX_TOKEN: u64 = 4096;
-/// What we speak, in the order of preference.
-const SUBPROTOCOLS: &str = "pythond.1, pythond.0.4";
 
 pub(crate) type Socket = WebSocketStream<ClientStream>;
 
@@ -49,6 +48,7 @@ pub(crate) type Socket = WebSocketStream<ClientStream>;
 pub(crate) struct Dialled {
     pub(crate) socket: Socket,
     pub(crate) activity: Activity,
+    pub(crate) spoken: Spoken,
     /// What to tell: that a pin has got its address now.
     pub(crate) note: Option<String>,
 }
@@ -93,21 +93,48 @@ async fn dial_patiently(
         (ClientStream::tcp(stream), None, None)
     };
     let activity = stream.activity();
-    let (socket, response) = upgrade(stream, &endpoint.to_string(), &token)
+    let (mut socket, response) = upgrade(stream, &endpoint.to_string(), &token)
         .await
         .map_err(|error| match (error, &tls) {
             (WsError::Io(error), Some(tls)) => explain(tls, &error),
             (error, _) => refused(error),
         })?;
-    let agreed = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
-    if agreed.is_none_or(|agreed| agreed != "pythond.1") {
-        return Err(DialError::TooOld);
+    let spoken = spoken(&response)?;
+    if spoken == Spoken::Earlier {
+        first_word(&mut socket).await?;
     }
     Ok(Dialled {
         socket,
         activity,
+        spoken,
         note,
     })
+}
+
+fn spoken(response: &Response) -> Result<Spoken, DialError> {
+    let agreed = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
+    Spoken::agreed(agreed.map(HeaderValue::as_bytes))
+        .ok_or_else(|| DialError::Refused("it speaks no version that we know".to_owned()))
+}
+
+/// A daemon of 0.4 looks at the token only now.
+async fn first_word(socket: &mut Socket) -> Result<(), DialError> {
+    socket.send(Message::text("help")).await.map_err(refused)?;
+    loop {
+        match socket.next().await {
+            Some(Ok(Message::Text(text))) if is_wrong_token(&text) => {
+                return Err(DialError::Unauthorized);
+            }
+            Some(Ok(Message::Text(_))) => return Ok(()),
+            Some(Ok(Message::Close(_))) | None => {
+                return Err(DialError::Unreachable(
+                    "it closed the connection".to_owned(),
+                ));
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(refused(error)),
+        }
+    }
 }
 
 async fn by_ssh(address: &SshAddress) -> Result<Dialled, DialError> {
@@ -127,7 +154,8 @@ async fn by_ssh(address: &SshAddress) -> Result<Dialled, DialError> {
     let stream = ClientStream::ssh(ours, ssh);
     let activity = stream.activity();
     match upgrade(stream, "localhost", "").await {
-        Ok((socket, _)) => {
+        Ok((socket, response)) => {
+            let spoken = spoken(&response)?;
             if let Some(mut words) = words {
                 // One that finds no reader for what it says would wait.
                 tokio::spawn(async move {
@@ -137,6 +165,7 @@ async fn by_ssh(address: &SshAddress) -> Result<Dialled, DialError> {
             Ok(Dialled {
                 socket,
                 activity,
+                spoken,
                 note: None,
             })
         }
@@ -237,20 +266,20 @@ async fn connect(endpoint: &PeerAddress) -> Result<TcpStream, DialError> {
     for address in addresses {
         last = match timeout(CONNECT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => DialError::Unreachable(unreachable(&error)),
+            Ok(Err(error)) => unreachable(&error),
             Err(_) => DialError::NoAnswer(CONNECT.as_secs()),
         };
     }
     Err(last)
 }
 
-fn unreachable(error: &Error) -> String {
-    match error.kind() {
-        ErrorKind::ConnectionRefused => "nobody listens there".to_owned(),
+fn unreachable(error: &Error) -> DialError {
+    DialError::Unreachable(match error.kind() {
+        ErrorKind::ConnectionRefused => return DialError::NobodyListens,
         ErrorKind::HostUnreachable => "the host cannot be reached".to_owned(),
         ErrorKind::NetworkUnreachable => "the network cannot be reached".to_owned(),
         _ => error.to_string(),
-    }
+    })
 }
 
 fn explain(tls: &ClientTls, error: &Error) -> DialError {
@@ -275,7 +304,7 @@ async fn upgrade(
         bearer.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, bearer);
     }
-    let offered = HeaderValue::from_static(SUBPROTOCOLS);
+    let offered = HeaderValue::from_static(OFFERED);
     headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE))

@@ -1,6 +1,7 @@
 //! Why a remote daemon cannot be used.
 
 use pythond_identity::IdentityError;
+use pythond_protocol::shown::is_bidi_control;
 use pythond_protocol::{ErrorCode, ErrorReply};
 use pythond_tls::TlsTrouble;
 
@@ -12,6 +13,9 @@ pub(crate) enum DialError {
     /// Its name is not known, or nobody listens, or the way is broken.
     #[error("{0}")]
     Unreachable(String),
+    /// Its machine is there, and no daemon listens.
+    #[error("nobody listens there")]
+    NobodyListens,
     /// ssh failed, or what it was to run there.
     #[error("{0}")]
     Ssh(String),
@@ -33,9 +37,6 @@ pub(crate) enum DialError {
     /// It answers, and is no daemon, or refuses us for another reason.
     #[error("{0}")]
     Refused(String),
-    /// It is an older daemon.
-    #[error("it is a daemon of an older version, whose answers cannot be told apart")]
-    TooOld,
     /// Our own files cannot be used.
     #[error("{}", chain(.0))]
     Identity(#[from] IdentityError),
@@ -54,6 +55,7 @@ impl DialError {
     pub(crate) fn needs_somebody(&self) -> bool {
         match self {
             Self::Unreachable(_)
+            | Self::NobodyListens
             | Self::Ssh(_)
             | Self::NoAnswer(_)
             | Self::Busy
@@ -72,6 +74,16 @@ impl DialError {
                 Some("`pyctl token show` there shows the token; connect again with it".to_owned())
             }
             Self::Identity(error) => error.hint().map(str::to_owned),
+            Self::NobodyListens => Some(
+                "look at the port, and start the daemon there with `pyctl start -d --listen \
+                 HOST:PORT`"
+                    .to_owned(),
+            ),
+            Self::TokenFile { .. } => Some(
+                "write what `pyctl token show` there prints into a file of mode 0600, and name \
+                 it by `--token-file`"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -80,10 +92,8 @@ impl DialError {
 /// What another machine says, as it may be shown to people: one line, no control
 /// characters.
 pub(crate) fn shown(text: &str, most: usize) -> String {
-    let plain = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
+    let ends_line = |c: char| matches!(c, '\u{2028}' | '\u{2029}');
+    let plain = |c: char| !c.is_control() && !is_bidi_control(c) && !ends_line(c);
     let line = text.trim().chars().map(|c| if plain(c) { c } else { ' ' });
     line.take(most).collect()
 }
@@ -125,13 +135,25 @@ impl RemoteError {
 
     /// The answer to whoever wanted something of it.
     pub(crate) fn reply(&self, remote: &str) -> ErrorReply {
+        self.answer(remote, "see `pysh ls`; it is tried again when it is used")
+    }
+
+    /// The answer to whoever wanted to connect it, which is not done.
+    pub(crate) fn refuses_connect(&self, remote: &str) -> ErrorReply {
+        self.answer(
+            remote,
+            "look at the address and the network, then connect again: it is not tried again \
+             by itself",
+        )
+    }
+
+    fn answer(&self, remote: &str, hint: &str) -> ErrorReply {
         let (code, what) = if self.needs_somebody {
             (ErrorCode::RemoteRefused, "cannot be used")
         } else {
             (ErrorCode::SessionUnreachable, "cannot be reached")
         };
         let error = ErrorReply::new(code, format!("remote `{remote}` {what}: {}", self.message));
-        let hint = "see `pysh ls`; it is tried again when it is used";
         error.with_hint(self.hint.as_deref().unwrap_or(hint))
     }
 }

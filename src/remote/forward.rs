@@ -8,24 +8,52 @@ use pythond_protocol::verbs::out::StreamEvent;
 use pythond_protocol::verbs::submit::SubmitRequest;
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
 use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_transport::Spoken;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use super::earlier::{self, Unanswered};
+use super::error::RemoteError;
 use super::link::{Exchange, Lost, OnLoss};
+use super::names;
 use super::own::OwnExchange;
 use super::request::{Asked, Routed, may_repeat};
+use super::status::with_way;
 use crate::handlers::{Caller, Reply};
 
 /// How long a daemon that stops may take to close its connections.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// So often a daemon of 0.4 may break the connection of one question.
+const MOST_BREAKS: u32 = 3;
 
 /// Passes a request on; events go to the caller, the answer is given back.
 ///
 /// # Errors
 /// If the remote cannot be used, or nobody knows what became of the request.
 pub(crate) async fn forward(
+    routed: &Routed,
+    caller: &Caller,
+    parsed: Parsed,
+    key: impl FnOnce() -> String,
+) -> Result<Reply, ErrorReply> {
+    let is_status = matches!(parsed.request, Ok(Request::Status(_)));
+    let reply = carry_out(routed, caller, parsed, key).await?;
+    let reply = match &routed.session {
+        Some(session) => {
+            let remote = routed.remote.spec.name.as_str();
+            names::of_here(reply, remote, session.as_str())
+        }
+        None => reply,
+    };
+    Ok(match is_status {
+        true => with_way(reply, &routed.remote),
+        false => reply,
+    })
+}
+
+async fn carry_out(
     routed: &Routed,
     caller: &Caller,
     parsed: Parsed,
@@ -58,7 +86,9 @@ pub(crate) async fn forward(
     let _room = remote.room().await;
     let mut told = Told::default();
     let mut first: Option<Duration> = None;
-    let mut too_slow = false;
+    // It is asked on a connection of its own.
+    let mut own = false;
+    let mut breaks = 0;
     let mut link = remote.link().await.map_err(|error| error.reply(name))?;
     loop {
         let now = since_boot();
@@ -71,9 +101,28 @@ pub(crate) async fn forward(
             body: body.as_deref(),
             instead: instead(&told, timeout, again),
         };
+        if link.spoken == Spoken::Earlier && !own {
+            let answered = earlier::ask(&remote, &routed.on_link(0, &asked), caller).await;
+            match answered {
+                Ok(text) if format == ReplyFormat::Plain => return Ok(plain(text)),
+                Ok(text) => return answer(text.into(), format),
+                Err(Unanswered::NoWay(error)) => return Err(error.reply(name)),
+                Err(Unanswered::SpeaksOurs) => own = true,
+                Err(Unanswered::Broke(why)) => {
+                    breaks += 1;
+                    if breaks == MOST_BREAKS {
+                        return Err(RemoteError::new(why).reply(name));
+                    }
+                    let _ = tokio::time::timeout(LAST_WORDS, link.closed()).await;
+                    let again = remote.link_again().await;
+                    link = again.map_err(|error| error.reply(name))?;
+                }
+            }
+            continue;
+        }
         told.attempts += 1;
         let on_link = |tag| routed.on_link(tag, &asked);
-        let answered = if too_slow {
+        let answered = if own {
             match OwnExchange::ask(&remote, on_link).await {
                 Ok(own) => follow(Way::Own(Box::new(own)), caller, &mut told).await,
                 Err(lost) => Err(lost),
@@ -95,7 +144,7 @@ pub(crate) async fn forward(
             Err(Lost::Broken(why)) => why,
             // From now on it is read no faster than the caller takes it.
             Err(Lost::TooSlow) => {
-                too_slow = true;
+                own = true;
                 "it was read too slowly".to_owned()
             }
             Err(Lost::TooBig) => {
@@ -118,13 +167,21 @@ pub(crate) async fn forward(
                 .as_ref()
                 .and_then(|submit| submit.options.key.as_ref())
             {
-                Some(key) => reply.with_hint(format!(
-                    "the cell may have run: the same code with `--id={key}` finds it"
-                )),
+                Some(key) => with_finder(reply, key),
                 None => reply,
             }
         })?;
     }
+}
+
+/// A refusal whose hint says how its cell is found, after what is to be done first.
+fn with_finder(reply: ErrorReply, key: &str) -> ErrorReply {
+    let finder = format!("the same code with `--id={key}` finds it");
+    let hint = match &reply.hint {
+        Some(hint) => format!("{hint}. The cell may have run: {finder}"),
+        None => format!("the cell may have run: {finder}"),
+    };
+    reply.with_hint(hint)
 }
 
 /// The connection that a request is on.
@@ -289,7 +346,7 @@ fn answer(text: Utf8Bytes, format: ReplyFormat) -> Result<Reply, ErrorReply> {
     }
     match format {
         ReplyFormat::Plain => match serde_json::from_str::<Plain>(&text) {
-            Ok(Plain { plain }) => Ok(Reply::of_text(!plain.starts_with("ERR "), plain)),
+            Ok(Plain { plain: text }) => Ok(plain(text)),
             Err(_) => Err(unexpected()),
         },
         ReplyFormat::Json => match serde_json::from_str::<Structured>(&text) {
@@ -297,6 +354,10 @@ fn answer(text: Utf8Bytes, format: ReplyFormat) -> Result<Reply, ErrorReply> {
             Err(_) => Err(unexpected()),
         },
     }
+}
+
+fn plain(text: String) -> Reply {
+    Reply::of_text(!text.starts_with("ERR "), text)
 }
 
 fn unexpected() -> ErrorReply {

@@ -7,19 +7,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use pythond_transport::Spoken;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, interval};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes};
 
 use super::dial::Dialled;
 use super::error::shown;
+use super::heartbeat::Heartbeat;
 
-/// How often the other end is asked whether it is there.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-/// No byte for so long, and the other end is not there.
-const SILENCE: Duration = Duration::from_secs(20);
 /// Messages that wait to leave.
 const OUTGOING: usize = 64;
 /// Messages that wait for whoever asked, and bytes, unless it is one message.
@@ -63,6 +61,8 @@ enum Order {
 #[derive(Clone)]
 pub(crate) struct Link {
     orders: mpsc::UnboundedSender<Order>,
+    /// What the other end speaks: one of 0.4 is asked nothing here.
+    pub(crate) spoken: Spoken,
 }
 
 /// What is seen of a link from outside.
@@ -84,9 +84,9 @@ pub(crate) struct Exchange {
 
 impl Link {
     /// A link that is served by the second part.
-    pub(crate) fn new() -> (Self, Service) {
+    pub(crate) fn new(spoken: Spoken) -> (Self, Service) {
         let (orders, received) = mpsc::unbounded_channel();
-        (Self { orders }, Service { orders: received })
+        (Self { orders, spoken }, Service { orders: received })
     }
 
     /// Waits until it is gone.
@@ -202,10 +202,7 @@ impl Service {
         };
         let mut sending = std::pin::pin!(sending);
         let mut asked: HashMap<u64, Asked> = HashMap::new();
-        let mut heartbeat = interval(HEARTBEAT);
-        let mut last = (activity.bytes(), Instant::now());
-        // A great message that leaves slowly holds our question up, and its answer.
-        let mut left = (activity.went(), Instant::now());
+        let mut heartbeat = Heartbeat::new(activity);
         let mut pinged: Option<Instant> = None;
         // Of orders that came while there was no room to send.
         let mut waiting: std::collections::VecDeque<Message> = std::collections::VecDeque::new();
@@ -256,20 +253,8 @@ impl Service {
                     None => break "it closed the connection".to_owned(),
                 },
                 now = heartbeat.tick() => {
-                    let bytes = activity.bytes();
-                    if bytes != last.0 {
-                        last = (bytes, now);
-                    }
-                    let went = activity.went();
-                    let is_sending = is_sending.load(Ordering::Relaxed);
-                    if went != left.0 || !is_sending {
-                        left = (went, now);
-                    }
-                    if now.duration_since(left.1) >= SILENCE {
-                        break format!("it has taken nothing for {} s", SILENCE.as_secs());
-                    }
-                    if now.duration_since(last.1) >= SILENCE && !is_sending {
-                        break format!("it has said nothing for {} s", SILENCE.as_secs());
+                    if let Err(silent) = heartbeat.look(now, is_sending.load(Ordering::Relaxed)) {
+                        break silent.to_string();
                     }
                     if pinged.is_none() && outgoing.try_send(Message::Ping(Bytes::new())).is_ok() {
                         pinged = Some(Instant::now());

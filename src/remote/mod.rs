@@ -5,15 +5,19 @@
 
 mod attach;
 mod dial;
+mod earlier;
 mod endpoint;
 mod error;
 mod forward;
+mod heartbeat;
 mod link;
+mod names;
 mod own;
 #[expect(clippy::module_inception, reason = "one of them, beside all of them")]
 mod remote;
 mod request;
 mod spec;
+mod status;
 mod stream;
 mod table;
 

@@ -1,26 +1,19 @@
 //! One request on a connection of its own: it is read no faster than whoever asked
 //! takes it, so that the other end waits.
 
-use std::time::Duration;
-
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::time::{Instant, interval, timeout};
+use pythond_transport::{Silent, Spoken};
 use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
 
 use super::Remote;
 use super::dial::{Dialled, Socket};
+use super::heartbeat::Heartbeat;
 use super::link::{Lost, closed, told, untagged};
-use super::stream::Activity;
-
-/// How often the other end is asked whether it is there.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-/// No byte for so long while we wait, and the other end is not there.
-const SILENCE: Duration = Duration::from_secs(20);
 
 /// One request on a connection of its own; its end gives the request up.
 pub(super) struct OwnExchange {
     socket: Socket,
-    activity: Activity,
+    heartbeat: Heartbeat,
 }
 
 impl OwnExchange {
@@ -33,24 +26,37 @@ impl OwnExchange {
         text: impl FnOnce(u64) -> String,
     ) -> Result<Self, Lost> {
         let dialled = remote.dial().await;
-        let Dialled {
-            socket, activity, ..
-        } = dialled.map_err(|error| Lost::Broken(error.message))?;
-        let mut exchange = Self { socket, activity };
+        let dialled = dialled.map_err(|error| Lost::Broken(error.message))?;
+        if dialled.spoken == Spoken::Earlier {
+            return Err(Lost::Broken("it is a daemon of 0.4 now".to_owned()));
+        }
+        let mut exchange = Self::over(dialled);
         exchange.send(Message::text(text(remote.new_tag()))).await?;
         Ok(exchange)
     }
 
+    /// Nothing is asked yet.
+    pub(super) fn over(dialled: Dialled) -> Self {
+        let Dialled {
+            socket, activity, ..
+        } = dialled;
+        let heartbeat = Heartbeat::new(activity);
+        Self { socket, heartbeat }
+    }
+
+    /// One text for another.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub(super) async fn ask_as_it_is(&mut self, text: String) -> Result<Utf8Bytes, Lost> {
+        self.send(Message::text(text)).await?;
+        self.next_text().await
+    }
+
     async fn send(&mut self, message: Message) -> Result<(), Lost> {
-        let mut sending = std::pin::pin!(self.socket.send(message));
-        loop {
-            let before = self.activity.went();
-            match timeout(SILENCE, &mut sending).await {
-                Ok(sent) => return sent.map_err(|error| Lost::Broken(told(&error))),
-                Err(_) if self.activity.went() != before => {}
-                Err(_) => return Err(silent()),
-            }
-        }
+        let sent = self.heartbeat.sent(self.socket.send(message)).await;
+        sent.map_err(lost)?
+            .map_err(|error| Lost::Broken(told(&error)))
     }
 
     /// The next text: an event, or the answer. Without our tag.
@@ -58,30 +64,27 @@ impl OwnExchange {
     /// # Errors
     /// [`Lost`].
     pub(super) async fn next(&mut self) -> Result<Utf8Bytes, Lost> {
-        let mut heartbeat = interval(HEARTBEAT);
+        loop {
+            if let Some((_, rest)) = untagged(&self.next_text().await?) {
+                return Ok(rest.into());
+            }
+        }
+    }
+
+    async fn next_text(&mut self) -> Result<Utf8Bytes, Lost> {
         // While nobody took anything, nobody listened.
-        let mut last = (self.activity.bytes(), Instant::now());
-        heartbeat.reset();
+        self.heartbeat.listen_anew();
         loop {
             tokio::select! {
                 message = self.socket.next() => match message {
-                    Some(Ok(Message::Text(text))) => {
-                        if let Some((_, rest)) = untagged(&text) {
-                            return Ok(rest.into());
-                        }
-                    }
+                    Some(Ok(Message::Text(text))) => return Ok(text),
                     Some(Ok(Message::Close(close))) => return Err(Lost::Broken(closed(close))),
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return Err(Lost::Broken(told(&error))),
                     None => return Err(Lost::Broken("it closed the connection".to_owned())),
                 },
-                now = heartbeat.tick() => {
-                    let bytes = self.activity.bytes();
-                    if bytes != last.0 {
-                        last = (bytes, now);
-                    } else if now.duration_since(last.1) >= SILENCE {
-                        return Err(silent());
-                    }
+                now = self.heartbeat.tick() => {
+                    self.heartbeat.look(now, false).map_err(lost)?;
                     self.send(Message::Ping(Bytes::new())).await?;
                 }
             }
@@ -89,6 +92,6 @@ impl OwnExchange {
     }
 }
 
-fn silent() -> Lost {
-    Lost::Broken(format!("it has said nothing for {} s", SILENCE.as_secs()))
+fn lost(silent: Silent) -> Lost {
+    Lost::Broken(silent.to_string())
 }

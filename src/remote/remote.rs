@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use pythond_protocol::verbs::connect::{EndpointAttempt, RemoteState, RemoteSummary};
+use pythond_transport::Spoken;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,8 @@ struct State {
     /// When the link did last.
     broke: Option<Instant>,
     endpoint: Option<String>,
+    /// What it spoke last.
+    spoken: Option<Spoken>,
     round_trip: Option<Duration>,
     connections: u64,
     attempts: VecDeque<EndpointAttempt>,
@@ -73,6 +76,7 @@ impl Remote {
             error: None,
             broke: None,
             endpoint: None,
+            spoken: None,
             round_trip: None,
             connections: 0,
             attempts: VecDeque::new(),
@@ -148,10 +152,12 @@ impl Remote {
     }
 
     async fn serve(&self, dialled: Dialled) {
-        let (link, service) = Link::new();
+        let (link, service) = Link::new(dialled.spoken);
+        let spoken = dialled.spoken;
         self.state.send_modify(|state| {
             state.phase = RemoteState::Up;
             state.link = Some(link);
+            state.spoken = Some(spoken);
             state.connections += 1;
             state.error = None;
         });
@@ -305,6 +311,7 @@ impl Remote {
             tls: self.spec.tls,
             state: state.phase,
             endpoint: state.endpoint.clone(),
+            protocol: state.spoken.map(|spoken| spoken.subprotocol().to_owned()),
             rtt_ms: state.round_trip.map(|span| span.as_secs_f64() * 1000.0),
             connections: state.connections,
             last_error: state.error.as_ref().map(|error| error.message.clone()),

@@ -22,7 +22,7 @@ pub(crate) struct Routed {
     pub(crate) remote: Arc<Remote>,
     verb: String,
     /// None for what is asked of the daemon there.
-    session: Option<SessionName>,
+    pub(super) session: Option<SessionName>,
     /// What follows the name in the first line.
     rest: String,
     body: Option<String>,
@@ -57,6 +57,11 @@ impl Remotes {
             }
             None => match name.parse().ok().and_then(|name| self.get(&name)) {
                 Some(remote) => (remote, None),
+                // As 0.4 says it.
+                None if of_daemon => {
+                    let usage = format!("usage: {}", frame.verb);
+                    return Err(no_remote(name).with_plain(usage));
+                }
                 None => return Ok(None),
             },
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
+use pythond_transport::Traffic;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Child;
@@ -22,14 +23,20 @@ struct Counters {
 }
 
 impl Activity {
-    /// Bytes that came so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.0.came.load(Ordering::Relaxed)
+    /// Bytes that came, and that the kernel took from us, so far.
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic {
+            came: self.0.came.load(Ordering::Relaxed),
+            went: self.0.went.load(Ordering::Relaxed),
+        }
     }
 
-    /// Bytes that the kernel took from us so far.
-    pub(crate) fn went(&self) -> u64 {
-        self.0.went.load(Ordering::Relaxed)
+    pub(super) fn add_came(&self, count: u64) {
+        self.0.came.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_went(&self, count: u64) {
+        self.0.went.fetch_add(count, Ordering::Relaxed);
     }
 }
 
@@ -97,7 +104,7 @@ impl AsyncRead for ClientStream {
         let activity = self.activity.clone();
         let polled = forward!(self, poll_read, context, buffer);
         let came = (buffer.filled().len() - before) as u64;
-        activity.0.came.fetch_add(came, Ordering::Relaxed);
+        activity.add_came(came);
         polled
     }
 }
@@ -111,7 +118,7 @@ impl AsyncWrite for ClientStream {
         let activity = self.activity.clone();
         let polled = forward!(self, poll_write, context, bytes);
         if let Poll::Ready(Ok(went)) = &polled {
-            activity.0.went.fetch_add(*went as u64, Ordering::Relaxed);
+            activity.add_went(*went as u64);
         }
         polled
     }

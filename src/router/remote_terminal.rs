@@ -47,41 +47,44 @@ impl Connection<'_> {
         use futures_util::StreamExt as _;
         let stop = self.context.stop.clone();
         // The client comes again by itself, and goes on where it was.
-        let broken = End::Close(CloseCode::Restart, "the way to the remote broke");
+        let broken = || End::Close(CloseCode::Restart, "the way to the remote broke");
         loop {
-            tokio::select! {
+            let idle = self.running.is_empty();
+            let end = tokio::select! {
+                // What was asked with tags before is answered beside it.
+                Some(event) = self.events.recv() => self.send(event).await,
+                Some(done) = self.running.next(), if !idle => self.done(done).await,
                 from = remote.next() => match from {
                     FromRemote::Message(message) => {
-                        if self.deliver(message).await.is_err() {
-                            return End::Gone;
-                        }
+                        self.deliver(message).await.err().map(|_| End::Gone)
                     }
-                    FromRemote::Sent => {}
-                    FromRemote::Closed(close) => return ended(close.map(|it| it.code)),
-                    FromRemote::Broken => return broken,
+                    FromRemote::Sent => None,
+                    FromRemote::Closed(close) => Some(ended(close.map(|it| it.code))),
+                    FromRemote::Broken => Some(broken()),
                 },
                 incoming = self.socket.next(), if remote.has_room() => match incoming {
                     Some(Ok(Message::Text(text))) => {
-                        let said = match self.for_remote(&text, &remote) {
-                            Ok(None) => continue,
-                            Ok(Some(said)) => said,
-                            Err(refusal) => {
-                                self.refuse(&refusal).await;
-                                continue;
-                            }
-                        };
-                        remote.send(Message::text(said));
+                        match self.for_remote(&text, &remote) {
+                            Ok(None) => {}
+                            Ok(Some(said)) => remote.send(Message::text(said)),
+                            Err(refusal) => self.refuse(&refusal).await,
+                        }
+                        None
                     }
                     Some(Ok(message @ Message::Binary(_))) => {
                         remote.send(message);
+                        None
                     }
-                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => None,
                     Some(Err(WsError::Protocol(_))) => {
-                        return End::Close(CloseCode::Protocol, "protocol error");
+                        Some(End::Close(CloseCode::Protocol, "protocol error"))
                     }
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return End::Gone,
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => Some(End::Gone),
                 },
-                () = stop.cancelled() => return self.stopped().await,
+                () = stop.cancelled() => Some(self.stopped().await),
+            };
+            if let Some(end) = end {
+                return end;
             }
         }
     }
@@ -95,7 +98,11 @@ impl Connection<'_> {
             return Ok(Some(text.to_owned()));
         }
         match self.context.remotes.route(&frame) {
-            Ok(Some(routed)) if remote.is_for(&routed) => Ok(Some(routed.as_frame())),
+            // It has no size of its own.
+            Ok(Some(_)) if remote.is_earlier() && frame.verb == "resize" => Ok(None),
+            Ok(Some(routed)) if remote.is_for(&routed) && !remote.is_earlier() => {
+                Ok(Some(routed.as_frame()))
+            }
             _ => {
                 let message = "this connection is a terminal of another machine's session";
                 let error = ErrorReply::new(ErrorCode::Usage, message)

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use pythond_identity::{
     Certificate, CertificateDer, OwnIdentity, PeerAddress, PinVerdict, Pins, UnixTime,
+    ValidityState,
 };
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -16,7 +17,7 @@ use rustls::{
 
 use crate::own::OwnCertificate;
 use crate::provider::{VERSIONS, provider};
-use crate::{ServerNotTrusted, TlsTrouble};
+use crate::{PAIRING, ServerNotTrusted, TlsTrouble};
 
 /// What is asked for where the host has no name that TLS can carry. Every
 /// certificate of ours has it; nobody checks it.
@@ -52,11 +53,37 @@ impl ClientTls {
         own: Option<&OwnIdentity>,
         now: UnixTime,
     ) -> Result<Self, Error> {
+        Self::with(address, pins, own, now, Believes::Pinned)
+    }
+
+    /// What a connection needs that is made to pair: a server is believed of which
+    /// nothing is known yet, for nothing but that. One that has another key than the
+    /// one that is pinned to the address is not.
+    ///
+    /// # Errors
+    /// If rustls cannot use our own key.
+    pub fn for_pairing(
+        address: PeerAddress,
+        pins: Pins,
+        own: &OwnIdentity,
+        now: UnixTime,
+    ) -> Result<Self, Error> {
+        Self::with(address, pins, Some(own), now, Believes::New)
+    }
+
+    fn with(
+        address: PeerAddress,
+        pins: Pins,
+        own: Option<&OwnIdentity>,
+        now: UnixTime,
+        believes: Believes,
+    ) -> Result<Self, Error> {
         let provider = provider();
         let verifier = Arc::new(Verifier {
             address,
             pins,
             now,
+            believes,
             algorithms: provider.signature_verification_algorithms,
             found: OnceLock::new(),
             proven: AtomicBool::new(false),
@@ -70,6 +97,9 @@ impl ClientTls {
         // Each connection looks at the pins as they are then.
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
+        if believes == Believes::New {
+            config.alpn_protocols = vec![PAIRING.as_bytes().to_vec()];
+        }
         Ok(Self {
             config: Arc::new(config),
             verifier,
@@ -139,9 +169,19 @@ fn is_bad_signature(error: &Error) -> bool {
     )
 }
 
-/// Believes who is pinned.
+/// Which servers are good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Believes {
+    /// Those that are pinned.
+    Pinned,
+    /// Those of which nothing is known here, too.
+    New,
+}
+
+/// Believes who is pinned, or is about to be.
 #[derive(Debug)]
 struct Verifier {
+    believes: Believes,
     address: PeerAddress,
     pins: Pins,
     now: UnixTime,
@@ -176,6 +216,27 @@ impl Verifier {
         let without_address = match self.pins.check(address, &certificate, self.now) {
             PinVerdict::Matches => false,
             PinVerdict::MatchesWithoutAddress => true,
+            // It will have this address beside those that it has.
+            PinVerdict::Unpinned { .. } | PinVerdict::WrongAddress { .. }
+                if self.believes == Believes::New =>
+            {
+                let validity = certificate.validity();
+                match validity.at(self.now) {
+                    ValidityState::Valid => false,
+                    ValidityState::Expired => {
+                        return Err(Box::new(ServerNotTrusted::Expired {
+                            address: address.clone(),
+                            since: validity.not_after,
+                        }));
+                    }
+                    ValidityState::NotYetValid => {
+                        return Err(Box::new(ServerNotTrusted::NotYetValid {
+                            address: address.clone(),
+                            from: validity.not_before,
+                        }));
+                    }
+                }
+            }
             bad => return Err(Box::new(ServerNotTrusted::of(address, bad))),
         };
         Ok(Pinned {

@@ -12,6 +12,11 @@ pub mod server;
 mod trouble;
 mod untrusted;
 
+/// What a client offers (RFC 7301) that wants to pair: both ends then demand no more of
+/// each other in the handshake than a certificate and its key. It is the name of the
+/// subprotocol as well.
+pub const PAIRING: &str = "pythond.pair.1";
+
 pub use client::{ClientTls, Pinned};
 pub use trouble::TlsTrouble;
 pub use untrusted::ServerNotTrusted;

@@ -14,6 +14,7 @@ use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme,
 };
 
+use crate::PAIRING;
 use crate::provider::{VERSIONS, provider};
 
 /// Why a listener cannot let anybody in.
@@ -75,6 +76,7 @@ pub enum ClientRefused {
 #[derive(Debug)]
 pub struct ServerKeys {
     config: Arc<ServerConfig>,
+    pairing: Arc<ServerConfig>,
     certificate: CertificateFingerprint,
     used_until: Option<UnixTime>,
     trusted: Arc<TrustedClients>,
@@ -107,25 +109,33 @@ impl ServerKeys {
         }
         let trusted = Arc::new(store.trusted_clients()?);
         let provider = provider();
-        let verifier = Arc::new(ClientVerifier {
-            trusted: Arc::clone(&trusted),
-            provider: Arc::clone(&provider),
-        });
-        let chain = vec![own.pair.certificate.der().clone()];
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(VERSIONS)
-            .and_then(|builder| {
-                builder
-                    .with_client_cert_verifier(verifier)
-                    .with_single_cert(chain, own.pair.key().clone_key())
-            })
-            .map_err(KeysError::Pair)?;
-        // A session that is taken up again shows no certificate: one whose client
-        // is trusted no more would come in.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        let config = |admits| {
+            let verifier = Arc::new(ClientVerifier {
+                admits,
+                provider: Arc::clone(&provider),
+            });
+            let chain = vec![own.pair.certificate.der().clone()];
+            let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(VERSIONS)
+                .and_then(|builder| {
+                    builder
+                        .with_client_cert_verifier(verifier)
+                        .with_single_cert(chain, own.pair.key().clone_key())
+                })
+                .map_err(KeysError::Pair)?;
+            // A session that is taken up again shows no certificate: one whose client
+            // is trusted no more would come in.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+            // Ours is the order of strength.
+            config.ignore_client_order = true;
+            Ok::<_, KeysError>(config)
+        };
+        let mut pairing = config(Admits::Anybody)?;
+        pairing.alpn_protocols = vec![PAIRING.as_bytes().to_vec()];
         Ok(Self {
-            config: Arc::new(config),
+            config: Arc::new(config(Admits::Trusted(Arc::clone(&trusted)))?),
+            pairing: Arc::new(pairing),
             certificate: own.pair.certificate.fingerprint(),
             used_until: own.announced.map(|announced| announced.used_from),
             trusted,
@@ -137,6 +147,14 @@ impl ServerKeys {
     #[must_use]
     pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
+    }
+
+    /// The same for a client that wants to be trusted ([`PAIRING`]): it must show a
+    /// certificate and prove that it has its key, whatever certificate that is. What
+    /// comes by such a connection may do nothing but that.
+    #[must_use]
+    pub fn pairing_config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.pairing)
     }
 
     /// The certificate that clients are shown.
@@ -203,22 +221,39 @@ fn admit(
     }
 }
 
-/// Believes exactly the certificates that somebody said to trust; no authority
-/// and no name counts.
+/// Whose certificates are good.
+#[derive(Debug)]
+enum Admits {
+    /// Those that somebody said to trust; no authority and no name counts.
+    Trusted(Arc<TrustedClients>),
+    /// Whoever has the key of the one that they show.
+    Anybody,
+}
+
+impl Admits {
+    fn are_demanded(&self) -> bool {
+        match self {
+            Self::Trusted(trusted) => trusted.are_demanded(),
+            Self::Anybody => true,
+        }
+    }
+}
+
+/// Looks at what clients show in the handshake.
 #[derive(Debug)]
 struct ClientVerifier {
-    trusted: Arc<TrustedClients>,
+    admits: Admits,
     provider: Arc<CryptoProvider>,
 }
 
 impl ClientCertVerifier for ClientVerifier {
     fn offer_client_auth(&self) -> bool {
         // Who is asked shows one, and nobody here would look at it.
-        self.trusted.are_demanded()
+        self.admits.are_demanded()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.trusted.are_demanded()
+        self.admits.are_demanded()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -231,10 +266,13 @@ impl ClientCertVerifier for ClientVerifier {
         _intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        let Admits::Trusted(trusted) = &self.admits else {
+            return Ok(ClientCertVerified::assertion());
+        };
         let presented = Certificate::from_der(end_entity.clone().into_owned());
         let admitted = presented
             .map_err(ClientRefused::Unusable)
-            .and_then(|presented| admit(&self.trusted, &presented, now));
+            .and_then(|presented| admit(trusted, &presented, now));
         match admitted {
             Ok(()) => Ok(ClientCertVerified::assertion()),
             Err(refused) => Err(alert(refused)),

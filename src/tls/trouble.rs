@@ -70,8 +70,8 @@ impl TlsTrouble {
         match self {
             Self::NotTrusted(why) => Some(why.hint()),
             Self::CertificateDemanded => Some(
-                "run `pyctl cert` here, and `pyctl trust CERT` on the server with the certificate \
-                 that it names"
+                "run `pyctl pair` on the server and `pyctl pair HOST:PORT` here; or `pyctl cert` \
+                 here, and `pyctl trust CERT` on the server with the certificate that it names"
                     .to_owned(),
             ),
             Self::CertificateRefused => Some(

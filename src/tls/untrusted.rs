@@ -127,7 +127,8 @@ impl ServerNotTrusted {
         };
         match self {
             Self::Unpinned { address, .. } => format!(
-                "{}; `pyctl cert` on the server says where it is, and its key must be the one above",
+                "run `pyctl pair` on the server and `pyctl pair {address}` here; or {}: `pyctl \
+                 cert` on the server says where it is, and its key must be the one above",
                 pin(address)
             ),
             Self::KeyChanged { address, .. } => format!(

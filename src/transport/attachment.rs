@@ -4,6 +4,7 @@
 
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use pythond_protocol::SessionPath;
 use pythond_protocol::lane::InputKey;
@@ -158,6 +159,16 @@ impl Attachment {
     /// [`TransportError`] if the connection broke.
     pub fn send_detach(&mut self) -> Result<(), TransportError> {
         self.connection.queue_text(DETACH.to_owned())
+    }
+
+    /// Looks whether the daemon is still there, which it is asked now and then; when to
+    /// do so again, where it may be gone without a word. To be called before each wait,
+    /// when all that came was taken.
+    ///
+    /// # Errors
+    /// [`TransportError`] if the connection broke, or nothing comes any more.
+    pub fn beat(&mut self) -> Result<Option<Instant>, TransportError> {
+        self.connection.beat()
     }
 
     /// Bytes, about, that wait until the descriptor can be written to. Then

@@ -16,6 +16,7 @@ use pythond_protocol::verbs::word;
 use pythond_protocol::{CellId, SessionPath};
 use serde::Deserialize;
 
+use crate::dialect::lacks;
 use crate::header::Header;
 use crate::{Client, ClientError, Pending, Reply, Streaming};
 
@@ -155,6 +156,24 @@ impl Client {
             .flag("soft", soft)
             .arguments(cells);
         self.send(header.finish())
+    }
+
+    /// Asks for a `run` cell to be interrupted that is waited for on another
+    /// connection; without an id, whatever runs is.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for all calls; refused by a daemon of 0.4, which does that
+    /// after the cell's end, to others.
+    pub fn interrupt_run(
+        &mut self,
+        session: &SessionPath,
+        cell: Option<CellId>,
+    ) -> Result<Pending<'_, InterruptReply>, ClientError> {
+        if cell.is_none() && self.is_earlier() {
+            return Err(ClientError::Refused(lacks("interrupt of `run` cells")));
+        }
+        let cells: Vec<_> = cell.into_iter().collect();
+        self.interrupt(session, &cells, false, false)
     }
 
     /// Where every thread of a session is.

@@ -10,6 +10,7 @@ use pythond_protocol::verbs::info::InfoReply;
 use pythond_protocol::verbs::kill::KillReply;
 use pythond_protocol::verbs::list::ListReply;
 use pythond_protocol::verbs::new::{NewOptions, NewReply};
+use pythond_protocol::verbs::pair::{PairEvent, PairReply};
 use pythond_protocol::verbs::status::StatusReply;
 use pythond_protocol::verbs::stop::StopReply;
 use pythond_protocol::verbs::vars::VarsReply;
@@ -74,6 +75,15 @@ impl Client {
     /// [`ClientError`], as for all calls.
     pub fn list(&mut self) -> Result<Reply<ListReply>, ClientError> {
         self.send(Header::new("ls").finish())?.wait()
+    }
+
+    /// All sessions of a remote.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for all calls.
+    pub fn list_of(&mut self, remote: &SessionName) -> Result<Reply<ListReply>, ClientError> {
+        let remote = SessionPath::from(remote.clone());
+        self.send(Header::of("ls", &remote)?.finish())?.wait()
     }
 
     /// Health of one session.
@@ -148,6 +158,19 @@ impl Client {
             .wait()
     }
 
+    /// Lets one client in by a short code, which is the first event. It is valid until
+    /// somebody used it, the time is up, or this connection ends.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for all calls.
+    pub fn pair(
+        &mut self,
+        span: Duration,
+    ) -> Result<Streaming<'_, PairEvent, PairReply>, ClientError> {
+        let span = span.as_secs_f64().to_string();
+        self.send_streaming(Header::new("pair").value("for", Some(&span))?.finish())
+    }
+
     /// What the daemon is.
     ///
     /// # Errors
@@ -200,6 +223,10 @@ impl Client {
             None => Header::new("events"),
         };
         self.send_streaming(header.value("since", since)?.finish())
+    }
+
+    pub(crate) fn is_earlier(&self) -> bool {
+        self.connection.is_earlier()
     }
 
     pub(crate) fn into_connection(self) -> Connection {

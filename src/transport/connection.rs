@@ -12,12 +12,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::Request;
+use tungstenite::http::HeaderValue;
+use tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes, WebSocket};
 
 use crate::TransportError;
+use crate::dialect::{OFFERED, Spoken};
+use crate::heartbeat::Heartbeat;
 use crate::stream::Stream;
+use crate::translated::Translation;
+
+/// Greatest message that is taken from another machine, in bytes: an answer with all its
+/// output.
+const MAX_MESSAGE: usize = 1 << 30;
 
 /// A connection to the daemon.
 #[derive(Debug)]
@@ -25,6 +34,11 @@ pub(crate) struct Connection {
     socket: WebSocket<Stream>,
     /// Bytes that were queued since all was sent last.
     unsent: usize,
+    /// Of a daemon of 0.4.
+    translation: Option<Translation>,
+    /// Where the daemon may be gone without a word. One of 0.4 answers nothing while
+    /// it works.
+    heartbeat: Option<Heartbeat>,
 }
 
 /// What came without being waited for.
@@ -47,6 +61,16 @@ pub(crate) enum HandshakeFailure {
     TimeIsUp,
 }
 
+/// What ended a wait that may have had a limit.
+pub(crate) enum Incoming {
+    /// A text message.
+    Text(Utf8Bytes),
+    /// One of the other descriptors became readable first.
+    Woken,
+    /// Nothing came in time.
+    TimeIsUp,
+}
+
 /// What ended a wait.
 pub(crate) enum Received {
     /// A text message.
@@ -63,7 +87,7 @@ impl Connection {
         let deadline = Instant::now() + limit;
         let left = || Some(deadline.saturating_duration_since(Instant::now()));
         let request = "ws://localhost/".into_client_request()?;
-        Self::handshake(Stream::Unix(stream), request, left).map_err(|failure| match failure {
+        Self::handshake(Stream::unix(stream), request, left).map_err(|failure| match failure {
             HandshakeFailure::Ws(error) => match refused(error, &listener) {
                 TransportError::Closed => TransportError::NotBegun,
                 other => other,
@@ -77,19 +101,38 @@ impl Connection {
     /// is; none if it is over.
     pub(crate) fn handshake(
         stream: Stream,
-        request: Request,
+        mut request: Request,
         left: impl Fn() -> Option<Duration>,
     ) -> Result<Self, HandshakeFailure> {
-        // Structured replies have no greatest size (PROTOCOL.md, "Frames").
+        // Structured replies have no greatest size. From other machines one is taken all
+        // the same, as tungstenite makes room for a whole frame by its first bytes.
+        let most = stream.is_over_network().then_some(MAX_MESSAGE);
         let config = WebSocketConfig::default()
             .read_buffer_size(64 << 10)
             .write_buffer_size(0)
-            .max_message_size(None)
-            .max_frame_size(None);
+            .max_message_size(most)
+            .max_frame_size(most);
+        let offered = HeaderValue::from_static(OFFERED);
+        // A request that is to pair offers that alone.
+        let offers = request.headers_mut().entry(SEC_WEBSOCKET_PROTOCOL);
+        offers.or_insert(offered);
         let mut attempt = tungstenite::client::client_with_config(request, stream, Some(config));
         loop {
             match attempt {
-                Ok((socket, _response)) => return Ok(Self { socket, unsent: 0 }),
+                Ok((socket, response)) => {
+                    let agreed = response.headers().get(SEC_WEBSOCKET_PROTOCOL);
+                    let spoken = Spoken::agreed(agreed.map(HeaderValue::as_bytes));
+                    let is_earlier = spoken == Some(Spoken::Earlier);
+                    let stream = socket.get_ref();
+                    let heartbeat = (stream.is_over_network() && !is_earlier)
+                        .then(|| Heartbeat::new(Instant::now(), stream.traffic()));
+                    return Ok(Self {
+                        socket,
+                        unsent: 0,
+                        translation: is_earlier.then(Translation::default),
+                        heartbeat,
+                    });
+                }
                 Err(HandshakeError::Failure(error)) => return Err(HandshakeFailure::Ws(error)),
                 Err(HandshakeError::Interrupted(unfinished)) => {
                     let left = left().ok_or(HandshakeFailure::TimeIsUp)?;
@@ -107,10 +150,26 @@ impl Connection {
         }
     }
 
+    /// Takes no message that is greater, of a peer that is not known.
+    pub(crate) fn limit_messages(&mut self, bytes: usize) {
+        self.socket.set_config(|config| {
+            config.max_message_size = Some(bytes);
+            config.max_frame_size = Some(bytes);
+        });
+    }
+
     /// Sends one text message, however large. What the daemon does not take at once
     /// is sent while its answer is waited for, which is the next thing to do: that
     /// wait can be cut.
     pub(crate) fn send_text(&mut self, text: String) -> Result<(), TransportError> {
+        let text = match &mut self.translation {
+            None => Some(text),
+            Some(translation) => translation.begin(&text),
+        };
+        text.map_or(Ok(()), |text| self.send_as_it_is(text))
+    }
+
+    pub(crate) fn send_as_it_is(&mut self, text: String) -> Result<(), TransportError> {
         self.unsent += text.len();
         let sent = self.socket.send(Message::text(text));
         self.sent_or_closed(sent)
@@ -130,6 +189,9 @@ impl Connection {
 
     /// Takes the next message that is there; none if none is.
     pub(crate) fn take(&mut self) -> Result<Option<Arrived>, TransportError> {
+        if let Some(text) = self.translation().and_then(Translation::answer) {
+            return Ok(Some(Arrived::Text(text)));
+        }
         loop {
             return match self.socket.read() {
                 Ok(Message::Text(text)) => Ok(Some(Arrived::Text(text))),
@@ -143,7 +205,13 @@ impl Connection {
     }
 
     /// Queues a text message and sends what can be sent at once.
-    pub(crate) fn queue_text(&mut self, text: String) -> Result<(), TransportError> {
+    pub(crate) fn queue_text(&mut self, mut text: String) -> Result<(), TransportError> {
+        if let Some(translation) = &mut self.translation {
+            match translation.begin(&text) {
+                Some(said) => text = said,
+                None => return Ok(()),
+            }
+        }
         self.unsent += text.len();
         let sent = self.socket.send(Message::text(text));
         self.sent(sent)
@@ -181,14 +249,56 @@ impl Connection {
         }
     }
 
+    /// Looks whether the daemon is still there, and asks it, where that is due; when to
+    /// look again. To be called before each wait, when all that came has been read.
+    pub(crate) fn beat(&mut self) -> Result<Option<Instant>, TransportError> {
+        let is_sending = self.unsent() > 0;
+        let Some(heartbeat) = &mut self.heartbeat else {
+            return Ok(None);
+        };
+        let traffic = self.socket.get_ref().traffic();
+        let look = heartbeat.look(Instant::now(), traffic, is_sending);
+        let look = look.map_err(TransportError::Silent)?;
+        if look.asks {
+            self.unsent += 1;
+            let sent = self.socket.send(Message::Ping(Bytes::new()));
+            self.sent_or_closed(sent)?;
+        }
+        Ok(Some(look.next))
+    }
+
+    /// The other end is a daemon of 0.4.
+    pub(crate) fn is_earlier(&self) -> bool {
+        self.translation.is_some()
+    }
+
+    pub(crate) fn translation(&mut self) -> Option<&mut Translation> {
+        self.translation.as_mut()
+    }
+
     /// Waits for the next text message, or until one of `wake` can be read.
     pub(crate) fn receive_text(
         &mut self,
         wake: &[BorrowedFd<'_>],
     ) -> Result<Received, TransportError> {
+        if self.is_earlier() {
+            return self.receive_translated(wake);
+        }
+        match self.receive(wake, None)? {
+            Incoming::Text(text) => Ok(Received::Text(text)),
+            Incoming::Woken | Incoming::TimeIsUp => Ok(Received::Woken),
+        }
+    }
+
+    /// The same as it comes, and not after `until`.
+    pub(crate) fn receive(
+        &mut self,
+        wake: &[BorrowedFd<'_>],
+        until: Option<Instant>,
+    ) -> Result<Incoming, TransportError> {
         loop {
             match self.socket.read() {
-                Ok(Message::Text(text)) => return Ok(Received::Text(text)),
+                Ok(Message::Text(text)) => return Ok(Incoming::Text(text)),
                 // It was told before it carried anything out.
                 Ok(Message::Close(Some(close))) if close.code == CloseCode::Again => {
                     return Err(TransportError::Busy);
@@ -197,18 +307,32 @@ impl Connection {
                     return Err(TransportError::NotBegun);
                 }
                 Ok(Message::Close(_)) => return Err(TransportError::Closed),
+                // Whoever never stops to send these holds up nobody for ever.
+                Ok(_) if is_over(until) => return Ok(Incoming::TimeIsUp),
+                Ok(_) if is_woken(wake)? => return Ok(Incoming::Woken),
                 Ok(_) => {}
                 Err(error) if would_block(&error) => {
                     if self.unsent > 0 {
                         let sent = self.socket.flush();
                         self.sent_or_closed(sent)?;
                     }
+                    // Part of a message is none.
+                    if is_over(until) {
+                        return Ok(Incoming::TimeIsUp);
+                    }
+                    let beat = self.beat()?;
                     let stream = self.socket.get_ref();
                     let mut flags = to_read(stream);
                     flags.set(PollFlags::OUT, self.unsent() > 0);
-                    let ready = wait(stream, flags, wake, None).map_err(TransportError::Io)?;
-                    if ready == Ready::Wake {
-                        return Ok(Received::Woken);
+                    let next = until.into_iter().chain(beat).min();
+                    let left = next.map(|it| it.saturating_duration_since(Instant::now()));
+                    match wait(stream, flags, wake, left).map_err(TransportError::Io)? {
+                        Ready::Stream => {}
+                        Ready::Wake => return Ok(Incoming::Woken),
+                        Ready::TimeIsUp if until.is_some() && next == until => {
+                            return Ok(Incoming::TimeIsUp);
+                        }
+                        Ready::TimeIsUp => {}
                     }
                 }
                 Err(error) => return Err(error.into()),
@@ -238,6 +362,18 @@ fn refused(error: WsError, mut stream: &UnixStream) -> TransportError {
 
 fn would_block(error: &WsError) -> bool {
     matches!(error, WsError::Io(error) if error.kind() == ErrorKind::WouldBlock)
+}
+
+fn is_over(until: Option<Instant>) -> bool {
+    until.is_some_and(|it| Instant::now() >= it)
+}
+
+/// Whether one of these can be read now.
+fn is_woken(wake: &[BorrowedFd<'_>]) -> Result<bool, TransportError> {
+    let readable = |&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+    let mut descriptors: Vec<_> = wake.iter().map(readable).collect();
+    let ready = rustix::io::retry_on_intr(|| poll(&mut descriptors, Some(&Timespec::default())));
+    Ok(ready.map_err(|error| TransportError::Io(error.into()))? > 0)
 }
 
 /// What is waited for before the next read.

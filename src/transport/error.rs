@@ -7,6 +7,7 @@ use pythond_identity::PeerAddress;
 use pythond_private_fs::PrivateFsError;
 use pythond_protocol::ErrorReply;
 
+use crate::heartbeat::Silent;
 use crate::{RemoteError, RemoteReason};
 
 /// A connection that could not be made or that broke.
@@ -21,6 +22,9 @@ pub enum TransportError {
     /// The handshake was not answered in time.
     #[error("the daemon does not answer")]
     NoAnswer,
+    /// The daemon was there, and is not any more, or no way leads to it.
+    #[error("the daemon does not answer: {0}")]
+    Silent(Silent),
     /// The daemon has as many connections as it can serve.
     #[error("the daemon is busy: it has as many connections as it can serve")]
     Busy,
@@ -70,7 +74,13 @@ impl ClientError {
         use TransportError as Broken;
         matches!(
             self,
-            Self::Transport(Broken::Closed | Broken::NotBegun | Broken::Io(_) | Broken::NoAnswer)
+            Self::Transport(
+                Broken::Closed
+                    | Broken::NotBegun
+                    | Broken::Io(_)
+                    | Broken::NoAnswer
+                    | Broken::Silent(_)
+            )
         )
     }
 

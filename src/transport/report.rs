@@ -27,6 +27,9 @@ Variables for a daemon on another machine:
   PYTHOND_TLS    1: encrypt; needed but for this machine's own addresses
   PYTHOND_TOKEN  what `pyctl token show` prints there";
 
+/// Code of a daemon that was there and says nothing any more.
+pub const NO_ANSWER: &str = "no_answer";
+
 /// One failure, ready to be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -139,6 +142,11 @@ impl From<ClientError> for Report {
             ClientError::Socket(_) => {
                 report("socket", ExitCode::Refused).with_hint("`PYTHOND_SOCK` names another socket")
             }
+            ClientError::BadVariable {
+                name: "PYTHOND_TOKEN",
+                ..
+            } => report("usage", ExitCode::Usage)
+                .with_hint("set it to what `pyctl token show` prints on the server"),
             ClientError::BadVariable { .. } => report("usage", ExitCode::Usage)
                 .with_hint("unset `PYTHOND_HOST` to use the daemon of this machine"),
             ClientError::TlsNeeded { .. } => {
@@ -154,11 +162,17 @@ impl From<ClientError> for Report {
             ClientError::Transport(TransportError::Busy) => report("busy", ExitCode::Refused)
                 .with_hint("nothing was submitted; try again when other clients have left"),
             ClientError::Transport(error) => {
-                let report = report("connection", ExitCode::NoDaemon);
+                let code = match error {
+                    TransportError::Silent(_) => NO_ANSWER,
+                    _ => "connection",
+                };
+                let report = report(code, ExitCode::NoDaemon);
                 match error {
-                    TransportError::Closed | TransportError::Io(_) => report.with_hint(
-                        "what was submitted may go on; see `pyctl status`, then `pysh ls`",
-                    ),
+                    TransportError::Closed | TransportError::Io(_) | TransportError::Silent(_) => {
+                        report.with_hint(
+                            "what was submitted may go on; see `pyctl status`, then `pysh ls`",
+                        )
+                    }
                     TransportError::NotBegun => {
                         report.with_hint("nothing was begun; try again, and see `pyctl status`")
                     }

@@ -140,7 +140,7 @@ pub(crate) fn connect(address: &SshAddress, limit: Duration) -> Result<Connectio
         .map_err(TransportError::from)?;
     let ssh = Arc::new(Mutex::new(ssh));
     let left = || deadline.checked_duration_since(Instant::now());
-    let stream = Stream::Ssh(socket, Arc::clone(&ssh));
+    let stream = Stream::ssh(socket, Arc::clone(&ssh));
     Connection::handshake(stream, request, left).map_err(|failure| {
         failed(match failure {
             HandshakeFailure::TimeIsUp => RemoteReason::TimedOut {

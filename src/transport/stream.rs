@@ -6,12 +6,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use crate::heartbeat::Traffic;
 use crate::ssh::Ssh;
 use crate::tls_stream::TlsStream;
 
 /// What carries a connection.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) struct Stream {
+    kind: Kind,
+    traffic: Traffic,
+}
+
+#[derive(Debug)]
+enum Kind {
     /// A daemon of this machine.
     Unix(UnixStream),
     /// The same, by TCP.
@@ -61,50 +68,90 @@ impl Wire {
 }
 
 impl Stream {
+    /// A daemon of this machine.
+    pub(crate) fn unix(socket: UnixStream) -> Self {
+        Self::of(Kind::Unix(socket))
+    }
+
+    /// The same, by TCP.
+    pub(crate) fn tcp(wire: Wire) -> Self {
+        Self::of(Kind::Tcp(wire))
+    }
+
+    /// By what ssh is given and gives back; it ends with this.
+    pub(crate) fn ssh(socket: UnixStream, ssh: Arc<Mutex<Ssh>>) -> Self {
+        Self::of(Kind::Ssh(socket, ssh))
+    }
+
+    /// A daemon of any machine.
+    pub(crate) fn tls(stream: TlsStream<Wire>) -> Self {
+        Self::of(Kind::Tls(Box::new(stream)))
+    }
+
+    fn of(kind: Kind) -> Self {
+        let traffic = Traffic::default();
+        Self { kind, traffic }
+    }
+
     /// Bytes wait that the socket has not taken: it is to be waited for until it
     /// can be written to as well.
     pub(crate) fn wants_write(&self) -> bool {
-        match self {
-            Self::Unix(_) | Self::Ssh(..) | Self::Tcp(_) => false,
-            Self::Tls(stream) => stream.wants_write(),
+        match &self.kind {
+            Kind::Unix(_) | Kind::Ssh(..) | Kind::Tcp(_) => false,
+            Kind::Tls(stream) => stream.wants_write(),
         }
+    }
+
+    /// A network is in between: the other end may vanish without a word, and be
+    /// anybody's.
+    pub(crate) fn is_over_network(&self) -> bool {
+        !matches!(self.kind, Kind::Unix(_))
+    }
+
+    /// Bytes that came and went so far.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.traffic
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(socket) | Self::Ssh(socket, _) => socket.as_fd(),
-            Self::Tcp(wire) => wire.as_fd(),
-            Self::Tls(stream) => stream.wire().as_fd(),
+        match &self.kind {
+            Kind::Unix(socket) | Kind::Ssh(socket, _) => socket.as_fd(),
+            Kind::Tcp(wire) => wire.as_fd(),
+            Kind::Tls(stream) => stream.wire().as_fd(),
         }
     }
 }
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        match self {
-            Self::Unix(socket) | Self::Ssh(socket, _) => socket.read(buffer),
-            Self::Tcp(wire) => wire.read(buffer),
-            Self::Tls(stream) => stream.read(buffer),
-        }
+        let came = match &mut self.kind {
+            Kind::Unix(socket) | Kind::Ssh(socket, _) => socket.read(buffer),
+            Kind::Tcp(wire) => wire.read(buffer),
+            Kind::Tls(stream) => stream.read(buffer),
+        }?;
+        self.traffic.came += came as u64;
+        Ok(came)
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-        match self {
-            Self::Unix(socket) | Self::Ssh(socket, _) => socket.write(bytes),
-            Self::Tcp(wire) => wire.write(bytes),
-            Self::Tls(stream) => stream.write(bytes),
-        }
+        let went = match &mut self.kind {
+            Kind::Unix(socket) | Kind::Ssh(socket, _) => socket.write(bytes),
+            Kind::Tcp(wire) => wire.write(bytes),
+            Kind::Tls(stream) => stream.write(bytes),
+        }?;
+        self.traffic.went += went as u64;
+        Ok(went)
     }
 
     fn flush(&mut self) -> Result<()> {
-        match self {
-            Self::Unix(socket) | Self::Ssh(socket, _) => socket.flush(),
-            Self::Tcp(wire) => wire.flush(),
-            Self::Tls(stream) => stream.flush(),
+        match &mut self.kind {
+            Kind::Unix(socket) | Kind::Ssh(socket, _) => socket.flush(),
+            Kind::Tcp(wire) => wire.flush(),
+            Kind::Tls(stream) => stream.flush(),
         }
     }
 }

@@ -24,6 +24,11 @@ impl<S: Read + Write> TlsStream<S> {
         &self.wire
     }
 
+    /// What both ends agreed to speak (RFC 7301), if it was asked.
+    pub(crate) fn agreed_protocol(&self) -> Option<&[u8]> {
+        self.session.alpn_protocol()
+    }
+
     /// There are bytes that the wire has not taken.
     pub(crate) fn wants_write(&self) -> bool {
         self.session.wants_write()

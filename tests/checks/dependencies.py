@@ -17,12 +17,14 @@ ONLY = {
     "tungstenite": {"pythond-transport", "pythond-bench"},
     "pythond-host": set(),
     "rcgen": {"pythond-identity"},
-    "ring": {"pythond-identity"},
+    "ring": {"pythond-identity", "pythond-pairing"},
+    "spake2": {"pythond-pairing"},
     "x509-parser": {"pythond-identity"},
     # The benchmark has it bare, as a floor.
     "rustls": {"pythond-bench", "pythond-tls", "pythond-transport"},
     "tokio-rustls": {"pythond"},
     "pythond-identity": {"pyctl", "pythond", "pythond-bench", "pythond-tls", "pythond-transport"},
+    "pythond-pairing": {"pyctl", "pythond", "pythond-transport"},
     "pythond-tls": {"pythond", "pythond-bench", "pythond-transport"},
 }
 # Cryptography has one source; these would be a second.

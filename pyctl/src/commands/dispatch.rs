@@ -5,8 +5,8 @@ use pythond_protocol::ExitCode;
 use pythond_transport::{Address, AddressVariables, Client, ClientError};
 
 use super::{
-    cert, completions, connect, disconnect, man, pin, restart, start, status, stop, token, trust,
-    unpin, untrust, version,
+    cert, completions, connect, disconnect, man, pair, pin, restart, start, status, stop, token,
+    trust, unpin, untrust, version,
 };
 use crate::args::{Cli, Command};
 use crate::failure::Outcome;
@@ -27,6 +27,7 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::Disconnect(args) => disconnect::disconnect(&args, render),
         Command::Status => status::status(render),
         Command::Cert(args) => cert::cert(&args, render),
+        Command::Pair(args) => pair::pair(&args, render),
         Command::Pin(args) => pin::pin(&args, render),
         Command::Unpin(args) => unpin::unpin(&args, render),
         Command::Trust(args) => trust::trust(&args, render),

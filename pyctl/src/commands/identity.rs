@@ -16,19 +16,21 @@ const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// The files of whoever runs this.
 pub(super) fn store() -> Result<Store, Failure> {
-    let home = std::env::var_os("HOME")
-        .map(PathBuf::from)
-        .filter(|home| home.is_absolute());
-    match home {
-        Some(home) => Ok(Store::open(&home)?),
-        None => Err(Report::new(
+    Ok(Store::open(&home()?)?)
+}
+
+/// The directory that they are below.
+pub(super) fn home() -> Result<PathBuf, Failure> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    home.filter(|home| home.is_absolute()).ok_or_else(|| {
+        Report::new(
             "no_home",
             "HOME is not set to an absolute path",
             ExitCode::Usage,
         )
         .with_hint("keys and pins are kept below it")
-        .into()),
-    }
+        .into()
+    })
 }
 
 /// What time it is: certificates are valid from one day to another.

@@ -7,6 +7,7 @@ mod disconnect;
 mod dispatch;
 mod identity;
 mod man;
+mod pair;
 mod pin;
 mod restart;
 mod start;

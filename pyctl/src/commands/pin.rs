@@ -52,7 +52,7 @@ pub(super) fn pin(args: &PinArgs, render: &Render) -> Outcome {
 }
 
 /// An address, or what is wrong with it.
-fn parse_address(text: &str) -> Result<PeerAddress, Failure> {
+pub(super) fn parse_address(text: &str) -> Result<PeerAddress, Failure> {
     text.parse::<PeerAddress>().map_err(|error| {
         Report::new("usage", error.to_string(), ExitCode::Usage)
             .with_hint("an address is HOST:PORT or [IPV6]:PORT")

@@ -1,6 +1,7 @@
 //! `pyctl status`.
 
 use pythond_protocol::ExitCode;
+use pythond_protocol::shown::escape_controls;
 use pythond_protocol::verbs::info::{Endpoint, InfoReply, ZygoteSummary};
 use pythond_transport::{Address, Reply, Report};
 use serde_json::Value;
@@ -44,7 +45,7 @@ fn alive_json(address: &Address, reply: &Reply<InfoReply>) -> String {
     let mut object: Value = serde_json::from_str(reply.json()).unwrap_or_default();
     if let Value::Object(fields) = &mut object {
         fields.insert("alive".to_owned(), true.into());
-        if !address.is_here() {
+        if !address.is_here() || reply.value.endpoint.is_empty() {
             // The daemon names its socket, which is not where we are.
             fields.insert("endpoint".to_owned(), address.to_string().into());
         }
@@ -101,20 +102,24 @@ fn silent(address: &Address, report: &Report, json: bool) -> String {
 
 /// The lines for people; the first two are those of 0.4.
 fn alive(address: &Address, info: &InfoReply) -> String {
-    let mut lines = vec![
-        place(address),
-        "alive: True".to_owned(),
-        format!("pid: {}", info.pid),
-        format!("version: {}", info.version),
-        format!("uptime: {}", duration(info.uptime_s)),
-        format!(
-            "sessions: {} of at most {}",
-            info.sessions, info.max_sessions
-        ),
-    ];
+    let mut lines = vec![place(address), "alive: True".to_owned()];
+    // A daemon of 0.4 tells only what version it is, and of sessions.
+    let tells_all = info.pid != 0;
+    if tells_all {
+        lines.push(format!("pid: {}", info.pid));
+    }
+    lines.push(format!("version: {}", info.version));
+    if tells_all {
+        lines.push(format!("uptime: {}", duration(info.uptime_s)));
+    }
+    lines.push(match info.max_sessions {
+        0 => format!("sessions: {}", info.sessions),
+        most => format!("sessions: {} of at most {most}", info.sessions),
+    });
     lines.extend(network(info));
     lines.extend(info.zygotes.iter().map(zygote));
-    lines.join("\n")
+    // A daemon of another machine may say anything.
+    escape_controls(&lines.join("\n")).into_owned()
 }
 
 /// Where other machines reach it, and who of them may come in.
@@ -207,6 +212,17 @@ mod tests {
              zygote: pid=9 Python 3.12.1 /v/bin/python sessions=1 preload=numpy,pandas \
              (cannot fork: a second thread)"
         );
+    }
+
+    #[test]
+    fn a_daemon_elsewhere_cannot_steer_the_terminal() {
+        let info: InfoReply = serde_json::from_str(
+            r#"{"ok":true,"endpoint":"","pid":0,"version":"0.4\u001b[2J","uptime_s":0,
+            "sessions":0,"max_sessions":0,"runtime_dir":"","zygotes":[]}"#,
+        )
+        .unwrap();
+        let text = alive(&Address::Unix("/s".into()), &info);
+        assert!(text.contains("version: 0.4\\x1b[2J\n"), "{text:?}");
     }
 
     #[test]

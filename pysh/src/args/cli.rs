@@ -4,8 +4,8 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use pythond_protocol::SessionPath;
 use pythond_protocol::limits;
+use pythond_protocol::{SessionName, SessionPath};
 use pythond_transport::{ANOTHER_MACHINE, EXIT_CODES};
 
 use super::attach::{AttachArgs, HoldArgs};
@@ -91,8 +91,8 @@ pub(crate) enum Command {
     Stack(SessionArgs),
     /// Follow what happens to sessions and cells.
     Events(EventsArgs),
-    /// List the sessions.
-    Ls,
+    /// List the sessions and remotes.
+    Ls(ListArgs),
     /// End a session, or all of them.
     Kill(KillArgs),
     /// Show the health of a session, as JSON.
@@ -109,6 +109,12 @@ pub(crate) enum Command {
     /// Print a man page.
     #[command(hide = true)]
     Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// List the sessions of this remote.
+    pub(crate) remote: Option<SessionName>,
 }
 
 #[derive(Debug, Args)]

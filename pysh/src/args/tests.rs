@@ -133,7 +133,7 @@ fn wrong_lines_are_refused() {
         &["new", "a", "B"],
         &["kill"],
         &["kill", "a", "--all"],
-        &["ls", "a"],
+        &["ls", "a", "b"],
         &["attach", "a", "b", "c"],
         &["hold"],
         &["release", "a", "b", "c"],

@@ -9,11 +9,14 @@ use pythond_protocol::verbs::attach::{
     AttachEvent, AttachReply, TerminalEnd, TerminalSize, is_terminal_word,
 };
 use pythond_protocol::{ExitCode, SessionPath};
-use pythond_transport::{AttachOptions, Attachment, Client, Incoming, Report, TransportError};
+use pythond_transport::{
+    AttachOptions, Attachment, Client, Incoming, NO_ANSWER, Report, TransportError,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::attached::{Attached, End, Person, SIGNALS};
 use super::dispatch::{address, connect_to};
+use super::late::Late;
 use super::typing::{Outside, Typing, ending};
 use crate::args::AttachArgs;
 use crate::failure::{Failure, Outcome};
@@ -28,6 +31,9 @@ use crate::watch::wait;
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 /// So many times as long while it has not acknowledged all that was typed.
 const UNTAKEN: u32 = 4;
+/// How long a session that was attached may take to answer again before the person
+/// is told.
+const ANSWER: Duration = Duration::from_secs(1);
 /// How long the terminal may take to take the last words.
 const SAY_LIMIT: Duration = Duration::from_millis(300);
 
@@ -58,6 +64,10 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
         let input = typing.input();
         let keyboard = guard.is_some().then_some(&mut typing);
         let mut outside = Outside::new(&signals, keyboard);
+        if guard.is_some() && !told_to_wait {
+            let words = format!("session `{}` does not answer", args.name);
+            outside.late = Late::after(ANSWER, words).map(|late| (late, render));
+        }
         let client = match connected.take() {
             Some(client) => Ok(client),
             None => connect_to(&address, render).map_err(Failure::from),
@@ -133,7 +143,11 @@ pub(super) fn attach(args: &AttachArgs, render: &Render) -> Outcome {
             }
             End::Lost(error) => {
                 drop(attachment);
-                let lost = Report::new("connection", String::new(), ExitCode::NoDaemon);
+                let code = match error {
+                    TransportError::Silent(_) => NO_ANSWER,
+                    _ => "connection",
+                };
+                let lost = Report::new(code, error.to_string(), ExitCode::NoDaemon);
                 let mut outside = Outside::new(&signals, Some(&mut typing));
                 match line.again(lost, &mut outside, &mut outage) {
                     Ok(client) => connected = Some(client),
@@ -283,16 +297,15 @@ fn told(session: &SessionPath, end: &End, held: bool, render: &Render) -> (Strin
         )
         .with_hint(format!("see `pysh status {session}`")),
         End::Lost(error) => {
-            let cause = match error {
-                TransportError::Closed => "the connection was closed".to_owned(),
-                error => error.to_string(),
+            let (code, message) = match error {
+                TransportError::Closed => {
+                    let message = "the daemon has gone: the connection was closed";
+                    ("connection", message.to_owned())
+                }
+                TransportError::Silent(_) => (NO_ANSWER, error.to_string()),
+                error => ("connection", format!("the daemon has gone: {error}")),
             };
-            Report::new(
-                "connection",
-                format!("the daemon has gone: {cause}"),
-                ExitCode::NoDaemon,
-            )
-            .with_hint(format!(
+            Report::new(code, message, ExitCode::NoDaemon).with_hint(format!(
                 "the session may live on; see `pyctl status`, then {attach_again}"
             ))
         }

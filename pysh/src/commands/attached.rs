@@ -3,6 +3,7 @@
 //! alone, so that no key waits for output and no output for a key.
 
 use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use pythond_protocol::SessionPath;
 use pythond_protocol::verbs::attach::{AttachEvent, TerminalEnd, TerminalSize};
@@ -118,7 +119,7 @@ impl<'a> Attached<'a> {
         };
         if matches!(end, End::Closed(..) | End::Lost(_)) {
             // The last words of the session are worth waiting for a little.
-            let _ = self.output.drain(std::time::Duration::from_millis(300));
+            let _ = self.output.drain(Duration::from_millis(300));
         }
         if self.output.discard() || self.person.unfiltered {
             self.guard.torn();
@@ -143,6 +144,12 @@ impl<'a> Attached<'a> {
         let at_once = self.more && self.output.waiting() < OUTPUT_AHEAD;
         self.send_typed();
         let may_read = self.typing.may_read();
+        // While nothing is taken from the daemon, nothing is heard of it.
+        let beat = match self.broken {
+            None if !at_once && self.output.waiting() < OUTPUT_AHEAD => self.attachment.beat(),
+            _ => Ok(None),
+        };
+        let beat = beat.map_err(End::Lost)?;
         {
             let standard_input = stdin();
             let mut descriptors = vec![PollFd::new(self.person.signals, PollFlags::IN)];
@@ -166,11 +173,12 @@ impl<'a> Attached<'a> {
                 self.output.as_fd(),
                 PollFlags::OUT,
             );
-            let limit = match may_read {
-                _ if at_once => Some(Timespec::default()),
-                Err(full) => full.try_into().ok(),
-                Ok(()) => None,
+            let beat = beat.map(|next| next.saturating_duration_since(Instant::now()));
+            let limit = match at_once {
+                true => Some(Duration::ZERO),
+                false => may_read.err().into_iter().chain(beat).min(),
             };
+            let limit: Option<Timespec> = limit.and_then(|limit| limit.try_into().ok());
             match poll(&mut descriptors, limit.as_ref()) {
                 Ok(_) => {
                     let ready = |at: Option<usize>| {

@@ -34,7 +34,7 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::Cells(args) => lasting(render)?.repeat(|| cells::cells(&args, render)),
         Command::Stack(args) => lasting(render)?.repeat(|| stack::stack(&args, render)),
         Command::Events(args) => events::events(&args, render),
-        Command::Ls => lasting(render)?.repeat(|| list::list(render)),
+        Command::Ls(args) => lasting(render)?.repeat(|| list::list(&args, render)),
         Command::Kill(args) => lasting(render)?.once(|| kill::kill(&args, render)),
         Command::Status(args) => lasting(render)?.repeat(|| status::status(&args, render)),
         Command::Vars(args) => lasting(render)?.repeat(|| vars::vars(&args, render)),

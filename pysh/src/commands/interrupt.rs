@@ -27,7 +27,8 @@ pub(super) fn interrupt(args: &IntArgs, render: &Render) -> Outcome {
 
 fn plain(reply: &InterruptReply) -> String {
     let name = &reply.session;
-    match reply.interrupted.len() {
+    let known = reply.interrupted.len() as u64;
+    match reply.interrupted_count.unwrap_or(known) {
         0 => format!("OK no running cells in {name}"),
         1 => format!("OK int {name}: 1 cell"),
         count => format!("OK int {name}: {count} cells"),

@@ -12,6 +12,7 @@ mod fork;
 mod hold;
 mod interrupt;
 mod kill;
+mod late;
 mod list;
 mod man;
 mod new;

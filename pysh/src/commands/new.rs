@@ -97,10 +97,13 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
     }
     let session = &reply.value;
     let python = &session.python;
-    render.line(&format!(
-        "OK {} pid={} (Python {}, {}: {})",
-        session.session, session.pid, python.version, python.executable, python.reason
-    ))?;
+    let which = match python.executable.as_str() {
+        // Its daemon does not tell more.
+        "" => python.reason.clone(),
+        executable => format!("{}, {executable}: {}", python.version, python.reason),
+    };
+    let (name, pid) = (&session.session, session.pid);
+    render.line(&format!("OK {name} pid={pid} (Python {which})"))?;
     if let Some(reason) = &session.cold_reason {
         render.note(&format!("started cold: {reason}"));
     }

@@ -81,9 +81,8 @@ impl<'a> RunWatch<'a> {
         let (address, session, cell) = (self.address.clone(), self.session.clone(), self.cell);
         std::thread::Builder::new().spawn(move || {
             // Without an id, whatever runs is meant.
-            let cells: Vec<_> = cell.into_iter().collect();
             let answer = Client::connect(&address)
-                .and_then(|mut client| client.interrupt(&session, &cells, false, false)?.wait());
+                .and_then(|mut client| client.interrupt_run(&session, cell)?.wait());
             // Nobody waits for it if the cell has ended first.
             let _ = sender.send(answer);
             drop(in_work);

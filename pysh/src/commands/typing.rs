@@ -13,8 +13,10 @@ use rustix::stdio::stdin;
 use signal_hook::consts::{SIGCONT, SIGINT, SIGTSTP, SIGWINCH};
 
 use super::attached::End;
+use super::late::Late;
 use super::submission::new_key;
 use crate::failure::Failure;
+use crate::render::Render;
 use crate::terminal::{Kept, Keys, Output, Room, Signals, Typed};
 use crate::watch::Watch;
 
@@ -129,6 +131,8 @@ pub(super) struct Outside<'a> {
     pub(super) typing: Option<&'a mut Typing>,
     /// What a person who is told to wait can do instead.
     pub(super) way_out: &'static str,
+    /// What the person is told if the wait is long.
+    pub(super) late: Option<(Late, &'a Render)>,
     /// What ended it.
     pub(super) end: Option<End>,
 }
@@ -144,6 +148,7 @@ impl<'a> Outside<'a> {
             signals,
             typing,
             way_out,
+            late: None,
             end: None,
         }
     }
@@ -157,6 +162,7 @@ impl Watch for Outside<'_> {
         if typing.is_some_and(|typing| typing.may_read().is_ok()) {
             wakes.push(stdin());
         }
+        wakes.extend(self.late.as_ref().map(|(late, _)| late.as_fd()));
         wakes
     }
 
@@ -164,6 +170,10 @@ impl Watch for Outside<'_> {
         if let Some(signal) = ending(self.signals) {
             self.end = Some(End::Signal(signal));
             return Err(Failure::Ended);
+        }
+        if let Some((late, render)) = self.late.take_if(|(late, _)| late.is_due()) {
+            let way_out = self.way_out();
+            render.note(&format!("{}; still waiting{way_out}", late.words));
         }
         let Some(typing) = &mut self.typing else {
             return Ok(());

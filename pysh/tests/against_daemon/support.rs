@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Message, WebSocket};
 
@@ -77,8 +78,21 @@ fn serve(stream: UnixStream, answer: &dyn Fn(&str, Say<'_>) -> bool, at_once: bo
     let config = WebSocketConfig::default()
         .max_frame_size(None)
         .max_message_size(None);
-    let socket = tungstenite::accept_with_config(stream, Some(config)).unwrap();
+    let socket = tungstenite::accept_hdr_with_config(stream, agreed, Some(config)).unwrap();
     converse(socket, answer, at_once);
+}
+
+/// Chooses what it speaks.
+#[expect(
+    clippy::result_large_err,
+    reason = "the signature is that of tungstenite"
+)]
+fn agreed(_: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
+    let chosen = tungstenite::http::HeaderValue::from_static("pythond.1");
+    response
+        .headers_mut()
+        .insert("sec-websocket-protocol", chosen);
+    Ok(response)
 }
 
 /// Answers until one of both has enough.

@@ -30,9 +30,10 @@ const SPAN: Duration = Duration::from_secs(5);
 /// Bytes that may wait for a terminal that is not waited for; with more it is
 /// cut off.
 const BACKLOG: usize = 1 << 20;
-/// What was typed and not taken; more is lost, so that the interrupt key is
-/// always seen.
-const MOST_TYPED: usize = 1 << 20;
+/// What was typed and not taken, in bytes. More is lost, so that the interrupt key
+/// is always seen; a paste of some megabytes is not: a prompt takes a tenth of one
+/// in a second.
+const MOST_TYPED: usize = 16 << 20;
 /// Ctrl-C.
 const INTERRUPT_KEY: u8 = 3;
 /// How much is read from the terminal at once.

@@ -145,6 +145,9 @@ pub struct RemoteSummary {
     /// The endpoint that answers, or did last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// What it speaks: `pythond.1` or `pythond.0.4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
     /// The last round trip, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<f64>,
@@ -167,8 +170,13 @@ impl RemoteSummary {
         let endpoint = self.endpoint.as_deref().unwrap_or(first);
         let tls = if self.tls { " tls" } else { "" };
         let state = match (self.state, &self.last_error) {
-            (RemoteState::Down | RemoteState::Refused, Some(error)) => format!(" {error}"),
+            // While it is tried again, what was wrong before is all that is known.
+            (RemoteState::Down | RemoteState::Refused | RemoteState::Connecting, Some(error)) => {
+                format!(" {error}")
+            }
             (RemoteState::Down | RemoteState::Refused, None) => " down".to_owned(),
+            // What it cannot do is refused: here is why.
+            _ if self.protocol.as_deref() == Some("pythond.0.4") => " pythond 0.4".to_owned(),
             _ => String::new(),
         };
         format!("  {}: -> {endpoint}{tls} (remote){state}", self.name)

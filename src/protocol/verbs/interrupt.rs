@@ -76,6 +76,9 @@ pub struct InterruptReply {
     pub session: SessionName,
     /// Cells that were told to stop; empty if none was running.
     pub interrupted: Vec<CellId>,
+    /// How many, where the daemon does not say which (0.4).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupted_count: Option<u64>,
     /// The same with what came of it.
     #[serde(default)]
     pub cells: Vec<InterruptedCell>,

@@ -15,6 +15,7 @@ pub mod list;
 pub mod new;
 pub mod options;
 pub mod out;
+pub mod pair;
 pub mod poll;
 pub mod request;
 pub mod resize;

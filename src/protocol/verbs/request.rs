@@ -2,8 +2,8 @@
 
 use super::options::{Header, existing_session};
 use super::{
-    attach, cells, complete, connect, disconnect, events, hold, interrupt, kill, new, out, poll,
-    resize, stack, status, stop, submit, vars, wait,
+    attach, cells, complete, connect, disconnect, events, hold, interrupt, kill, new, out, pair,
+    poll, resize, stack, status, stop, submit, vars, wait,
 };
 use crate::names::SessionName;
 use crate::outcome::CellKind;
@@ -78,6 +78,8 @@ pub enum Request {
     Connect(connect::ConnectRequest),
     /// Forget another machine's daemon.
     Disconnect(disconnect::DisconnectRequest),
+    /// Let a client in by a short code.
+    Pair(pair::PairRequest),
 }
 
 /// A tag, and the form of the answer that carries it.
@@ -146,7 +148,7 @@ impl Parsed {
         // Events are JSON, and so is what ends them.
         let follows = |(key, _): &(&str, Option<&str>)| matches!(*key, "follow" | "stream");
         let events = match frame.verb {
-            "events" => true,
+            "events" | "pair" => true,
             "out" => header.options.iter().any(follows),
             "attach" => header.options.iter().any(|(key, _)| *key == "input-key"),
             _ => false,
@@ -207,6 +209,7 @@ impl Parsed {
                 Ok(Request::Vars(vars::VarsRequest { session }))
             }
             "connect" => connect::parse(frame, header).map(Request::Connect),
+            "pair" => pair::parse(&mut header).map(Request::Pair),
             "disconnect" => disconnect::parse(&header).map(Request::Disconnect),
             verb => {
                 let shown: String = verb.chars().take(80).filter(|c| !c.is_control()).collect();
@@ -296,7 +299,7 @@ mod tests {
         }
 
         #[test]
-        fn no_header_panics(verb in "run|fire|fork|new|kill|ls|vars|complete|int|status|info|help|poll|wait|out|cells|stack|events|cancel|attach|resize|hold|release", rest in "(?s)[ -~\n]*") {
+        fn no_header_panics(verb in "run|fire|fork|new|kill|ls|vars|complete|int|status|info|help|poll|wait|out|cells|stack|events|cancel|attach|resize|hold|release|pair", rest in "(?s)[ -~\n]*") {
             let text = format!("{verb} {rest}");
             if let Some(frame) = Frame::parse(&text) {
                 let _ = Parsed::of(&frame);

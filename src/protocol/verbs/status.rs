@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::connect::RemoteSummary;
 use super::list::SessionState;
 use super::new::{PythonInfo, StartKind};
 use crate::limits::{Kept, LimitsInForce};
@@ -72,6 +73,9 @@ pub struct StatusReply {
     /// How it died, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub death: Option<Tombstone>,
+    /// The way to it, if it is on another machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<RemoteSummary>,
 }
 
 /// What is left of a session whose process is gone.

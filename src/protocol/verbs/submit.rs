@@ -14,6 +14,15 @@ use crate::{ErrorCode, Frame};
 /// Longest `--id` and `--author`, in bytes.
 pub const MAX_LABEL: usize = 128;
 
+/// How the keys begin that programs of ours choose for cells that were given none.
+const IMPLIED_KEYS: [&str; 2] = ["pysh-", "proxy-"];
+
+/// Nobody typed this key: where keys mean nothing, nobody is promised anything.
+#[must_use]
+pub fn is_implied_key(key: &str) -> bool {
+    IMPLIED_KEYS.iter().any(|begin| key.starts_with(begin))
+}
+
 /// A cell to submit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubmitRequest {

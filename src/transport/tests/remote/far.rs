@@ -171,8 +171,12 @@ pub(crate) fn admitted_if<S: Read + Write>(
     let config = WebSocketConfig::default()
         .max_frame_size(None)
         .max_message_size(None);
-    let callback = |request: &Request, response: Response| {
+    let callback = |request: &Request, mut response: Response| {
         if check(request) {
+            let chosen = tungstenite::http::HeaderValue::from_static("pythond.1");
+            response
+                .headers_mut()
+                .insert("sec-websocket-protocol", chosen);
             return Ok(response);
         }
         let mut refusal = ErrorResponse::new(None);

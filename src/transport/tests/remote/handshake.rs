@@ -56,7 +56,8 @@ fn the_request_has_the_token_the_host_and_no_origin() {
             format!("Bearer {}", crate::TOKEN).as_str()
         );
         assert!(!headers.contains_key("origin"));
-        assert!(!headers.contains_key("sec-websocket-protocol"));
+        let offered = &headers["sec-websocket-protocol"];
+        assert_eq!(offered, "pythond.1, pythond.0.4");
     }
 }
 

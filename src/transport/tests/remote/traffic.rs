@@ -190,3 +190,48 @@ fn a_server_that_dies_ends_the_wait() {
     let error = client.list().unwrap_err();
     assert!(error.is_broken_connection(), "{error:?}");
 }
+
+#[test]
+fn a_message_that_nobody_has_room_for_is_an_error() {
+    let (here, far) = (Machine::new(), Machine::new());
+    let config = far.tls(Clients::NotAsked, VERSIONS[0]);
+    let port = listen(move |stream| {
+        let mut socket = admitted(encrypted(&config, stream)).unwrap();
+        socket.read().unwrap();
+        let greatest = [&[0x81, 127, 0x7f][..], &[0xff; 7]].concat();
+        let stream = socket.get_mut();
+        stream.write_all(&greatest).unwrap();
+        stream.flush().unwrap();
+        // Until the client has gone.
+        let _ = socket.read();
+    });
+    here.pins(&far, Some(&local(port)));
+    let mut client = Client::connect(&way(&here, port, true)).unwrap();
+    let error = client.list().unwrap_err();
+    assert!(error.to_string().contains("protocol"), "{error}: {error:?}");
+}
+
+#[test]
+fn a_flood_that_says_nothing_does_not_keep_a_wait_from_being_ended() {
+    let (here, far) = (Machine::new(), Machine::new());
+    let config = far.tls(Clients::NotAsked, VERSIONS[0]);
+    let port = listen(move |stream| {
+        let mut socket = admitted(encrypted(&config, stream)).unwrap();
+        socket.read().unwrap();
+        let pings = [0x89, 0].repeat(8 << 10);
+        while socket.get_mut().write_all(&pings).is_ok() {}
+    });
+    here.pins(&far, Some(&local(port)));
+    let mut client = Client::connect(&way(&here, port, true)).unwrap();
+    let (woken, mut wakes) = std::io::pipe().unwrap();
+    wakes.write_all(b"x").unwrap();
+    let (says, hears) = channel();
+    // A thread of its own, as it would not end if this fails.
+    std::thread::spawn(move || {
+        let name: SessionPath = "work".parse().unwrap();
+        let mut running = client.run(&name, "1", &SubmitOptions::default()).unwrap();
+        let found = running.next(&[woken.as_fd()]);
+        says.send(matches!(found, Ok(Streamed::Woken))).unwrap();
+    });
+    assert_eq!(hears.recv_timeout(DEADLINE), Ok(true));
+}
