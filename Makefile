@@ -9,7 +9,7 @@ DEST = $(DESTDIR)$(PREFIX)
 PROGRAMS := pythond pysh pyctl
 # Commands with a man page of their own, as program-command.
 PAGES := $(addprefix pysh-,new run attach hold release ls kill status vars complete int) \
-	$(addprefix pyctl-,start stop status cert pin unpin trust untrust token)
+	$(addprefix pyctl-,start stop status pair cert pin unpin trust untrust token)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-stop test torture bench install uninstall fmt lint fuzz clean

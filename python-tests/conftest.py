@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ from support.pythons import base_python, discover
 from support.venvs import venv_with
 
 REPOSITORY = Path(__file__).parents[1]
+
+# A shell that starts this in the background has interrupts ignored, which all that
+# is started here would inherit: tests send interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,10 @@ packages() {
     have tmux || missing+=(tmux)
     have node || missing+=(nodejs)
     have npm || missing+=(npm)
+    # Two networks in one machine, and a scanner of TLS. Not on everybody's PATH.
+    have ip || [ -x /usr/sbin/ip ] || missing+=(iproute2)
+    have nft || [ -x /usr/sbin/nft ] || missing+=(nftables)
+    have testssl || missing+=(testssl.sh)
     compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
     [ -x /usr/bin/python3 ] || missing+=(python3)
     /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)

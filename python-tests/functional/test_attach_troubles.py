@@ -102,6 +102,34 @@ def test_typing_goes_on_while_agents_flood(person: Attached, session: Session) -
     assert session.value("len(typed)") == str(sent)
 
 
+def test_megabytes_wait_for_a_program_that_reads_late(session: Session, tmp_path: Path) -> None:
+    ready, go, whole = (tmp_path / name for name in ("ready", "go", "whole"))
+    session.out(
+        "import time, tty, termios, pathlib\n"
+        "def late(size):\n"
+        "    modes = termios.tcgetattr(0)\n"
+        "    tty.setraw(0)\n"
+        f"    pathlib.Path({str(ready)!r}).touch()\n"
+        f"    while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+        "    got = bytearray()\n"
+        "    while len(got) < size: got += os.read(0, 65536)\n"
+        "    termios.tcsetattr(0, termios.TCSAFLUSH, modes)\n"
+        f"    pathlib.Path({str(ready)!r}).write_bytes(got)\n"
+        f"    os.rename({str(ready)!r}, {str(whole)!r})\n"
+    )
+    # 64 KiB a piece, and no byte that is a key.
+    pieces = [f"{number:04}".encode() * (16 << 10) for number in range(128)]
+    with attach(session) as person:
+        person.blind = True
+        person.line(f"late({sum(map(len, pieces))})")
+        wait_until(ready.exists, what="the terminal has no keys")
+        for piece in pieces:
+            person.type(piece)
+        go.touch()
+        wait_until(whole.exists, 60, what="all was read")
+    assert whole.read_bytes() == b"".join(pieces)
+
+
 # What must not hold up anybody.
 
 

@@ -45,7 +45,7 @@ def test_exit_code_one_is_a_cell_that_raised(session: Session, code: str) -> Non
     "words",
     [
         ["bogus"], ["run"], ["run", "a"], ["new"], ["new", "A"], ["new", "a", "b", "c"], ["kill"],
-        ["status"], ["vars"], ["complete", "a"], ["int"], ["ls", "x"], ["--nonsense"],
+        ["status"], ["vars"], ["complete", "a"], ["int"], ["ls", "x", "y"], ["--nonsense"],
         ["new", "a", "--env", "x"], ["run", "UPPER", "1"], ["run", "a", "@/no/such/file.py"],
     ],
 )  # fmt: skip

@@ -9,18 +9,27 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from support import processes, raw
-from support.daemon import Session, TestDaemon
+from support.daemon import TestDaemon
+from support.floods import (
+    MOST_MEMORY,
+    OPEN_FILES,
+    TORTURE,
+    Bystander,
+    at_once,
+    back_to_base,
+    pester,
+)
 from support.network import Server, reset
 from support.waiting import wait_until
 
-OPEN_FILES = 256
-FLOOD = 3000 if os.environ.get("PYTHOND_TORTURE") else 600
-MALFORMED = 100_000 if os.environ.get("PYTHOND_TORTURE") else 2000
+FLOOD = 5000 if TORTURE else 600
+DAMAGED = 100_000 if TORTURE else 2000
+MALFORMED = 1_000_000 if TORTURE else 10_000
 
 Make = Callable[..., TestDaemon]
 
@@ -41,60 +50,6 @@ def plain(make_daemon: Make) -> Server:
     server = Server(daemon)
     server.machine.certificate()
     return server
-
-
-@contextlib.contextmanager
-def back_to_base(daemon: TestDaemon) -> Iterator[None]:
-    """Check that a daemon's descriptors and threads are in the end as before."""
-    descriptors, threads = processes.descriptors(daemon.pid), processes.threads(daemon.pid)
-    yield
-    began = time.monotonic()
-    wait_until(
-        lambda: processes.descriptors(daemon.pid) <= descriptors,
-        what=f"{descriptors} descriptors, as before the flood",
-    )
-    print(f"all descriptors were back after {time.monotonic() - began:.3f} s")
-    assert processes.threads(daemon.pid) <= threads
-    assert "panicked" not in daemon.log.read_text(errors="replace")
-
-
-class Bystander:
-    """A session's client that is served all the time."""
-
-    def __init__(self, session: Session, server: Server) -> None:
-        self.session = session
-        # Whoever guesses wrong comes from another address.
-        self.far = server.connect(source="127.0.0.2")
-        self.served = 0
-        self.longest = 0.0
-        self.failure: BaseException | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> Bystander:
-        self.session.out("0")
-        self.far.ask("ls")
-        self._thread.start()
-        return self
-
-    def _ask(self) -> None:
-        try:
-            while not self._stop.wait(0.005):
-                began = time.monotonic()
-                assert self.session.out("1 + 1") == "2\n"
-                assert self.far.ask(f"run {self.session.name}\n2 + 2") == "4"
-                self.longest = max(self.longest, time.monotonic() - began)
-                self.served += 1
-        except BaseException as failure:
-            self.failure = failure
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-        self.far.close()
-        print(f"the bystander was served {self.served} times, in {self.longest:.3f} s at most")
-        assert self.failure is None, self.failure
-        assert self.served > 0
 
 
 def say_half_a_hello(server: Server, held: list[socket.socket]) -> None:
@@ -121,27 +76,34 @@ def say_nothing(server: Server, held: list[socket.socket]) -> None:
     held.append(server.tcp())
 
 
-@pytest.mark.parametrize("joins", [say_nothing, say_half_a_hello, shake_tls_only])
+@pytest.mark.parametrize(
+    ("which", "joins"),
+    [("ws", say_nothing), ("wss", say_nothing), ("wss", say_half_a_hello), ("wss", shake_tls_only)],
+)
 def test_strangers_make_room_for_those_who_have_the_token(
-    small: Server, joins: Callable[[Server, list[socket.socket]], None]
+    small: Server,
+    plain: Server,
+    which: str,
+    joins: Callable[[Server, list[socket.socket]], None],
 ) -> None:
-    daemon = small.daemon
+    server = small if which == "wss" else plain
+    daemon = server.daemon
     with (
         daemon.session() as session,
-        Bystander(session, small),
+        Bystander(session, server),
         back_to_base(daemon),
         contextlib.ExitStack() as stack,
     ):
         held: list[socket.socket] = []
         stack.callback(lambda: [stream.close() for stream in held])
         for _ in range(FLOOD):
-            joins(small, held)
+            joins(server, held)
         assert processes.descriptors(daemon.pid) < OPEN_FILES - 16
         for _ in range(5):
             assert session.name in daemon.ask("ls")
-            assert session.name in small.ask("ls")
+            assert session.name in server.ask("ls")
         with daemon.session() as another:
-            assert small.ask(f"run {another.name}\n6 * 7") == "42"
+            assert server.ask(f"run {another.name}\n6 * 7") == "42"
 
 
 def test_strangers_that_keep_coming_keep_nobody_out(small: Server) -> None:
@@ -273,7 +235,7 @@ def hello_of_a_client() -> bytes:
     return outgoing.read()
 
 
-def pester(server: Server, count: int, seed: int, let_in: list[bytes]) -> None:
+def shake_badly(server: Server, count: int, seed: int, let_in: list[bytes]) -> None:
     """Send damaged handshakes of TLS and damaged requests."""
     chosen = random.Random(seed)
     hello = hello_of_a_client()
@@ -293,32 +255,60 @@ def pester(server: Server, count: int, seed: int, let_in: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("which", ["ws", "wss"])
-@pytest.mark.timeout(7200 if os.environ.get("PYTHOND_TORTURE") else 200)
+@pytest.mark.timeout(7200 if TORTURE else 200)
 def test_damaged_handshakes_hurt_nobody(small: Server, plain: Server, which: str) -> None:
     server = small if which == "wss" else plain
     daemon = server.daemon
     let_in: list[bytes] = []
     with daemon.session() as session, Bystander(session, server), back_to_base(daemon):
-        pester(server, 100, 0, let_in)
+        shake_badly(server, 100, 0, let_in)
         before = processes.memory(daemon.pid)
-        pesterers = [
-            threading.Thread(target=pester, args=(server, MALFORMED // 4, seed, let_in))
-            for seed in range(1, 5)
-        ]
-        for pesterer in pesterers:
-            pesterer.start()
-        for pesterer in pesterers:
-            pesterer.join()
+        at_once(lambda seed: shake_badly(server, DAMAGED // 4, seed, let_in), range(1, 5))
         grown = processes.memory(daemon.pid) - before
         log = daemon.access_log()
         print(f"{grown >> 10} KiB more, {log.stat().st_size >> 10} KiB of log")
         assert let_in == []
-        assert grown <= 32 << 20
+        assert grown <= MOST_MEMORY
         assert daemon.list().keys() == {session.name}
         # Each kind of complaint is told twenty times a second at most.
         wait_until(
             lambda: "event=left_out kind=handshake count=" in log.read_text(), what="the count"
         )
+
+
+@pytest.mark.parametrize("which", ["ws", "wss"])
+@pytest.mark.timeout(7200 if TORTURE else 200)
+def test_malformed_frames_and_commands_of_clients_with_the_token_hurt_nobody(
+    small: Server, plain: Server, which: str
+) -> None:
+    server = small if which == "wss" else plain
+    daemon = server.daemon
+    context = server.context()
+
+    def silent() -> socket.socket:
+        return server.stream(source="127.0.0.3", context=context)
+
+    def shaken() -> socket.socket:
+        # More come at once than may be open, as those before are not gone yet.
+        return wait_until(lambda: admitted(server, context), what="a connection that is let in")
+
+    with daemon.session() as session, Bystander(session, server), back_to_base(daemon):
+        pester(silent, shaken, 2000, 0)
+        before = processes.memory(daemon.pid)
+        at_once(lambda seed: pester(silent, shaken, MALFORMED // 4, seed), range(1, 5))
+        grown = processes.memory(daemon.pid) - before
+        print(f"{MALFORMED} were sent; the daemon has {grown >> 10} KiB more")
+        assert grown <= MOST_MEMORY
+        assert daemon.list().keys() == {session.name}
+
+
+def admitted(server: Server, context: ssl.SSLContext) -> socket.socket | None:
+    """A connection with the token, if there is room for it."""
+    stream = server.stream(context=context)
+    if raw.shake(stream, raw.request_with(server.bearer)).startswith(b"HTTP/1.1 101 "):
+        return stream
+    stream.close()
+    return None
 
 
 def test_clients_that_vanish_at_any_stage_leave_nothing(small: Server, plain: Server) -> None:

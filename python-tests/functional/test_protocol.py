@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.daemon import TestDaemon
+from support.network import Machine
+from support.pairing import Offer, type_code
 
 TEXT = (Path(__file__).parents[2] / "src/protocol/PROTOCOL.md").read_text()
-EXAMPLES = [block for block in re.findall(r"```text\n(.*?)```", TEXT, re.S) if "C: " in block]
+BLOCKS = [block for block in re.findall(r"```text\n(.*?)```", TEXT, re.S) if "C: " in block]
+# It takes two machines and is told of one that listens: it has a test of its own.
+(PAIRING,) = [block for block in BLOCKS if block.startswith("C: pair ")]
+EXAMPLES = [block for block in BLOCKS if block != PAIRING]
 REST = "…"
 CHANGING = {"time", "cursor"}
 
@@ -60,6 +66,28 @@ def is_said(example: Any, message: Any, ids: dict[str, str], key: str = "") -> b
 
 def test_there_are_examples():
     assert len(EXAMPLES) >= 4
+
+
+def test_the_example_of_pairing_has_what_a_daemon_says(
+    make_daemon: Callable[..., TestDaemon], binaries: Path, mark: str, tmp_path: Path
+):
+    there = make_daemon().listen("127.0.0.1:0", tls=True).start()
+    client = Machine(tmp_path / "client", binaries, mark)
+    address = there.info()["listen"][0]["address"]
+    with Offer(there, "--for", "60") as offer:
+        assert type_code(client, address, offer.wrong).returncode == 4
+        assert type_code(client, address, offer.code).returncode == 0
+        messages = [offer.shown, offer.next(), offer.next()]
+
+    def is_like(example: Any, message: Any) -> bool:
+        if isinstance(example, dict):
+            return all(is_like(it, message[name]) for name, it in example.items() if name != REST)
+        return type(example) is type(message)
+
+    said = [parsed(text) for who, text in turns(PAIRING) if who == "S"]
+    assert [it.get("event") for it in said] == [it.get("event") for it in messages]
+    for example, message in zip(said, messages, strict=True):
+        assert is_like(example, message), (example, message)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda it: it.split("\n")[0].strip("C: "))

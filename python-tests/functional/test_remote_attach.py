@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,7 @@ from support.attached import Attached
 from support.daemon import Session, TestDaemon
 from support.remotes import Remote, remote_of
 from support.terminal import Terminal
-from support.waiting import wait_until
+from support.waiting import DEADLINE, wait_until
 
 
 @pytest.fixture
@@ -68,6 +71,26 @@ def test_other_commands_are_refused_on_it(remote: Remote, session: Session) -> N
         person._connection.send(f"status {session.name} --json")
         wait_until(lambda: any('"state"' in str(t) for t in person.texts + person.events))
         person.run("print('still here')")
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_what_was_asked_before_is_answered_meanwhile(
+    remote: Remote, session: Session, tmp_path: Path, where: str
+) -> None:
+    asked = remote.here.new().name if where == "here" else remote.new("other").name
+    go = tmp_path / "go"
+    with remote.here.connect() as wire:
+        wire.send(
+            f"run {asked} --json --tag=before\n"
+            f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n6 * 7"
+        )
+        wire.send(f"attach {session.name} 24 80 --json")
+        assert json.loads(wire.receive_text())["attached"]
+        go.touch()
+        answers: list[dict[str, Any]] = []
+        while not any(answer.get("tag") == "before" for answer in answers):
+            answers.append(json.loads(wire.receive_text(DEADLINE)))
+        assert answers[-1]["result"] == "42"
 
 
 def test_what_is_typed_and_its_echo_pass_each_other(remote: Remote, session: Session) -> None:

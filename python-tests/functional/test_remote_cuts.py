@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -43,7 +44,8 @@ class Client(threading.Thread):
         try:
             while not self.enough():
                 self.cells += 1
-                (self.plain, self.structured, self.streamed)[self.cells % 3]()
+                forms = self.plain, self.structured, self.streamed, self.fired
+                forms[self.cells % len(forms)]()
         except BaseException as failure:
             self.failure = failure
 
@@ -78,13 +80,32 @@ class Client(threading.Thread):
         assert got == expected
         assert accepted == 1
 
+    def fired(self) -> None:
+        code, expected = self.code()
+        cell = self.wire.json(f"fire {self.session} --json\n{code}", 120)
+        assert cell["ok"], cell
+        waited = self.wire.json(f"wait {self.session} --json {cell['cell_id']}", 120)
+        assert not waited["timed_out"], waited
+        left_out = expected[: self.cells * 13 % len(expected)]
+        since = len(left_out.encode())
+        out = self.wire.json(f"out {self.session} --json {cell['cell_id']} --since={since}", 120)
+        assert left_out + text_of(out["stdout"]) == expected
+
 
 @pytest.mark.timeout(LONG)
 def test_each_cell_runs_once_over_many_random_cuts(remote: Remote) -> None:
     session = remote.new()
     session.out("ran = []")
     before = remote.proxy.accepted
-    remote.proxy.plan = random_plan(20_260_131, before + CUTS)
+    chosen = random_plan(20_260_131, before + CUTS)
+    kinds: Counter[str] = Counter()
+
+    def plan(number: int) -> Cut | None:
+        cut = chosen(number)
+        kinds[cut.how if cut else "none"] += 1
+        return cut
+
+    remote.proxy.plan = plan
     remote.proxy.cut("rst")
     clients = [
         Client(remote, number, lambda: remote.proxy.accepted > before + CUTS) for number in range(4)
@@ -96,6 +117,7 @@ def test_each_cell_runs_once_over_many_random_cuts(remote: Remote) -> None:
         assert not client.is_alive(), (client.cells, remote.summary(), remote.proxy.accepted)
         assert client.failure is None, client.failure
     ran = [(client.number, n) for client in clients for n in range(1, client.cells + 1)]
+    print(f"{len(ran)} cells over these cuts: {dict(kinds)}")
     assert session.value("sorted(ran)") == repr(sorted(ran))
     assert remote.proxy.accepted > before + CUTS
 

@@ -50,6 +50,22 @@ def test_two_words_and_a_path_name_the_same_session(remote: Remote) -> None:
     assert remote.there.list() == {}
 
 
+def test_sessions_of_a_remote_are_listed(remote: Remote) -> None:
+    pysh = remote.here.pysh
+    assert out(pysh("ls", "far")) == "(no sessions)\n"
+    out(pysh("new", "far", "work"))
+    assert out(pysh("ls", "far")).startswith("  work: alive pid=")
+    (listed,) = json.loads(out(pysh("ls", "far", "--json")))["sessions"]
+    assert listed["session"] == "work"
+    assert "far: ->" in out(pysh("ls"))
+    assert "work" not in out(pysh("ls"))
+    out(pysh("kill", "far/work"))
+    refused = pysh("ls", "nowhere")
+    assert refused.returncode == 4, refused
+    assert UNKNOWN in refused.stderr
+    assert remote.here.ask("ls nowhere") == "ERR usage: ls"
+
+
 def test_code_of_two_words_for_a_session_here_is_code(remote: Remote) -> None:
     with remote.here.session() as session:
         session.out("far = work = 3")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.daemon import Session
-from support.remotes import Remote, lasting_remote
+from support.remotes import Remote, lasting_remote, refusal_named_here
 from support.waiting import wait_until
 from support.wire import text_of
 
@@ -156,17 +156,30 @@ def test_an_answer_is_that_of_the_remote_daemon(
             near, away = steady(here), steady(far)
             assert type(near) is type(away)
             if isinstance(near, dict):
+                way = near.pop("remote", {"state": "up"})
+                assert way["state"] == "up"
                 assert near.keys() == away.keys()
                 assert near.get("session_id") == away.get("session_id")
                 assert near.get("pid") == away.get("pid")
         else:
-            assert steady(here) == steady(far), text
+            assert steady(here) == steady(refusal_named_here(far, name)), text
     words = {"cell": cell, "option": "--tag=t ", "daemon": remote.name}
     if "{option}" in asked:
         with remote.here.connect() as wire:
             assert wire.json(asked.format(session.name, **words))["matches"]
     else:
         assert tagged(remote, asked.format(session.name, **words))
+
+
+@pytest.mark.parametrize("option", ["", " --json"])
+def test_status_tells_of_the_way_too(remote: Remote, session: Session, option: str) -> None:
+    reply = json.loads(remote.here.ask(f"status {session.name}{option}"))
+    assert reply["state"] == "idle"
+    way = reply["remote"]
+    (listed,) = [it for it in remote.here.json("ls --json")["remotes"] if it["name"] == way["name"]]
+    for name in ("state", "endpoint", "endpoints", "connections", "endpoint_attempts"):
+        assert way[name] == listed[name], name
+    assert way["rtt_ms"] > 0
 
 
 def test_options_may_stand_behind_the_words(remote: Remote, session: Session) -> None:

@@ -14,6 +14,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from support.daemon import Session, TestDaemon
+from support.network import Machine
+from support.pairing import Offer, type_code
 from support.waiting import wait_until
 from support.wire import Wire, text_of
 
@@ -184,6 +186,15 @@ def test_every_verb_answers_as_the_schema_says(make_daemon):
         assert it.ask("connect far --json\n" + json.dumps(body))["remote"]["state"] == "up"
         assert it.ask("ls --json")["remotes"][0]["endpoint_attempts"]
         assert it.ask("disconnect far --json")["disconnected"] == "far"
+        there: TestDaemon = make_daemon().listen("127.0.0.1:0", tls=True).start()
+        address = answer("info", there.json("info --json"))["listen"][0]["address"]
+        with Offer(there) as offer:
+            assert type_code(Machine.of(daemon), address, offer.wrong).returncode == 4
+            assert type_code(Machine.of(daemon), address, offer.code).returncode == 0
+            happened = [event("pair", it)["event"] for it in (offer.shown, offer.next())]
+            assert happened == ["code", "wrong_code"]
+            assert answer("pair", offer.next())["client"]["trusted"]
+            it.seen.add("pair")
         with daemon.connect() as other:
             other.send("events --json")
             event("events", json.loads(other.receive()))

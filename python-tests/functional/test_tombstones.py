@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from support import processes
 from support.daemon import Session, TestDaemon
-from support.waiting import wait_until
+from support.waiting import DEADLINE, wait_until
 
 ONLY = "import threading; threading.Event().wait()"
 
@@ -226,6 +227,36 @@ def test_a_death_between_the_look_of_a_daemon_and_its_greeting_is_told(
     assert "SIGKILL" in session.status()["death"]["cause"]
     assert daemon.ask("kill work").startswith("OK")
     assert tombstones(daemon) == []
+
+
+def test_a_zygote_that_is_late_is_waited_for(daemon: TestDaemon) -> None:
+    session = daemon.new("work")
+    zygote = daemon.info()["zygotes"][0]["pid"]
+    log = daemon.access_log()
+    daemon.crash()
+    logged = len(log.read_text())
+    (living,) = daemon.runtime.rglob("h-*.session")
+    before = living.read_bytes()
+    os.kill(session.pid, signal.SIGKILL)
+    wait_until(lambda: tombstones(daemon), what="its zygote has written it down")
+    os.kill(zygote, signal.SIGSTOP)
+    try:
+        # The daemon looks between the death and the writing.
+        (word,) = daemon.runtime.rglob("h-*.tombstone")
+        after = word.read_bytes()
+        word.unlink()
+        living.write_bytes(before)
+        living.chmod(0o600)
+        told = ThreadPoolExecutor(1).submit(lambda: daemon.start() and session.status())
+        wait_until(
+            lambda: "cmd=ls" in log.read_text()[logged:],
+            what="the first client asks",
+        )
+        word.write_bytes(after)
+        word.chmod(0o600)
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+    assert "SIGKILL" in told.result(DEADLINE)["death"]["cause"]
 
 
 def test_a_session_that_was_told_to_end_leaves_no_word(daemon: TestDaemon) -> None:

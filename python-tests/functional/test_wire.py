@@ -191,7 +191,7 @@ def test_a_run_without_code_is_refused(session: Session, wire: Wire) -> None:
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
-        ("ls --json x", "usage"),
+        ("ls --json x", "no_session"),
         ("bogus --json", "unknown_verb"),
         ("connect a --json", "usage"),
         ("connect a host:1 token --json", "usage"),

@@ -72,7 +72,7 @@ class _Pair:
     async def _pump(
         self, way: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while self.mode not in ("rst", "fin"):
                 if self.mode == "stall":
                     await self.stalled.wait()
@@ -84,6 +84,10 @@ class _Pair:
                 self.close("rst")
             elif writer.can_write_eof() and self.mode is None:
                 writer.write_eof()
+        except OSError:
+            # A reset passes through, as it does on a wire.
+            if self.mode != "stall":
+                self.close("rst")
 
     async def _forward(self, way: Direction, data: bytes, writer: asyncio.StreamWriter) -> None:
         cut = self.cut

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from websockets.exceptions import InvalidMessage
+
 from . import processes
 from .pythons import base_python
 from .waiting import wait_until
@@ -228,7 +230,9 @@ class TestDaemon:
             try:
                 with self.connect() as wire:
                     return not wire.ask("ls").startswith("ERR")
-            except OSError:
+            # A daemon that was killed while it started a process still listens in
+            # that process until it executes, and then closes without a word.
+            except (OSError, InvalidMessage):
                 return False
 
         wait_until(answers, what=f"the daemon answers:\n{self.log_tail()}")

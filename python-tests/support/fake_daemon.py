@@ -80,6 +80,7 @@ class FakeDaemon:
             self._serve,
             str(self.socket),
             compression=None,
+            subprotocols=["pythond.1"],
             ping_interval=None,
             max_size=None,
             close_timeout=1,

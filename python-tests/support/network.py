@@ -202,6 +202,7 @@ def made_by_openssl(
     since: str = "20200101000000Z",
     until: str = "20990101000000Z",
     authority: bool = False,
+    subject: str = "/CN=client",
 ) -> ssl.SSLContext:
     """What shows a client's certificate that `pyctl cert` would not make.
 
@@ -216,7 +217,7 @@ def made_by_openssl(
         f"[e]\nbasicConstraints=critical,CA:{str(authority).upper()}\n"
     )
     request = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    request += ["-keyout", "key.pem", "-subj", "/CN=client", "-out", "request.pem"]
+    request += ["-keyout", "key.pem", "-utf8", "-subj", subject, "-out", "request.pem"]
     signed = ["ca", "-batch", "-notext", "-selfsign", "-config", "config", "-in", "request.pem"]
     signed += ["-keyfile", "key.pem", "-out", "cert.pem", "-startdate", since, "-enddate", until]
     for words in (request, signed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,12 +25,17 @@ class Remote:
     token_file: Path
     name: str = "far"
 
+    @property
+    def address(self) -> str:
+        """Where `here` reaches `there`."""
+        return self.proxy.address
+
     def connect(
         self, *words: str, name: str | None = None, address: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `pyctl connect` here."""
         return self.here.pyctl(
-            *("connect", name or self.name, address or self.proxy.address),
+            *("connect", name or self.name, address or self.address),
             *("--tls", "--token-file", self.token_file, *words),
         )
 
@@ -129,3 +135,13 @@ def lasting_remote(binaries: Path, mark: str) -> Iterator[Remote]:
     finally:
         left = [entry for daemon in made for entry in daemon.destroy().items()]
         assert not left, f"processes outlived their daemon: {left}"
+
+
+def refusal_named_here(text: str, name: str) -> str:
+    """Return a structured refusal of the daemon there as it is told here.
+
+    A session has another name there, and what a hint says is typed here.
+    """
+    if not text.startswith("{") or "code" not in (json.loads(text).get("error") or ()):
+        return text
+    return text.replace(f"`{name}`", f"`far/{name}`").replace(f" new {name}", f" new far/{name}")

@@ -26,6 +26,7 @@ SHOWN = {
     "src/host/session.rs": (1, "when a session was created"),
     "src/host/zygote/death.rs": (1, "when a death was seen"),
     "src/listener/gate.rs": (1, "whether a client's certificate is valid"),
+    "src/listener/pairing.rs": (1, "the same for one that is to be trusted"),
     "src/network/keys.rs": (4, "the same, and when an announced one takes over"),
     "src/session/death.rs": (1, "the same, by a daemon"),
     "src/tombstones.rs": (1, "when a death was seen that nobody reported"),

@@ -1,0 +1,56 @@
+"""What a person reads who uses a remote: names that can be typed, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from support.daemon import TestDaemon
+from support.remotes import Remote, remote_of
+
+
+@pytest.fixture
+def remote(make_daemon: Callable[..., TestDaemon]) -> Iterator[Remote]:
+    """A remote with a session `work`."""
+    with remote_of(make_daemon) as remote:
+        made = remote.here.pysh("new", remote.name, "work")
+        assert made.returncode == 0, made.stderr
+        yield remote
+
+
+def test_a_refusal_from_there_names_the_session_as_it_is_typed_here(remote: Remote) -> None:
+    refused = remote.here.pysh("new", remote.name, "work")
+    assert refused.returncode == 4, refused
+    assert f"session `{remote.name}/work` already exists" in refused.stderr, refused.stderr
+    # As it stood, this would have replaced a session of this machine.
+    assert f"`pysh new {remote.name}/work --replace`" in refused.stderr, refused.stderr
+    refused = remote.here.pysh("run", f"{remote.name}/nobody", "1")
+    assert refused.returncode == 4, refused
+    assert f"no session named `{remote.name}/nobody`" in refused.stderr, refused.stderr
+    assert f"`pysh new {remote.name}/nobody`" in refused.stderr, refused.stderr
+    made = remote.here.pysh("new", f"{remote.name}/nobody")
+    assert made.returncode == 0, made.stderr
+    assert "nobody" in remote.there.pysh("ls").stdout
+
+
+def test_a_name_that_is_taken_says_by_what_and_how_to_go_on(remote: Remote) -> None:
+    refused = remote.connect()
+    assert refused.returncode == 4, refused
+    assert f"remote `{remote.name}` is connected already" in refused.stderr, refused.stderr
+    assert f"`pyctl disconnect {remote.name}`" in refused.stderr, refused.stderr
+    with remote.here.session() as local:
+        refused = remote.connect(name=local.name)
+        assert refused.returncode == 4, refused
+        assert f"a session of this machine is named `{local.name}`" in refused.stderr
+        assert "--replace" not in refused.stderr, refused.stderr
+
+
+def test_what_was_not_connected_is_not_said_to_be_tried_again(remote: Remote) -> None:
+    remote.proxy.refuse()
+    refused = remote.connect(name="other")
+    assert refused.returncode == 4, refused
+    assert "pyctl start -d --listen" in refused.stderr, refused.stderr
+    assert "tried again when" not in refused.stderr, refused.stderr
+    refused = remote.here.pyctl("disconnect", "other")
+    assert "no remote named `other`" in refused.stderr, refused.stderr
