@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from support.daemon import Session, TestDaemon
 
 # More by hand: PYTHOND_TEST_FORKS=1000.
 FORKS = int(os.environ.get("PYTHOND_TEST_FORKS", "30"))
+NEW_SESSIONS = 100
 
 LOAD = """
 import importlib, threading
@@ -153,6 +156,22 @@ def test_every_python_forks(
         assert session.ended(cell)["status"] == "interrupted"
         error = session.ended(session.submit("fork", "1/0")["cell_id"])["error"]
         assert error["type"] == "ZeroDivisionError"
+
+
+def test_the_first_forks_of_a_session_come_beside_its_first_fires(
+    shared_daemon: TestDaemon,
+) -> None:
+    """What a session makes when it first needs it, another thread may be making when it forks."""
+    verbs = ["fork", "fire", "fork", "fire", "fork"]
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(shared_daemon.connect()) for _ in verbs]
+        for _ in range(NEW_SESSIONS):
+            with shared_daemon.session() as session:
+                for wire, verb in zip(wires, verbs, strict=True):
+                    wire.send(f"{verb} {session.name} --json\nvalue = 1")
+                for wire in wires:
+                    cell = json.loads(wire.receive())["cell_id"]
+                    assert session.ended(cell)["status"] == "done"
 
 
 def test_a_fork_does_not_hold_up_what_runs(session: Session) -> None:

@@ -59,7 +59,7 @@ pub(crate) fn compile<'py>(
     let (parts, shows): (Vec<Bound<'_, PyCode>>, bool) =
         compile.bind(py).call1((&source, filename))?.extract()?;
     let awaits = parts.iter().any(|code| {
-        let flags = code.getattr(pyo3::intern!(py, "co_flags"));
+        let flags = code.getattr(&helpers.names.co_flags);
         flags
             .and_then(|flags| flags.extract::<u32>())
             .is_ok_and(|flags| flags & CO_COROUTINE != 0)
@@ -109,7 +109,7 @@ pub(crate) fn show(
         helpers
             .live_builtins
             .bind(py)
-            .set_item(pyo3::intern!(py, "_"), value)?;
+            .set_item(&helpers.names.last, value)?;
     }
     if shown.is_none() {
         return Ok(None);

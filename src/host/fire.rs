@@ -323,7 +323,7 @@ fn execute(
     let id = cell.id.as_u64();
     helpers
         .cell_variable
-        .call_method1(py, pyo3::intern!(py, "set"), (id,))?;
+        .call_method1(py, &helpers.names.set, (id,))?;
     streams::set_thread_cell(id);
     let filename = format!("{FILE_PREFIX}{}>", shared.next_file_number());
     let code = cell::compile(py, helpers, CellKind::Fire, &cell.source, &filename)?;

@@ -1,9 +1,12 @@
 //! The Python helpers, compiled into private modules with a private copy of the
 //! builtins: cells that delete builtins do not reach them.
 
+use std::sync::OnceLock;
+
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyModule};
+
+use crate::interned::Interned;
 
 /// Handles of the helpers' functions.
 #[derive(Debug)]
@@ -40,21 +43,26 @@ pub(crate) struct Helpers {
     pub(crate) builtins: Py<PyDict>,
     /// Which cell the current context belongs to; 0 for none.
     pub(crate) cell_variable: Py<PyAny>,
+    /// CPython's own `print`.
+    pub(crate) print: Py<PyAny>,
+    /// `io.TextIOWrapper`, before cells can change the module.
+    pub(crate) text_io: Py<PyAny>,
+    pub(crate) names: Interned,
 }
 
-static HELPERS: PyOnceLock<Helpers> = PyOnceLock::new();
+static HELPERS: OnceLock<Helpers> = OnceLock::new();
 
 /// The helpers. Loaded by [`load`] before anything else asks.
-pub(crate) fn get(py: Python<'_>) -> &'static Helpers {
+pub(crate) fn get(_py: Python<'_>) -> &'static Helpers {
     // The cell outlives every use: it is never taken out.
     HELPERS
-        .get(py)
+        .get()
         .expect("helpers are loaded when the library starts")
 }
 
 /// Compiles and runs the helpers' files.
 pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
-    if let Some(helpers) = HELPERS.get(py) {
+    if let Some(helpers) = HELPERS.get() {
         return Ok(helpers);
     }
     let live_builtins = py.import("builtins")?.dict();
@@ -102,11 +110,14 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
         session: session.unbind(),
         fork: fork.unbind(),
         sys: py.import("sys")?.unbind(),
+        print: live_builtins.as_any().get_item("print")?.unbind(),
+        text_io: py.import("_io")?.getattr("TextIOWrapper")?.unbind(),
         live_builtins: live_builtins.unbind(),
         builtins: builtins.unbind(),
         cell_variable: variable.unbind(),
+        names: Interned::new(py),
     };
-    Ok(HELPERS.get_or_init(py, || helpers))
+    Ok(HELPERS.get_or_init(|| helpers))
 }
 
 fn private_module<'py>(

@@ -22,6 +22,7 @@ mod fire;
 mod fork;
 mod handoff;
 mod helpers;
+mod interned;
 mod interrupt;
 mod io_thread;
 mod journal;

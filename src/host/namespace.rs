@@ -91,10 +91,11 @@ impl Namespace {
     }
 
     fn put_streams(&self, py: Python<'_>) -> PyResult<()> {
-        let sys = helpers::get(py).sys.bind(py);
-        sys.setattr(pyo3::intern!(py, "stdout"), self.stdout.get())?;
-        sys.setattr(pyo3::intern!(py, "stderr"), self.stderr.get())?;
-        sys.setattr(pyo3::intern!(py, "stdin"), &self.stdin)
+        let helpers = helpers::get(py);
+        let (sys, names) = (helpers.sys.bind(py), &helpers.names);
+        sys.setattr(&names.stdout, self.stdout.get())?;
+        sys.setattr(&names.stderr, self.stderr.get())?;
+        sys.setattr(&names.stdin, &self.stdin)
     }
 
     /// The last cell ended with `SystemExit`.
@@ -220,7 +221,7 @@ impl Namespace {
         let id = cell.id;
         helpers
             .cell_variable
-            .call_method1(py, pyo3::intern!(py, "set"), (id.as_u64(),))?;
+            .call_method1(py, &helpers.names.set, (id.as_u64(),))?;
         streams::set_thread_cell(id.as_u64());
         let code = cell::compile(py, helpers, kind, &cell.source, filename)?;
         let shows = code.shows();

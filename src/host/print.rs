@@ -2,14 +2,10 @@
 //! each of which would have to look at the descriptors first.
 
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyFloat, PyInt, PyString, PyTuple};
 
 use crate::helpers;
 use crate::text_stream::ShortWay;
-
-/// CPython's own.
-static ORIGINAL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// Longest line that is put together before it is written.
 const LONGEST: usize = 64 << 10;
@@ -18,8 +14,6 @@ const LONGEST: usize = 64 << 10;
 pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     let helpers = helpers::get(py);
     let module = py.import("builtins")?;
-    let original = module.getattr("print")?.unbind();
-    ORIGINAL.get_or_init(py, || original);
     let function = pyo3::wrap_pyfunction!(print, &module)?;
     for builtins in [&helpers.live_builtins, &helpers.builtins] {
         builtins.bind(py).set_item("print", &function)?;
@@ -54,22 +48,18 @@ fn print<'py>(
         way.get().put(py, &line)?;
         return Ok(py.None().into_bound(py));
     }
-    let original = ORIGINAL.get(py).expect("set before this is installed");
-    original.bind(py).call(args, options)
+    helpers::get(py).print.bind(py).call(args, options)
 }
 
 /// The way to the output, if nobody stands in it.
 fn short_way(py: Python<'_>) -> Option<Bound<'_, ShortWay>> {
-    let stdout = helpers::get(py)
-        .sys
-        .bind(py)
-        .getattr(pyo3::intern!(py, "stdout"))
-        .ok()?;
+    let helpers = helpers::get(py);
+    let stdout = helpers.sys.bind(py).getattr(&helpers.names.stdout).ok()?;
     // Foreign streams have attributes that may do anything, once.
     if !ShortWay::is_class_of(&stdout) {
         return None;
     }
-    let write = stdout.getattr(pyo3::intern!(py, "write")).ok()?;
+    let write = stdout.getattr(&helpers.names.write).ok()?;
     ShortWay::of_method(&write)
 }
 

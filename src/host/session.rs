@@ -7,10 +7,10 @@ mod person;
 
 use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{CellSpec, Decoder, HostCommand, HostEvent, HostedSession, LaneError};
@@ -42,11 +42,11 @@ const LOOK_FOR_PEOPLE: Duration = Duration::from_millis(100);
 /// How often it is looked for keys when nothing tells of them.
 const LOOK_FOR_KEYS: Duration = Duration::from_millis(20);
 
-static GLOBALS: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+static GLOBALS: OnceLock<Py<PyDict>> = OnceLock::new();
 
 /// The namespace of this process's session.
 pub(crate) fn globals(py: Python<'_>) -> Option<&Bound<'_, PyDict>> {
-    GLOBALS.get(py).map(|globals| globals.bind(py))
+    GLOBALS.get().map(|globals| globals.bind(py))
 }
 
 /// Becomes the session and serves it until it ends. Never returns.
@@ -140,7 +140,7 @@ impl Session {
         sys::name_process(&format!("py:{}", hosted.spec.session));
         shared.set_place(runtime_dir, format!("{name}.sock"));
         shared.assign(hosted);
-        let _ = GLOBALS.set(py, namespace.globals().clone_ref(py));
+        let _ = GLOBALS.set(namespace.globals().clone_ref(py));
         Ok(Self {
             shared,
             namespace,

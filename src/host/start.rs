@@ -83,7 +83,7 @@ pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<Namespace>
     sys::handle_by_default(rustix::process::Signal::BUS.as_raw());
     sys::unbuffer_c_stdout();
     if let Some(input) = helpers.builtins.bind(py).get_item("input")? {
-        streams::keep_input(py, &input);
+        streams::keep_input(&input);
     }
     let input = pyo3::wrap_pyfunction!(streams::input, session)?;
     helpers.live_builtins.bind(py).set_item("input", &input)?;

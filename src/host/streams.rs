@@ -6,10 +6,10 @@
 
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pythond_protocol::output_log::Stream;
 
@@ -103,10 +103,11 @@ pub(crate) fn set_forked(value: bool) {
 
 /// The cell that the calling thread or task belongs to; 0 for none.
 fn current_cell(py: Python<'_>) -> u64 {
+    let helpers = helpers::get(py);
     match THREAD_CELL.get() {
-        0 => helpers::get(py)
+        0 => helpers
             .cell_variable
-            .call_method0(py, pyo3::intern!(py, "get"))
+            .call_method0(py, &helpers.names.get)
             .and_then(|cell| cell.extract(py))
             .unwrap_or(0),
         cell => cell,
@@ -236,11 +237,11 @@ pub(crate) fn at_terminal(py: Python<'_>) -> bool {
     shared.is_some_and(|shared| shared.terminal.is_persons(current_cell(py)))
 }
 
-static INPUT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static INPUT: OnceLock<Py<PyAny>> = OnceLock::new();
 
 /// Remembers Python's own `input`.
-pub(crate) fn keep_input(py: Python<'_>, input: &Bound<'_, PyAny>) {
-    let _ = INPUT.set(py, input.clone().unbind());
+pub(crate) fn keep_input(input: &Bound<'_, PyAny>) {
+    let _ = INPUT.set(input.clone().unbind());
 }
 
 /// `input` of a session: Python's own for the person at the terminal; for all
@@ -252,7 +253,7 @@ pub(crate) fn input<'py>(
     prompt: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     if at_terminal(py)
-        && let Some(input) = INPUT.get(py)
+        && let Some(input) = INPUT.get()
     {
         return match prompt {
             Some(prompt) => input.bind(py).call1((prompt,)),

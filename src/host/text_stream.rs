@@ -5,17 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCFunction, PyDict, PyString, PyTuple};
 use pythond_protocol::output_log::Stream;
 
+use crate::helpers;
 use crate::streams::Sink;
 
 /// What [`ShortWay`] puts before the methods of the wrapper.
 const METHODS: [&str; 3] = ["write", "reconfigure", "detach"];
-
-/// `io.TextIOWrapper`, before cells can change the module.
-static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// A standard stream as cells find it.
 #[derive(Debug)]
@@ -28,11 +25,7 @@ pub(crate) struct TextStream {
 impl TextStream {
     /// Makes one; every write reaches its [`Sink`] at once.
     pub(crate) fn new(py: Python<'_>, stream: Stream) -> PyResult<Self> {
-        let class = CLASS.get_or_try_init(py, || {
-            py.import("_io")?
-                .getattr("TextIOWrapper")
-                .map(Bound::unbind)
-        })?;
+        let class = &helpers::get(py).text_io;
         let sink = Bound::new(py, Sink::new(stream))?;
         let options = PyDict::new(py);
         options.set_item("encoding", "utf-8")?;
@@ -74,14 +67,15 @@ impl TextStream {
 
     fn is_usable(&self, py: Python<'_>) -> PyResult<bool> {
         let wrapper = self.wrapper.bind(py);
-        let current = wrapper.getattr(pyo3::intern!(py, "__dict__"))?;
+        let names = &helpers::get(py).names;
+        let current = wrapper.getattr(&names.dict)?;
         let current = current.cast_into::<PyDict>()?;
         let made = self.attributes.bind(py);
         let same = current.len() == made.len()
             && made.iter().all(|(name, value)| {
                 matches!(current.get_item(name), Ok(Some(current)) if current.is(&value))
             });
-        Ok(same && !wrapper.getattr(pyo3::intern!(py, "closed"))?.is_truthy()?)
+        Ok(same && !wrapper.getattr(&names.closed)?.is_truthy()?)
     }
 }
 
@@ -107,15 +101,13 @@ impl ShortWay {
 
     /// True if a stream has the class of those that this stands before.
     pub(crate) fn is_class_of(stream: &Bound<'_, PyAny>) -> bool {
-        CLASS
-            .get(stream.py())
-            .is_some_and(|class| stream.get_type().is(class))
+        stream.get_type().is(&helpers::get(stream.py()).text_io)
     }
 
     /// What a method of a stream belongs to, if that is a short way and open.
     pub(crate) fn of_method<'py>(method: &Bound<'py, PyAny>) -> Option<Bound<'py, Self>> {
         let method = method.cast_exact::<PyCFunction>().ok()?;
-        let way = method.getattr(pyo3::intern!(method.py(), "__self__"));
+        let way = method.getattr(&helpers::get(method.py()).names.owner);
         let way = way.ok()?.cast_into_exact::<Self>().ok()?;
         way.get().open.load(Relaxed).then_some(way)
     }
