@@ -121,6 +121,7 @@ impl Attachment {
             Some(Arrived::Binary(bytes)) => Some(Incoming::Bytes(TerminalBytes(bytes))),
             Some(Arrived::Text(text)) => Some(understand(&text)),
             Some(Arrived::Close) => Some(Incoming::Closed),
+            Some(Arrived::Nothing) => Some(Incoming::Other),
         })
     }
 

@@ -49,6 +49,8 @@ pub(crate) enum Arrived {
     Binary(Bytes),
     /// The daemon closes.
     Close,
+    /// A ping or its answer: nothing for anybody, and a chance to look at others.
+    Nothing,
 }
 
 /// Why there is no WebSocket.
@@ -192,15 +194,13 @@ impl Connection {
         if let Some(text) = self.translation().and_then(Translation::answer) {
             return Ok(Some(Arrived::Text(text)));
         }
-        loop {
-            return match self.socket.read() {
-                Ok(Message::Text(text)) => Ok(Some(Arrived::Text(text))),
-                Ok(Message::Binary(bytes)) => Ok(Some(Arrived::Binary(bytes))),
-                Ok(Message::Close(_)) => Ok(Some(Arrived::Close)),
-                Ok(_) => continue,
-                Err(error) if would_block(&error) => Ok(None),
-                Err(error) => Err(error.into()),
-            };
+        match self.socket.read() {
+            Ok(Message::Text(text)) => Ok(Some(Arrived::Text(text))),
+            Ok(Message::Binary(bytes)) => Ok(Some(Arrived::Binary(bytes))),
+            Ok(Message::Close(_)) => Ok(Some(Arrived::Close)),
+            Ok(_) => Ok(Some(Arrived::Nothing)),
+            Err(error) if would_block(&error) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -338,12 +338,15 @@ fn leave(mut attachment: Attachment, typing: &mut Typing, limit: Duration) -> bo
         }
         match attachment.take() {
             Ok(Some(Incoming::Closed)) | Err(_) => return kept.len() > 0,
-            Ok(Some(Incoming::Event(AttachEvent::InputTaken { taken }))) => {
-                kept.acknowledged(taken);
-                continue;
+            Ok(came) => {
+                if let Some(Incoming::Event(AttachEvent::InputTaken { taken })) = came {
+                    kept.acknowledged(taken);
+                }
+                // A daemon that goes on and on is left all the same.
+                if came.is_some() && !left.is_zero() {
+                    continue;
+                }
             }
-            Ok(Some(_)) => continue,
-            Ok(None) => {}
         }
         if left.is_zero() {
             return false;

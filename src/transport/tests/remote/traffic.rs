@@ -6,8 +6,9 @@ use std::os::fd::AsFd as _;
 use std::sync::mpsc::channel;
 
 use pythond_protocol::SessionPath;
+use pythond_protocol::verbs::attach::TerminalSize;
 use pythond_protocol::verbs::submit::SubmitOptions;
-use pythond_transport::{Client, Streamed};
+use pythond_transport::{AttachOptions, Attachment, Client, Streamed};
 use tungstenite::Message;
 
 use crate::far::{Clients, Machine, VERSIONS, admitted, encrypted, listen};
@@ -211,18 +212,55 @@ fn a_message_that_nobody_has_room_for_is_an_error() {
     assert!(error.to_string().contains("protocol"), "{error}: {error:?}");
 }
 
-#[test]
-fn a_flood_that_says_nothing_does_not_keep_a_wait_from_being_ended() {
+/// A client of a daemon that answers a request with this and then sends pings
+/// without end.
+fn pinged_without_end(answer: Option<&'static str>) -> Client {
     let (here, far) = (Machine::new(), Machine::new());
     let config = far.tls(Clients::NotAsked, VERSIONS[0]);
     let port = listen(move |stream| {
         let mut socket = admitted(encrypted(&config, stream)).unwrap();
         socket.read().unwrap();
+        if let Some(answer) = answer {
+            socket.send(Message::text(answer)).unwrap();
+        }
         let pings = [0x89, 0].repeat(8 << 10);
         while socket.get_mut().write_all(&pings).is_ok() {}
     });
     here.pins(&far, Some(&local(port)));
-    let mut client = Client::connect(&way(&here, port, true)).unwrap();
+    Client::connect(&way(&here, port, true)).unwrap()
+}
+
+#[test]
+fn a_flood_that_says_nothing_does_not_hold_up_a_terminal() {
+    let mut client = pinged_without_end(Some(
+        r#"{"ok":true,"session":"work","session_id":"00","gen":1,"rows":24,"cols":80,"read_only":false,"held":false,"attached":1,"host":"h"}"#,
+    ));
+    let (says, hears) = channel();
+    // A thread of its own, as it would not end if this fails.
+    std::thread::spawn(move || {
+        let name: SessionPath = "work".parse().unwrap();
+        let options = AttachOptions {
+            size: TerminalSize { rows: 24, cols: 80 },
+            read_only: false,
+            term: None,
+            colorterm: None,
+            input: None,
+        };
+        client.attach(&name, &options).unwrap().wait().unwrap();
+        let mut terminal = Attachment::of(client, name);
+        // More than what could be there before the pings.
+        for _ in 0..100 {
+            says.send(terminal.take().is_ok()).unwrap();
+        }
+    });
+    for _ in 0..100 {
+        assert_eq!(hears.recv_timeout(DEADLINE), Ok(true));
+    }
+}
+
+#[test]
+fn a_flood_that_says_nothing_does_not_keep_a_wait_from_being_ended() {
+    let mut client = pinged_without_end(None);
     let (woken, mut wakes) = std::io::pipe().unwrap();
     wakes.write_all(b"x").unwrap();
     let (says, hears) = channel();
