@@ -62,6 +62,13 @@ def test_the_plain_form(remote: Remote, session: Session) -> None:
         assert "42" in person.text()
 
 
+def test_a_refusal_names_the_session_as_it_is_named_here(remote: Remote) -> None:
+    with remote.here.connect() as wire:
+        refused = wire.json("attach far/nobody 24 80 --json")
+    assert refused["error"]["code"] == "no_session"
+    assert "`far/nobody`" in refused["error"]["message"]
+
+
 def test_other_commands_are_refused_on_it(remote: Remote, session: Session) -> None:
     local = remote.here.new()
     with attached(remote, session.name) as person:

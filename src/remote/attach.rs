@@ -9,11 +9,11 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use pythond_protocol::{ErrorReply, Frame};
 use pythond_transport::{Exchange, Spoken, Step};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
 
-use super::Routed;
 use super::dial::Socket;
 use super::heartbeat::Heartbeat;
+use super::{Routed, names};
 
 /// A terminal on a remote session.
 pub(crate) struct AttachedRemote {
@@ -26,6 +26,8 @@ pub(crate) struct AttachedRemote {
     exchange: Option<Exchange>,
     /// Texts for the client.
     ready: VecDeque<String>,
+    /// The request has its answer, which may be a refusal.
+    answered: bool,
 }
 
 /// What comes from the remote daemon.
@@ -56,6 +58,7 @@ impl AttachedRemote {
             spoken: dialled.spoken,
             exchange: None,
             ready: VecDeque::new(),
+            answered: false,
             routed,
         };
         let asked = opened.routed.as_frame();
@@ -103,6 +106,17 @@ impl AttachedRemote {
         frame.verb == pythond_protocol::verbs::attach::DETACH
     }
 
+    /// A refusal names the session as the client does.
+    fn in_names_of_here(&mut self, text: Utf8Bytes) -> Utf8Bytes {
+        let session = self.routed.session.as_ref();
+        let is_answer = !std::mem::replace(&mut self.answered, true);
+        let remote = self.routed.remote.spec.name.as_str();
+        session
+            .filter(|_| is_answer)
+            .and_then(|session| names::text_of_here(&text, remote, session.as_str()))
+            .map_or(text, Utf8Bytes::from)
+    }
+
     /// Waits for what comes next.
     ///
     /// # Cancel safety
@@ -127,6 +141,9 @@ impl AttachedRemote {
                                 self.ready.extend(texts.into_iter().map(tagged));
                             }
                             continue;
+                        }
+                        Ok(Some(Message::Text(text))) => {
+                            FromRemote::Message(Message::Text(self.in_names_of_here(text)))
                         }
                         Ok(Some(message)) => FromRemote::Message(message),
                         Ok(None) => FromRemote::Sent,

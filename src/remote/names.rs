@@ -10,16 +10,20 @@ const MOST: usize = 64 << 10;
 
 /// The same reply; a refusal speaks of `REMOTE/SESSION`.
 pub(super) fn of_here(reply: Reply, remote: &str, session: &str) -> Reply {
-    if reply.ok || reply.text.len() > MOST {
-        return reply;
-    }
-    match renamed(&reply.text, remote, session) {
-        Some(text) => Reply::of_text(false, text),
-        None => reply,
+    match text_of_here(&reply.text, remote, session) {
+        Some(text) if !reply.ok => Reply::of_text(false, text),
+        _ => reply,
     }
 }
 
-/// None if it is no refusal, or says nothing of the session.
+/// The same text in the names of this machine; none if it is no refusal, or says
+/// nothing of the session.
+pub(super) fn text_of_here(text: &str, remote: &str, session: &str) -> Option<String> {
+    (text.len() <= MOST)
+        .then(|| renamed(text, remote, session))
+        .flatten()
+}
+
 fn renamed(text: &str, remote: &str, session: &str) -> Option<String> {
     let mut reply: Value = serde_json::from_str(text).ok()?;
     let error = reply.get_mut("error")?;
