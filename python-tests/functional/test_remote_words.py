@@ -54,3 +54,16 @@ def test_what_was_not_connected_is_not_said_to_be_tried_again(remote: Remote) ->
     assert "tried again when" not in refused.stderr, refused.stderr
     refused = remote.here.pyctl("disconnect", "other")
     assert "no remote named `other`" in refused.stderr, refused.stderr
+
+
+def test_the_status_of_the_daemon_tells_of_its_remotes(remote: Remote) -> None:
+    line = f"remote: {remote.name} -> {remote.address} tls up, round trip "
+    remote.here.pysh("run", f"{remote.name}/work", "1")
+    assert line in remote.here.pyctl("status").stdout
+    (told,) = remote.here.info()["remotes"]
+    assert (told["name"], told["state"]) == (remote.name, "up")
+    remote.proxy.refuse()
+    remote.proxy.cut("rst")
+    remote.wait_for_state("down")
+    shown = remote.here.pyctl("status").stdout
+    assert f"remote: {remote.name} -> {remote.address} tls down: " in shown, shown

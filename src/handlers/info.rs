@@ -50,5 +50,6 @@ pub(super) fn handle(context: &Context) -> Reply {
         max_sessions: context.registry.max_sessions() as u64,
         runtime_dir: context.hosts.dir.path().display().to_string(),
         zygotes: summaries.collect(),
+        remotes: context.remotes.summaries(),
     })
 }

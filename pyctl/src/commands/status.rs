@@ -2,6 +2,7 @@
 
 use pythond_protocol::ExitCode;
 use pythond_protocol::shown::escape_controls;
+use pythond_protocol::verbs::connect::{RemoteState, RemoteSummary};
 use pythond_protocol::verbs::info::{Endpoint, InfoReply, ZygoteSummary};
 use pythond_transport::{Address, Reply, Report};
 use serde_json::Value;
@@ -118,6 +119,7 @@ fn alive(address: &Address, info: &InfoReply) -> String {
     });
     lines.extend(network(info));
     lines.extend(info.zygotes.iter().map(zygote));
+    lines.extend(info.remotes.iter().map(remote));
     // A daemon of another machine may say anything.
     escape_controls(&lines.join("\n")).into_owned()
 }
@@ -155,6 +157,28 @@ fn zygote(zygote: &ZygoteSummary) -> String {
     }
     if let Some(reason) = &zygote.cannot_fork {
         line.push_str(&format!(" (cannot fork: {reason})"));
+    }
+    line
+}
+
+/// A daemon of another machine, and how the way there is.
+fn remote(remote: &RemoteSummary) -> String {
+    let first = remote.endpoints.first().map_or("", String::as_str);
+    let endpoint = remote.endpoint.as_deref().unwrap_or(first);
+    let tls = if remote.tls { " tls" } else { "" };
+    let state = match remote.state {
+        RemoteState::Idle => "idle",
+        RemoteState::Connecting => "connecting",
+        RemoteState::Up => "up",
+        RemoteState::Down => "down",
+        RemoteState::Refused => "refused",
+    };
+    let mut line = format!("remote: {} -> {endpoint}{tls} {state}", remote.name);
+    if let (RemoteState::Up, Some(rtt)) = (remote.state, remote.rtt_ms) {
+        line.push_str(&format!(", round trip {rtt:.1} ms"));
+    }
+    if let (true, Some(error)) = (remote.state != RemoteState::Up, &remote.last_error) {
+        line.push_str(&format!(": {error}"));
     }
     line
 }
@@ -211,6 +235,26 @@ mod tests {
              zygote: pid=8 Python 3.11.7 /usr/bin/python3 sessions=1\n\
              zygote: pid=9 Python 3.12.1 /v/bin/python sessions=1 preload=numpy,pandas \
              (cannot fork: a second thread)"
+        );
+    }
+
+    #[test]
+    fn remotes_are_told_with_how_the_way_is() {
+        let remotes: Vec<RemoteSummary> = serde_json::from_str(
+            r#"[{"name":"far","session":"far","endpoints":["10.0.0.5:7399"],"tls":true,
+            "state":"up","endpoint":"10.0.0.5:7399","rtt_ms":0.42,"connections":1,
+            "last_error":"cut"},
+            {"name":"gone","session":"gone","endpoints":["10.0.0.6:7399","10.0.0.7:1"],
+            "tls":false,"state":"down","connections":0,"last_error":"no answer"}]"#,
+        )
+        .unwrap();
+        let lines: Vec<_> = remotes.iter().map(remote).collect();
+        assert_eq!(
+            lines,
+            [
+                "remote: far -> 10.0.0.5:7399 tls up, round trip 0.4 ms",
+                "remote: gone -> 10.0.0.6:7399 down: no answer"
+            ]
         );
     }
 

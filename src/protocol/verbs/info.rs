@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::connect::RemoteSummary;
+
 /// The answer to `info`, always structured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -33,6 +35,9 @@ pub struct InfoReply {
     pub runtime_dir: String,
     /// The environments that are kept ready.
     pub zygotes: Vec<ZygoteSummary>,
+    /// Daemons of other machines that have a name here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remotes: Vec<RemoteSummary>,
 }
 
 /// An address that is listened on for other machines.

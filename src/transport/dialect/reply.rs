@@ -148,6 +148,7 @@ pub(super) fn info(version: String, text: &str) -> Step {
         max_sessions: 0,
         runtime_dir: String::new(),
         zygotes: Vec::new(),
+        remotes: Vec::new(),
     })
 }
 
