@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use pythond_protocol::shown::escape_controls;
 use pythond_transport::Report;
 
 use crate::failure::Failure;
@@ -25,8 +26,13 @@ impl Render {
         }
     }
 
-    /// One line of data.
+    /// Lines of data. A daemon of another machine may say anything: nothing of it
+    /// steers a terminal.
     pub(crate) fn line(&self, text: &str) -> Result<(), Failure> {
+        let text = match std::io::stdout().is_terminal() {
+            true => escape_controls(text),
+            false => text.into(),
+        };
         self.raw(format!("{text}\n").as_bytes())
     }
 

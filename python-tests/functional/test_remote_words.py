@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from support.daemon import TestDaemon
+from support.fake_daemon import FakeDaemon
 from support.remotes import Remote, remote_of
+from support.terminal import Terminal
 
 
 @pytest.fixture
@@ -67,3 +71,25 @@ def test_the_status_of_the_daemon_tells_of_its_remotes(remote: Remote) -> None:
     remote.wait_for_state("down")
     shown = remote.here.pyctl("status").stdout
     assert f"remote: {remote.name} -> {remote.address} tls down: " in shown, shown
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_another_machine_does_not_steer_the_terminal_of_who_asks(
+    binaries: Path, words: list[str]
+) -> None:
+    said = {
+        **{"ok": True, "endpoint": "", "pid": 7, "version": "\x9b31mred\u202e", "uptime_s": 1.0},
+        **{"sessions": 0, "max_sessions": 0, "runtime_dir": "", "zygotes": []},
+    }
+    with (
+        FakeDaemon() as fake,
+        Terminal([binaries / "pyctl", "status", *words], env=fake.environment()) as terminal,
+    ):
+        peer = fake.peer()
+        peer.next()
+        peer.send(json.dumps(said, ensure_ascii=False))
+        assert terminal.wait_exit() == 0
+        text = terminal.raw.decode()
+    assert "31mred" in text
+    assert "\x9b" not in text, text
+    assert "\u202e" not in text, text
