@@ -16,21 +16,8 @@ from support.daemon import TestDaemon
 from support.network import Machine, Server, made_by_openssl
 from support.pairing import Offer, assert_nobody_is_known, type_code
 from support.pairing_wire import SUBPROTOCOL, Pair, applicant, pair_of, tls
-from support.remotes import listening
 from support.terminal import Terminal
 from support.waiting import DEADLINE, wait_until
-
-
-@pytest.fixture
-def there(make_daemon: Callable[..., TestDaemon]) -> TestDaemon:
-    """A daemon that listens by TLS and trusts nobody."""
-    return listening(make_daemon())
-
-
-@pytest.fixture
-def address(there: TestDaemon) -> str:
-    """Where it listens."""
-    return there.info()["listen"][0]["address"]
 
 
 @pytest.fixture

@@ -31,34 +31,9 @@ from support.pairing_wire import (
     proof,
     relay,
 )
-from support.remotes import listening
 from support.waiting import DEADLINE
 
 Make = Callable[..., TestDaemon]
-
-
-@pytest.fixture
-def there(make_daemon: Make) -> TestDaemon:
-    """A daemon that listens by TLS and trusts nobody."""
-    return listening(make_daemon())
-
-
-@pytest.fixture
-def address(there: TestDaemon) -> str:
-    """Where it listens."""
-    return there.info()["listen"][0]["address"]
-
-
-@pytest.fixture
-def client(binaries: Path, mark: str, tmp_path: Path) -> Machine:
-    """Whose owner has the code."""
-    return Machine(tmp_path / "client", binaries, mark)
-
-
-@pytest.fixture
-def mallory(binaries: Path, mark: str, tmp_path: Path) -> Machine:
-    """Who is in between, or somewhere else, and has not."""
-    return Machine(tmp_path / "mallory", binaries, mark)
 
 
 def test_who_is_in_between_is_found_out_by_both(

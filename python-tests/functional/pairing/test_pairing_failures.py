@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -14,34 +13,9 @@ from support.daemon import TestDaemon
 from support.network import Machine
 from support.pairing import Offer, assert_nobody_is_known, type_code
 from support.pairing_wire import Between, Channel, applicant, element, pair_of, proof
-from support.remotes import listening
 from support.waiting import wait_until
 
 Make = Callable[..., TestDaemon]
-
-
-@pytest.fixture
-def there(make_daemon: Make) -> TestDaemon:
-    """A daemon that listens by TLS and trusts nobody."""
-    return listening(make_daemon())
-
-
-@pytest.fixture
-def address(there: TestDaemon) -> str:
-    """Where it listens."""
-    return there.info()["listen"][0]["address"]
-
-
-@pytest.fixture
-def client(binaries: Path, mark: str, tmp_path: Path) -> Machine:
-    """Whose owner has the code."""
-    return Machine(tmp_path / "client", binaries, mark)
-
-
-@pytest.fixture
-def mallory(binaries: Path, mark: str, tmp_path: Path) -> Machine:
-    """Another server."""
-    return Machine(tmp_path / "mallory", binaries, mark)
 
 
 def take_turns(one: Channel, other: Channel, times: int) -> None:
