@@ -34,6 +34,7 @@ pub(crate) struct Helpers {
     pub(crate) prompt: Py<PyModule>,
     pub(crate) compile_typed: Py<PyAny>,
     pub(crate) fork: Py<PyModule>,
+    fork_compare: Py<PyModule>,
     pub(crate) variables: Py<PyAny>,
     pub(crate) completions: Py<PyAny>,
     pub(crate) sys: Py<PyModule>,
@@ -76,6 +77,7 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
     let prompt = module("prompt", include_str!("python/prompt.py"))?;
     let look = module("look", include_str!("python/look.py"))?;
     let fork = module("fork", include_str!("python/fork.py"))?;
+    let fork_compare = module("fork_compare", include_str!("python/fork_compare.py"))?;
     let default = PyDict::new(py);
     default.set_item("default", 0)?;
     let variable = py
@@ -109,6 +111,7 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
         prompt: prompt.unbind(),
         session: session.unbind(),
         fork: fork.unbind(),
+        fork_compare: fork_compare.unbind(),
         sys: py.import("sys")?.unbind(),
         print: live_builtins.as_any().get_item("print")?.unbind(),
         text_io: py.import("_io")?.getattr("TextIOWrapper")?.unbind(),
@@ -154,9 +157,11 @@ pub(crate) fn load_cloudpickle(py: Python<'_>) -> PyResult<()> {
         (source, "<pythond>/cloudpickle.py", "exec", 0, true),
     )?;
     builtins.call_method1("exec", (code, &globals))?;
-    get(py)
+    let helpers = get(py);
+    let compare = helpers.fork_compare.bind(py);
+    helpers
         .fork
-        .call_method1(py, "install", (module,))
+        .call_method1(py, "install", (module, compare))
         .map(drop)
 }
 
