@@ -38,7 +38,7 @@ test: ## install what the tests need, then run all checks and tests
 torture: ## floods, kills and failing system calls, the long round, after `make test`; takes hours
 	set -o pipefail; PYTHOND_TORTURE=1 PYTHOND_BIN_DIR=$(TARGET)/debug \
 		.venv-tests/bin/python -m pytest -v --tb=short --timeout 7200 --durations=0 \
-		$$(grep -l PYTHOND_TORTURE python-tests/functional/*.py) 2>&1 | tee $(TARGET)/torture.txt
+		$$(grep -rl --include="*.py" PYTHOND_TORTURE python-tests/functional) 2>&1 | tee $(TARGET)/torture.txt
 
 bench: ## measure; ROWS=warm,oneshot chooses, QUICK=1 is short
 	@bash tests/bench.sh
