@@ -96,6 +96,7 @@ pub(crate) async fn serve(
         access,
         author,
         ahead: VecDeque::new(),
+        early: VecDeque::new(),
         running: FuturesUnordered::new(),
         in_order: false,
         events_in,
@@ -155,6 +156,8 @@ struct Connection<'a> {
     author: String,
     /// Requests without a tag that came while another was being carried out.
     ahead: VecDeque<Utf8Bytes>,
+    /// Messages that came while the way to a remote was opened.
+    early: VecDeque<Message>,
     /// Requests that are being carried out.
     running: FuturesUnordered<Running>,
     /// One of them has no tag: the next one without waits for it.
@@ -167,6 +170,17 @@ struct Connection<'a> {
     place: &'a Place,
     /// It has not sent a command yet, and makes room if there is none.
     silent: bool,
+}
+
+/// What came early, else what comes.
+///
+/// # Cancel safety
+/// Nothing is lost.
+async fn next_of(early: &mut VecDeque<Message>, socket: &mut Socket) -> Incoming {
+    match early.pop_front() {
+        Some(message) => Some(Ok(message)),
+        None => socket.next().await,
+    }
 }
 
 impl Connection<'_> {
@@ -196,7 +210,9 @@ impl Connection<'_> {
                 from = from_terminal(self.terminal.as_mut()) => self.terminal_says(from).await,
                 Some(event) = self.events.recv() => self.send(event).await,
                 Some(done) = self.running.next(), if !idle => self.done(done).await,
-                incoming = self.socket.next(), if !full => self.incoming(incoming).await,
+                incoming = next_of(&mut self.early, self.socket), if !full => {
+                    self.incoming(incoming).await
+                }
                 () = stop.cancelled(), if idle => Some(self.stopped().await),
                 () = self.place.makes_room(), if self.silent => {
                     Some(End::MakesRoom)

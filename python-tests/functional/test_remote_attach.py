@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,39 @@ def test_what_was_asked_before_is_answered_meanwhile(
         while not any(answer.get("tag") == "before" for answer in answers):
             answers.append(json.loads(wire.receive_text(DEADLINE)))
         assert answers[-1]["result"] == "42"
+
+
+def test_what_is_asked_before_the_terminal_is_there_reaches_it(
+    remote: Remote, session: Session, tmp_path: Path
+) -> None:
+    local, go = remote.here.new().name, tmp_path / "go"
+    with remote.here.connect() as wire:
+        wire.send(f"run {local} --json\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)")
+        wire.send(f"attach {session.name} 24 80 --json")
+        wire.send(f"resize {session.name} 30 100 --json")
+        go.touch()
+        assert json.loads(wire.receive_text())["status"] == "done"
+        assert json.loads(wire.receive_text())["attached"]
+        while (event := json.loads(wire.receive_text())).get("event") != "terminal_resized":
+            pass
+        assert (event["rows"], event["cols"]) == (30, 100)
+
+
+def test_a_way_that_is_opened_for_a_client_is_given_up_when_it_goes(
+    remote: Remote, session: Session
+) -> None:
+    port = remote.proxy.port
+    remote.proxy.refuse()
+    remote.proxy.cut("rst")
+    with socket.create_server(("127.0.0.1", port)) as silent, remote.here.connect() as wire:
+        wire.send(f"attach {session.name} 24 80 --json")
+        asked, _ = silent.accept()
+        wire.socket.socket.shutdown(socket.SHUT_RDWR)
+        with asked:
+            # Much shorter than the time that it may take to open it.
+            asked.settimeout(5)
+            while asked.recv(4096):
+                pass
 
 
 def test_what_is_typed_and_its_echo_pass_each_other(remote: Remote, session: Session) -> None:

@@ -1,11 +1,12 @@
 //! A connection that is a terminal of a remote session.
 
+use futures_util::StreamExt as _;
 use pythond_protocol::verbs::ReplyFormat;
 use pythond_protocol::{ErrorCode, ErrorReply, Frame};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-use super::{Asked, Connection, Done, End};
+use super::{Asked, Connection, Done, End, MAX_AHEAD, MAX_AHEAD_BYTES, next_of};
 use crate::access_log::Fields;
 use crate::handlers::Reply;
 use crate::remote::{AttachedRemote, FromRemote, Routed};
@@ -20,7 +21,10 @@ impl Connection<'_> {
                 ErrorCode::Usage,
                 "this connection is attached already",
             )),
-            None => AttachedRemote::open(routed).await,
+            None => match self.open(routed).await {
+                Ok(opened) => opened,
+                Err(end) => return Some(end),
+            },
         };
         let status = if opened.is_ok() { "ok" } else { "error" };
         let fields = Fields {
@@ -43,8 +47,38 @@ impl Connection<'_> {
         }
     }
 
+    /// Opens the way there, as long as the client is there to use it.
+    async fn open(&mut self, routed: Routed) -> Result<Result<AttachedRemote, ErrorReply>, End> {
+        // What waited behind this request comes before what is read now.
+        self.early.extend(self.ahead.drain(..).map(Message::Text));
+        let stop = self.context.stop.clone();
+        let mut opening = std::pin::pin!(AttachedRemote::open(routed));
+        loop {
+            let idle = self.running.is_empty();
+            let ahead: usize = self.early.iter().map(Message::len).sum();
+            let full = self.early.len() >= MAX_AHEAD || ahead > MAX_AHEAD_BYTES;
+            let end = tokio::select! {
+                biased;
+                opened = &mut opening => return Ok(opened),
+                Some(event) = self.events.recv() => self.send(event).await,
+                Some(done) = self.running.next(), if !idle => self.done(done).await,
+                incoming = self.socket.next(), if !full => match incoming {
+                    Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
+                        self.early.push_back(message);
+                        None
+                    }
+                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => None,
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => Some(End::Gone),
+                },
+                () = stop.cancelled() => Some(self.stopped().await),
+            };
+            if let Some(end) = end {
+                return Err(end);
+            }
+        }
+    }
+
     async fn join(&mut self, mut remote: AttachedRemote) -> End {
-        use futures_util::StreamExt as _;
         let stop = self.context.stop.clone();
         // The client comes again by itself, and goes on where it was.
         let broken = || End::Close(CloseCode::Restart, "the way to the remote broke");
@@ -62,7 +96,8 @@ impl Connection<'_> {
                     FromRemote::Closed(close) => Some(ended(close.map(|it| it.code))),
                     FromRemote::Broken => Some(broken()),
                 },
-                incoming = self.socket.next(), if remote.has_room() => match incoming {
+                incoming = next_of(&mut self.early, self.socket), if remote.has_room() => {
+                    match incoming {
                     Some(Ok(Message::Text(text))) => {
                         match self.for_remote(&text, &remote) {
                             Ok(None) => {}
@@ -80,7 +115,8 @@ impl Connection<'_> {
                         Some(End::Close(CloseCode::Protocol, "protocol error"))
                     }
                     Some(Ok(Message::Close(_)) | Err(_)) | None => Some(End::Gone),
-                },
+                }
+                }
                 () = stop.cancelled() => Some(self.stopped().await),
             };
             if let Some(end) = end {
