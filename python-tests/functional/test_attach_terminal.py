@@ -62,6 +62,29 @@ def test_the_window_decides_the_size(person: Terminal) -> None:
     person.wait_for("'wide'\n>>>")
 
 
+def test_a_window_that_changes_while_a_cell_runs_has_one_prompt(person: Terminal) -> None:
+    person.type("while os.get_terminal_size() != (100, 30): time.sleep(0.01)\r\r")
+    person.wait_for("\n...")
+    person.resize(30, 100)
+    person.wait_for("...\n>>>")
+    # The line is as wide as the window now.
+    person.type("x" * 90)
+    person.wait_for(f"\n>>> {'x' * 90}")
+
+
+def test_a_window_that_changes_while_an_agents_cell_runs_has_one_prompt(
+    person: Terminal, session: Session
+) -> None:
+    cell = session.detach(
+        "print('begun', flush=True); terminal = os.open('/dev/tty', os.O_RDWR)\n"
+        "while os.get_terminal_size(terminal) != (100, 30): time.sleep(0.01)"
+    )
+    person.wait_for("begun")
+    person.resize(30, 100)
+    session.ended(cell)
+    person.wait_for(at_prompt())
+
+
 def test_a_window_without_a_size(session: Session) -> None:
     with pysh_attach(session, rows=0, cols=0) as person:
         person.wait_for(at_prompt())

@@ -175,7 +175,7 @@ impl Prompt {
             self.begin_line(py);
         } else if let Editor::Readline(readline) = &self.editor {
             if terminal.take_resized() {
-                readline.resize();
+                readline.measure();
             }
             readline.redraw();
         } else {
@@ -239,7 +239,7 @@ impl Prompt {
                     readline.set_terminal(as_c(self.term.as_deref()).as_deref());
                 }
                 if self.shared.terminal.take_resized() {
-                    readline.resize();
+                    readline.measure();
                 }
                 let prompt = CString::new(prompt).unwrap_or_else(|_| c">>> ".to_owned());
                 readline.begin(&prompt);

@@ -48,6 +48,7 @@ pub(crate) struct Readline {
     remove: unsafe extern "C" fn(),
     redraw: unsafe extern "C" fn() -> c_int,
     resize: unsafe extern "C" fn(),
+    measure: unsafe extern "C" fn(),
     add_history: unsafe extern "C" fn(*const c_char),
     bind_variable: unsafe extern "C" fn(*const c_char, *const c_char) -> c_int,
     insert: unsafe extern "C" fn(*const c_char) -> c_int,
@@ -131,6 +132,7 @@ impl Readline {
             remove: function!(c"rl_callback_handler_remove")?,
             redraw: function!(c"rl_forced_update_display")?,
             resize: function!(c"rl_resize_terminal")?,
+            measure: function!(c"rl_reset_screen_size")?,
             add_history: function!(c"add_history")?,
             bind_variable: function!(c"rl_variable_bind")?,
             insert: function!(c"rl_insert_text")?,
@@ -265,6 +267,12 @@ impl Readline {
         // SAFETY: a handler is installed.
         unsafe { (self.redraw)() };
         self.flush();
+    }
+
+    /// The terminal has another size, and prompt and line are not on it.
+    pub(crate) fn measure(&self) {
+        // SAFETY: asks the terminal, and draws nothing.
+        unsafe { (self.measure)() };
     }
 
     /// The terminal has another size.
