@@ -350,6 +350,23 @@ def test_keys_beyond_the_newest_64_are_forgotten_and_that_is_said(session: Sessi
         taken(stays, 1)
 
 
+def test_a_paste_that_was_not_read_before_its_client_left_does_not_keep_the_next_one(
+    session: Session, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    with keyed(session, "k") as terminal:
+        terminal.wait_for_prompt()
+        session.detach(f"while not os.path.exists({str(go)!r}): time.sleep(0.01)")
+        session.wait_for_state("running")
+        terminal.type("\x1b[200~never ended")
+        taken(terminal, 17)
+    with attach(session) as terminal:
+        terminal.type("x = 6 * 7\r")
+        go.touch()
+        terminal.run("y = 1")
+    assert session.value("x") == "42"
+
+
 def test_a_paste_whose_client_left_does_not_keep_the_next_one(session: Session) -> None:
     with keyed(session, "k") as terminal:
         terminal.wait_for_prompt()

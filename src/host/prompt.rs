@@ -272,11 +272,11 @@ impl Prompt {
             self.keys.clear();
             self.typed.push_back(Typed::Interrupt);
         }
-        if self.shared.terminal.take_abandoned() {
-            // Nobody is there any more who could end a paste.
-            self.keys.clear();
-        }
         for _ in 0..KEYS_AT_ONCE {
+            // Before each key: those of who comes next are not torn by it.
+            if self.shared.terminal.take_abandoned() {
+                self.keys.clear_torn();
+            }
             while let Some(typed) = self.typed.pop_front() {
                 if let Some(source) = self.typed(py, typed) {
                     return Some(source);

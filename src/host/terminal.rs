@@ -9,6 +9,7 @@
 mod attached;
 mod input;
 mod label;
+mod paste;
 mod pty;
 mod screen;
 
@@ -23,6 +24,7 @@ use rustix::termios::Action;
 
 pub(crate) use self::attached::{Arrived, Terminals};
 pub(crate) use self::label::label;
+pub(crate) use self::paste::{PASTE_BEGIN, PASTE_END};
 pub(crate) use self::pty::{DEFAULT_SIZE, Follower, Leader, open};
 
 /// Most output of one cell that is shown, in bytes.

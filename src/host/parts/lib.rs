@@ -22,8 +22,12 @@ pub mod fuzz;
 #[path = "../journal.rs"]
 mod journal;
 mod kept_log;
+#[path = "../prompt/keys.rs"]
+mod keys;
 #[cfg(test)]
 mod models;
+#[path = "../terminal/paste.rs"]
+mod paste;
 #[path = "../../session/state.rs"]
 mod state;
 mod sys;
@@ -33,4 +37,9 @@ mod tests;
 /// Stands for the host's module, which needs Python.
 mod fork {
     pub(crate) use crate::journal::FORKS as MOST;
+}
+
+/// As above.
+mod terminal {
+    pub(crate) use crate::paste::{PASTE_BEGIN, PASTE_END};
 }

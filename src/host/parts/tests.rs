@@ -5,3 +5,4 @@ mod append;
 mod cell_log;
 mod cells;
 mod journal;
+mod typing;

@@ -1,9 +1,8 @@
 //! What is typed, in whole characters and whole pastes: readline would wait for
 //! the rest of one that is torn, and everybody with it.
 
-/// What a terminal writes before and after a paste.
-const PASTE_BEGIN: &[u8] = b"\x1b[200~";
-const PASTE_END: &[u8] = b"\x1b[201~";
+use crate::terminal::{PASTE_BEGIN, PASTE_END};
+
 /// Most of a paste that is kept, in bytes.
 const LONGEST_PASTE: usize = 16 << 20;
 /// The interrupt key, Ctrl-C.
@@ -54,6 +53,11 @@ impl Keys {
     }
 
     fn paste(&mut self) -> Option<Key> {
+        if self.bytes.ends_with(PASTE_BEGIN) {
+            // The one before was abandoned.
+            self.bytes.clear();
+            return None;
+        }
         if self.bytes.ends_with(PASTE_END) {
             let mut text = std::mem::take(&mut self.bytes);
             self.pasting = false;
@@ -67,6 +71,13 @@ impl Keys {
             self.bytes.extend(rest);
         }
         None
+    }
+
+    /// Nobody ends what was typed by half; a paste has an end of its own then.
+    pub(crate) fn clear_torn(&mut self) {
+        if !self.pasting {
+            self.bytes.clear();
+        }
     }
 
     /// What waits for its rest, a lone escape apart, is forgotten.

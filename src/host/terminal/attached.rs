@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::termios::{LocalModes, QueueSelector, SpecialCodeIndex};
 
 use super::input::Inputs;
+use super::paste::{ABANDONED, OpenPaste};
 use super::screen::Screen;
 use super::{DEFAULT_SIZE, Leader, Person};
 use crate::interrupt;
@@ -111,6 +112,8 @@ pub(crate) struct Terminals {
     next_id: u64,
     /// What was typed and the terminal has not taken.
     typed: VecDeque<u8>,
+    /// In all that was typed.
+    paste: OpenPaste,
     /// How much was, by whom.
     inputs: Inputs,
     /// Somebody who is attached is far behind, and reads on.
@@ -129,6 +132,7 @@ impl Terminals {
             attached: Vec::new(),
             next_id: 0,
             typed: VecDeque::new(),
+            paste: OpenPaste::default(),
             inputs: Inputs::default(),
             held_back: false,
             cut_off: Vec::new(),
@@ -302,8 +306,17 @@ impl Terminals {
         self.let_output_go_on();
         match key {
             Some(key) => self.inputs.left(key),
-            None => self.shared.terminal.note_abandoned(),
+            None => self.abandon(),
         }
+    }
+
+    /// Nobody is there any more who could end what was typed by half.
+    fn abandon(&mut self) {
+        if self.paste.close() {
+            self.typed.extend(ABANDONED);
+            self.write_typed();
+        }
+        self.shared.terminal.note_abandoned();
     }
 
     /// A key may have stopped the output of the terminal.
@@ -409,7 +422,7 @@ impl Terminals {
                 .inputs
                 .came(input.as_ref().map(|input| input.key.as_str()))
         {
-            self.shared.terminal.note_abandoned();
+            self.abandon();
         }
         let known = input.as_ref().map(|input| self.begin_input(input));
         // What was written until now is part of the screen that it gets.
@@ -511,7 +524,7 @@ impl Terminals {
             self.inputs.take(&key, bytes.len());
         }
         if self.inputs.gives_up() {
-            shared.terminal.note_abandoned();
+            self.abandon();
         }
         if bytes.contains(&INTERRUPT_KEY) {
             interrupt::stop_completing();
@@ -520,6 +533,7 @@ impl Terminals {
         while let Some(at) = self.interrupt_key(rest) {
             // What was typed before it is given up, as every terminal does.
             self.typed.clear();
+            self.paste.close();
             rest = &rest[at + 1..];
             self.give_up_typed();
             arrived.push(match self.shared.terminal.persons_cell() {
@@ -537,7 +551,9 @@ impl Terminals {
                 "[pythond] {lost} bytes were typed that nothing reads, and are lost"
             ));
         }
-        self.typed.extend(&rest[..rest.len().min(room)]);
+        let taken = &rest[..rest.len().min(room)];
+        self.paste.pass(taken);
+        self.typed.extend(taken);
         self.write_typed();
         self.shared.terminal.note_typed();
         Ok(())
