@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 MARK = "TEST_RUN_MARK"
@@ -64,6 +65,17 @@ def open_files(pid: int) -> list[str]:
         with contextlib.suppress(OSError):
             found.append(os.readlink(entry.path))
     return found
+
+
+def socket_between(pid: int, other: int) -> Path:
+    """The one unix socket of a process whose other end a second one has, as /proc names it."""
+    listed = subprocess.run(["ss", "-xpH"], capture_output=True, text=True, check=True).stdout
+    # Kind, state, two queues, address and inode here, address and inode there, users.
+    sockets = [line.split() for line in listed.splitlines()]
+    theirs = {words[5] for words in sockets if f"pid={other}," in words[-1]}
+    mine = [words for words in sockets if f"pid={pid}," in words[-1]]
+    (found,) = [words[5] for words in mine if words[7] in theirs]
+    return Path(f"socket:[{found}]")
 
 
 def threads(pid: int) -> int:
