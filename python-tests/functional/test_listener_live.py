@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import shutil
 import socket
 import threading
 import time
@@ -213,12 +215,61 @@ def test_those_who_are_in_stay_while_files_cannot_be_read(server: Server, owner:
         garbage.write_bytes(b"garbage")
         wait_until(lambda: server.daemon.info()["network"].get("error"), what="it is noticed")
         assert stays.ask("ls") == server.daemon.ask("ls")
-        # What changed meanwhile counts once it can be read.
+        # What can be read counts all the same.
         server.machine.pyctl("token", "rotate")
-        garbage.unlink()
         with pytest.raises(ConnectionClosed) as closed:
             stays.socket.recv(20)
         assert closed.value.rcvd.reason == "the token was rotated"
+
+
+def test_the_last_client_that_is_untrusted_goes_and_the_owner_is_told(
+    server: Server, owner: Machine
+) -> None:
+    server.machine.trust(owner)
+    wait_until(lambda: not lets_in(server, None), what="certificates are demanded")
+    with server.connect(owner) as goes:
+        certificate = owner.certificate()
+        done = server.machine.run("pyctl", "untrust", certificate)
+        assert done.returncode == 0, done
+        assert "`pyctl token rotate`" in done.stderr
+        assert goodbye(goes).reason == "this client is not trusted any more"
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        ["trust"],
+        ["untrust", "AB:" * 31 + "AB"],
+        ["pin"],
+        ["unpin", "10.0.0.5"],
+        ["token", "rotate"],
+    ],
+)
+def test_what_was_removed_is_not_made_again_by_who_looks(
+    server: Server, owner: Machine, looks: list[str]
+) -> None:
+    server.machine.trust(owner)
+    wait_until(lambda: not lets_in(server, None), what="certificates are demanded")
+    shutil.rmtree(server.machine.trusted)
+    wait_until(lambda: server.daemon.info()["network"].get("error"), what="it is noticed")
+    server.machine.run("pyctl", *looks)
+    assert not server.machine.trusted.exists()
+    server.machine.trust(owner)
+    wait_until(lambda: lets_in(server, owner))
+
+
+def test_a_lock_that_somebody_has_holds_up_nobody(server: Server) -> None:
+    lock = server.daemon.home / ".pythond" / "identity.lock"
+    with lock.open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        certificate = server.machine.tls / "cert.pem"
+        certificate.write_bytes(b"")
+        # Whoever looks waits for the lock, and everybody else is served.
+        began = time.monotonic()
+        while time.monotonic() - began < 3:
+            asked = time.monotonic()
+            server.daemon.ask("ls")
+            assert time.monotonic() - asked < 2.5
 
 
 def test_an_announced_certificate_takes_over_by_itself(server: Server) -> None:

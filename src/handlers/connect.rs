@@ -57,12 +57,13 @@ pub(super) async fn handle(
     // Somebody may have been quicker.
     may_have()?;
     let remote = remote.into_inner();
-    let summary = remote.summary();
+    let (summary, note) = (remote.summary(), remote.take_note());
     context.remotes.enter(remote);
     Ok(match format {
         ReplyFormat::Json => Reply::json(&ConnectReply {
             ok: true,
             remote: summary,
+            note,
         }),
         ReplyFormat::Plain => {
             let endpoint = summary.endpoint.unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::extensions::ParsedExtension;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 
 use crate::pem::{self, PemError};
 use crate::{CertificateFingerprint, KeyFingerprint};
@@ -23,6 +23,14 @@ pub enum CertificateError {
     /// be pinned or trusted.
     #[error("it is a certificate authority's: it can sign others")]
     Authority,
+    /// It is older than what says that it signs nobody.
+    #[error("it is of X.509 version 1 or 2, which cannot say that it signs no others")]
+    Version,
+    /// Its key or an extension of it is of no use to TLS.
+    #[error(
+        "TLS cannot use it: its key is too weak or of an unknown kind, or it has an extension that is not known"
+    )]
+    Unsuitable,
 }
 
 /// From when and until when a certificate may be used.
@@ -88,6 +96,9 @@ impl Certificate {
             X509Certificate::from_der(&der).map_err(|_| CertificateError::NotX509)?;
         if !rest.is_empty() {
             return Err(CertificateError::NotX509);
+        }
+        if parsed.version() != X509Version::V3 {
+            return Err(CertificateError::Version);
         }
         if can_sign_others(&parsed)? {
             return Err(CertificateError::Authority);

@@ -167,8 +167,14 @@ impl Store {
                     self.install()?;
                     Rotation::Finished
                 }
+                // Nobody takes it any more: there is nothing to overlap with.
+                (None, Overlap::For(_)) if found.pair.certificate.validity().not_after <= now => {
+                    self.replace(now, Rotation::Replaced)?
+                }
                 (None, Overlap::For(time)) => {
-                    let used_from = seconds(now).saturating_add(time.as_secs());
+                    // Not later than the old one is of use.
+                    let end = seconds(found.pair.certificate.validity().not_after);
+                    let used_from = seconds(now).saturating_add(time.as_secs()).min(end);
                     let used_from = Duration::from_secs(used_from);
                     self.stage(now, UnixTime::since_unix_epoch(used_from))?;
                     Rotation::Announced

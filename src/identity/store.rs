@@ -54,6 +54,20 @@ impl Store {
         Ok(there(&self.tls, TRUSTED_CLIENTS)?.is_some())
     }
 
+    /// The directory of trusted clients, if it is there.
+    pub(crate) fn found_trusted_clients_dir(&self) -> Result<Option<PrivateDir>, IdentityError> {
+        there(&self.tls, TRUSTED_CLIENTS)
+    }
+
+    /// Makes the directory of trusted clients, empty, if it is not there: only for who
+    /// begins, as its absence tells everybody else that it was taken away.
+    ///
+    /// # Errors
+    /// [`IdentityError::Fs`] if it cannot be made, or is not safe from others.
+    pub fn begin_trusted_clients(&self) -> Result<(), IdentityError> {
+        self.trusted_clients_dir().map(drop)
+    }
+
     pub(crate) fn trusted_servers_dir(&self) -> Result<PrivateDir, IdentityError> {
         Ok(self.tls.subdir(TRUSTED_SERVERS)?)
     }
@@ -80,7 +94,10 @@ impl Store {
             }
         };
         remove_temporaries(&self.tls)?;
-        remove_temporaries(&self.trusted_clients_dir()?)?;
+        // What is not there any more is not made again by whoever looks.
+        if let Some(dir) = there(&self.tls, TRUSTED_CLIENTS)? {
+            remove_temporaries(&dir)?;
+        }
         let of_the_token = format!(".{}.", crate::token::FILE);
         remove_starting_with(&self.root, &of_the_token)?;
         Ok(guard)

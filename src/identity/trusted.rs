@@ -54,11 +54,17 @@ impl TrustedClients {
         !self.clients.is_empty()
     }
 
+    /// Whether somebody said that a client with this certificate may connect.
+    #[must_use]
+    pub fn knows(&self, presented: &Certificate) -> bool {
+        let known = |client: &TrustedClient| client.fingerprint == presented.fingerprint();
+        self.clients.iter().any(known)
+    }
+
     /// Whether a client with this certificate may connect.
     #[must_use]
     pub fn check(&self, presented: &Certificate, now: UnixTime) -> TrustVerdict {
-        let known = |client: &TrustedClient| client.fingerprint == presented.fingerprint();
-        if !self.clients.iter().any(known) {
+        if !self.knows(presented) {
             return TrustVerdict::Unknown;
         }
         match presented.validity().at(now) {
@@ -70,13 +76,16 @@ impl TrustedClients {
 }
 
 impl Store {
-    /// The clients that may connect.
+    /// The clients that may connect; nobody if nobody ever said who.
     ///
     /// # Errors
     /// [`IdentityError`] if any of it cannot be read or is damaged; it must not be
     /// taken for empty then.
     pub fn trusted_clients(&self) -> Result<TrustedClients, IdentityError> {
-        let clients = known(&self.trusted_clients_dir()?)?.into_iter();
+        let Some(dir) = self.found_trusted_clients_dir()? else {
+            return Ok(TrustedClients::default());
+        };
+        let clients = known(&dir)?.into_iter();
         Ok(TrustedClients {
             clients: clients
                 .map(|(fingerprint, known)| TrustedClient {
@@ -128,7 +137,9 @@ impl Store {
             let key = client.certificate.as_ref().map(Certificate::key);
             is(whom, Some(client.fingerprint), key)
         });
-        let dir = self.trusted_clients_dir()?;
+        let Some(dir) = self.found_trusted_clients_dir()? else {
+            return Ok(Vec::new());
+        };
         for file in clients.iter().flat_map(|client| &client.files) {
             dir.remove(file)?;
         }

@@ -55,7 +55,7 @@ impl Connection {
         let shake = async {
             // One that said nothing can still be told why it has to go.
             tokio::select! {
-                () = stream.something_came() => {}
+                _ = stream.something_came() => {}
                 () = place.makes_room() => {
                     if !self.is_encrypted() {
                         stream.say(BUSY);

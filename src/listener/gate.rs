@@ -24,6 +24,12 @@ use crate::network::penalties::Source;
 const ACCESS_DENIED: &[u8] = &[21, 3, 3, 0, 2, 2, 49];
 const INTERNAL_ERROR: &[u8] = &[21, 3, 3, 0, 2, 2, 80];
 
+/// How a client begins that speaks TLS.
+const TLS_HANDSHAKE: u8 = 22;
+/// For one that does where there is none.
+const NO_TLS_HERE: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
 /// The way in from one address that is listened on, for one connection.
 pub(super) struct Gate {
     pub(super) network: Arc<Network>,
@@ -59,6 +65,15 @@ impl Gate {
     pub(super) async fn secure(&self, stream: Stream) -> Result<(Stream, Newcomer), String> {
         let stream = match stream {
             Stream::Tcp(stream) if self.is_encrypted => stream,
+            Stream::Tcp(stream) => {
+                let stream = Stream::Tcp(stream);
+                if stream.something_came().await == Some(TLS_HANDSHAKE) {
+                    // What is no record of TLS tells its client what is wrong.
+                    stream.say(NO_TLS_HERE);
+                    return Err("TLS where there is none".to_owned());
+                }
+                return Ok((stream, Newcomer::Client(None)));
+            }
             other => return Ok((other, Newcomer::Client(None))),
         };
         let keys = match self.network.keys.current() {

@@ -142,10 +142,14 @@ pub(super) fn has_host(headers: &HeaderMap) -> bool {
 pub(super) fn is_for_loopback(headers: &HeaderMap) -> bool {
     let host = single(headers, &header::HOST).and_then(|host| std::str::from_utf8(host).ok());
     let Some(host) = host else { return false };
-    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((inside, _)) => inside,
-        None => host.split_once(':').map_or(host, |(name, _)| name),
+    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((inside, after)) => (inside, after),
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
     };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
+        return false;
+    }
     let name = name.strip_suffix('.').unwrap_or(name);
     name.eq_ignore_ascii_case("localhost")
         || name
@@ -179,6 +183,10 @@ mod tests {
             ("127.0.0.1.example:7399", false),
             ("10.0.0.5", false),
             ("[::2]", false),
+            ("[::1]evil.example", false),
+            ("127.0.0.1:80@evil.example", false),
+            ("localhost:evil", false),
+            ("localhost:", true),
         ] {
             let found = is_for_loopback(&headers(header::HOST, &[host]));
             assert_eq!(found, good, "{host}");

@@ -21,11 +21,14 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Waits for the first byte, an end or an error, and leaves it where it is.
-    pub(super) async fn something_came(&self) {
+    /// Waits for the first byte, an end or an error, and leaves it where it is. The
+    /// byte, if there is one, and no TLS yet.
+    pub(super) async fn something_came(&self) -> Option<u8> {
         let look = || {
             let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-            Ok(rustix::net::recv(self, &mut [0; 1][..], flags).map(drop)?)
+            let mut byte = [0];
+            let (came, _) = rustix::net::recv(self, &mut byte[..], flags)?;
+            Ok((came > 0).then_some(byte[0]))
         };
         // The runtime takes a new socket for readable until somebody has looked.
         loop {
@@ -39,11 +42,11 @@ impl Stream {
                     Err(error) => Err(error),
                 },
                 // A handshake has come already.
-                Self::Tls(_) => return,
+                Self::Tls(_) => return None,
             };
             match looked {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                _ => return,
+                found => return found.ok().flatten(),
             }
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pythond_identity::{Certificate, IdentityError, Store, UnixTime, Watch};
+use pythond_identity::{Certificate, IdentityError, Store, Token, TrustedClients, UnixTime, Watch};
 use pythond_tls::server::{KeysError, ServerKeys};
 use tokio::sync::watch;
 
@@ -16,7 +16,23 @@ use crate::log::Log;
 const LOOK: Duration = Duration::from_millis(400);
 
 /// What is known now: the keys, or why nobody is let in.
-pub(crate) type Current = Result<Arc<ServerKeys>, Arc<str>>;
+pub(crate) type Current = Result<Arc<ServerKeys>, Arc<Closed>>;
+
+/// Nobody is let in: not all of the files can be used.
+#[derive(Debug)]
+pub(crate) struct Closed {
+    /// What is wrong with them.
+    why: String,
+    /// What can be read all the same: who is in and may not be any more must go.
+    token: Option<Token>,
+    trusted: Option<TrustedClients>,
+}
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.why)
+    }
+}
 
 /// Reads them as they are now.
 ///
@@ -34,11 +50,22 @@ pub(crate) fn read_again(home: &Path) -> Result<ServerKeys, KeysError> {
     ServerKeys::load_again(&Store::open(home)?, UnixTime::now())
 }
 
-fn current(read: Result<ServerKeys, KeysError>) -> Current {
-    read.map(Arc::new).map_err(|error| chain(&error).into())
+fn current(read: Result<ServerKeys, KeysError>, home: &Path) -> Current {
+    read.map(Arc::new).map_err(|error| {
+        let store = Store::open(home);
+        let store = store.as_ref();
+        Arc::new(Closed {
+            why: chain(&error),
+            token: store.ok().and_then(|store| store.token().ok().flatten()),
+            trusted: store
+                .ok()
+                .filter(|store| store.has_trusted_clients().unwrap_or(false))
+                .and_then(|store| store.trusted_clients().ok()),
+        })
+    })
 }
 
-fn tell_closed(log: &Log, why: &str) {
+fn tell_closed(log: &Log, why: &Closed) {
     log.note(&format!("WARN: nobody is let in from a network: {why}"));
 }
 
@@ -63,7 +90,7 @@ pub(crate) enum Dismissed {
 impl Keys {
     /// Begins with what was read below this home, and says so if that lets nobody in.
     pub(crate) fn new(home: PathBuf, read: Result<ServerKeys, KeysError>, log: Log) -> Self {
-        let read = current(read);
+        let read = current(read, &home);
         if let Err(why) = &read {
             tell_closed(&log, why);
         }
@@ -85,14 +112,26 @@ impl Keys {
                 Ok(keys) => keys.used_until().is_some_and(|end| UnixTime::now() >= end),
                 Err(_) => false,
             };
-            if files.changed() || is_over {
-                self.read_again();
+            // A disk that is slow, or a lock that somebody has, holds up nobody else.
+            let looked = tokio::task::spawn_blocking(move || {
+                let changed = files.changed();
+                (files, changed)
+            });
+            let Ok((looked, changed)) = looked.await else {
+                return;
+            };
+            files = looked;
+            if changed || is_over {
+                let home = self.home.clone();
+                let read = move || current(read_again(&home), &home);
+                if let Ok(read) = tokio::task::spawn_blocking(read).await {
+                    self.set(read);
+                }
             }
         }
     }
 
-    fn read_again(&self) {
-        let read = current(read_again(&self.home));
+    fn set(&self, read: Current) {
         let before = self.current();
         match (&before, &read) {
             (Ok(_), Err(why)) => tell_closed(&self.log, why),
@@ -108,7 +147,7 @@ impl Keys {
     /// As [`Store::trust`].
     pub(crate) fn trust(&self, certificate: &Certificate) -> Result<bool, IdentityError> {
         let trusted = Store::open(&self.home)?.trust(certificate)?;
-        self.read_again();
+        self.set(current(read_again(&self.home), &self.home));
         Ok(trusted)
     }
 
@@ -153,16 +192,29 @@ impl Standing {
         }
     }
 
-    /// Those whom we let in stay while the files cannot be read: what was changed
-    /// is not known, and nobody else comes in.
+    /// Those whom we let in stay while a file cannot be read, and nobody else comes
+    /// in; but what the others say counts.
     fn dismissed(&mut self) -> Option<Dismissed> {
         let current = self.current.borrow_and_update();
-        let Ok(keys) = &*current else { return None };
-        if Arc::ptr_eq(keys, &self.admitted_by) {
-            return None;
-        }
         let token = self.admitted_by.token().reveal();
-        if keys.admit(self.client.as_ref(), UnixTime::now()).is_err() {
+        let knew = |client: &&Certificate| self.admitted_by.trusted().knows(client);
+        let was_trusted = self.client.as_ref().filter(knew);
+        let is_out = |trusted: &TrustedClients| was_trusted.is_some_and(|it| !trusted.knows(it));
+        let keys = match &*current {
+            Ok(keys) if Arc::ptr_eq(keys, &self.admitted_by) => return None,
+            Ok(keys) => keys,
+            Err(closed) if closed.trusted.as_ref().is_some_and(is_out) => {
+                return Some(Dismissed::NotTrusted);
+            }
+            Err(closed) => {
+                let changed = |now: &Token| !now.matches(token.as_bytes());
+                let is_old = closed.token.as_ref().is_some_and(changed);
+                return is_old.then_some(Dismissed::OldToken);
+            }
+        };
+        // Also if it was the last, so that no certificate is asked of who comes next.
+        let is_out = is_out(keys.trusted());
+        if is_out || keys.admit(self.client.as_ref(), UnixTime::now()).is_err() {
             Some(Dismissed::NotTrusted)
         } else if !keys.token().matches(token.as_bytes()) {
             Some(Dismissed::OldToken)

@@ -284,6 +284,7 @@ fn unreachable(error: &Error) -> DialError {
 
 fn explain(tls: &ClientTls, error: &Error) -> DialError {
     match tls.explain_io(error) {
+        Some(TlsTrouble::TurnedAway) => DialError::Penalty,
         Some(trouble) => DialError::Tls(Box::new(trouble)),
         None => DialError::Unreachable(match error.kind() {
             ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),

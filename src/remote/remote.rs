@@ -51,6 +51,8 @@ struct State {
     round_trip: Option<Duration>,
     connections: u64,
     attempts: VecDeque<EndpointAttempt>,
+    /// What a connection made known, for whoever asked for it.
+    note: Option<String>,
 }
 
 /// One remote daemon.
@@ -80,6 +82,7 @@ impl Remote {
             round_trip: None,
             connections: 0,
             attempts: VecDeque::new(),
+            note: None,
         });
         Arc::new(Self {
             spec,
@@ -207,6 +210,8 @@ impl Remote {
                 Ok(dialled) => {
                     if let Some(note) = &dialled.note {
                         self.log.note(&format!("remote {}: {note}", self.spec.name));
+                        self.state
+                            .send_modify(|state| state.note = Some(note.clone()));
                     }
                     return Ok(dialled);
                 }
@@ -214,6 +219,16 @@ impl Remote {
             }
         }
         Err(RemoteError::of(&failed))
+    }
+
+    /// What the last connection made known, once.
+    pub(crate) fn take_note(&self) -> Option<String> {
+        let mut note = None;
+        self.state.send_if_modified(|state| {
+            note = state.note.take();
+            false
+        });
+        note
     }
 
     /// The link, made now if there is none; fails as soon as that fails, unless it

@@ -144,9 +144,19 @@ impl ClientTls {
     pub fn explain(&self, error: Error) -> TlsTrouble {
         match self.verifier.found.get() {
             Some(Err(why)) => why.clone().into(),
-            Some(Ok(_)) if is_bad_signature(&error) && !self.verifier.is_proven() => {
+            Some(Ok(_)) if !self.verifier.is_proven() => {
                 let address = self.verifier.address.clone();
-                Box::new(ServerNotTrusted::KeyNotProven { address }).into()
+                let not_trusted = match &error {
+                    Error::InvalidCertificate(CertificateError::BadSignature)
+                    | Error::PeerMisbehaved(_) => ServerNotTrusted::KeyNotProven { address },
+                    // Its key was not even tried.
+                    Error::InvalidCertificate(_) => ServerNotTrusted::Unusable {
+                        address,
+                        reason: pythond_identity::CertificateError::Unsuitable,
+                    },
+                    _ => return TlsTrouble::of(error, &self.own),
+                };
+                Box::new(not_trusted).into()
             }
             _ => TlsTrouble::of(error, &self.own),
         }
@@ -159,14 +169,6 @@ impl ClientTls {
         let tls = error.get_ref()?.downcast_ref::<Error>()?;
         Some(self.explain(tls.clone()))
     }
-}
-
-/// Told by the check of the key, not by the other end.
-fn is_bad_signature(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::InvalidCertificate(_) | Error::PeerMisbehaved(_)
-    )
 }
 
 /// Which servers are good.

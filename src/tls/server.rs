@@ -91,8 +91,7 @@ impl ServerKeys {
     pub fn load(store: &Store, now: UnixTime) -> Result<Self, KeysError> {
         store.own_or_make(now)?;
         store.token_or_make()?;
-        // Its directory is made with it.
-        store.trusted_clients()?;
+        store.begin_trusted_clients()?;
         Self::load_again(store, now)
     }
 
@@ -179,6 +178,12 @@ impl ServerKeys {
     #[must_use]
     pub fn demand_certificates(&self) -> bool {
         self.trusted.are_demanded()
+    }
+
+    /// Who may come in with a certificate.
+    #[must_use]
+    pub fn trusted(&self) -> &TrustedClients {
+        &self.trusted
     }
 
     /// Whether a client with this certificate, or with none, may be here.

@@ -19,6 +19,12 @@ pub enum TlsTrouble {
     /// The server does not trust our certificate.
     #[error("the server does not trust this machine's certificate")]
     CertificateRefused,
+    /// The server finds that our certificate has expired, or is not valid yet.
+    #[error("the server takes this machine's certificate for expired or not yet valid")]
+    CertificateLapsed,
+    /// The server hears nobody from here for a while.
+    #[error("the server hears nobody from this address for a while: too many wrong tokens")]
+    TurnedAway,
     /// The server ended it for another reason.
     #[error("the server ended the TLS handshake ({})", alert_word(*.0))]
     Alert(AlertDescription),
@@ -33,6 +39,13 @@ pub enum TlsTrouble {
 impl TlsTrouble {
     pub(crate) fn of(error: Error, own: &OwnCertificate) -> Self {
         match error {
+            Error::AlertReceived(AlertDescription::CertificateExpired) if own.is_there() => {
+                Self::CertificateLapsed
+            }
+            // Ours says so before it has asked for anything.
+            Error::AlertReceived(AlertDescription::AccessDenied) if !own.was_asked_for() => {
+                Self::TurnedAway
+            }
             Error::AlertReceived(alert) if own.was_asked_for() && is_about_a_certificate(alert) => {
                 if own.is_there() {
                     Self::CertificateRefused
@@ -58,7 +71,8 @@ impl TlsTrouble {
         match self {
             Self::NotTrusted(why) => why.code(),
             Self::CertificateDemanded => "client_certificate_required",
-            Self::CertificateRefused => "client_certificate_refused",
+            Self::CertificateRefused | Self::CertificateLapsed => "client_certificate_refused",
+            Self::TurnedAway => "too_many_wrong_tokens",
             Self::NoTls => "no_tls",
             Self::Alert(_) | Self::Broken(_) => "tls",
         }
@@ -79,6 +93,13 @@ impl TlsTrouble {
                  server"
                     .to_owned(),
             ),
+            Self::CertificateLapsed => Some(
+                "compare the clocks of both machines; `pyctl cert` shows until when it is good. \
+                 If it has expired, run `pyctl cert rotate --now` here, then `pyctl trust CERT` \
+                 on the server"
+                    .to_owned(),
+            ),
+            Self::TurnedAway => Some("wait a little, and look at the token".to_owned()),
             Self::NoTls => Some(
                 "look at the address and its port; another program may listen there".to_owned(),
             ),

@@ -146,8 +146,8 @@ impl ServerNotTrusted {
                 _ => format!("if this server may answer at both, {}", pin(address)),
             },
             Self::Expired { address, .. } => format!(
-                "compare this machine's clock; if it is right, run `pyctl cert rotate` on the \
-                 server, then {}",
+                "compare this machine's clock; if it is right, run `pyctl cert rotate --now` on \
+                 the server, then {}",
                 pin(address)
             ),
             Self::NotYetValid { .. } => {

@@ -81,7 +81,12 @@ pub(crate) fn connect(address: &TcpAddress, limit: Duration) -> Result<Connected
         {
             Err(busy())
         }
-        Err(failure) => Err(failed(reason(failure, trust, &opening, deadline))),
+        Err(failure) => {
+            let notice = trust.as_mut().and_then(|trust| trust.notice.take());
+            let mut error = RemoteError::new(address, reason(failure, trust, &opening, deadline));
+            error.notice = notice;
+            Err(ClientError::NotConnected(Box::new(error)))
+        }
     }
 }
 

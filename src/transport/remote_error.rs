@@ -19,6 +19,8 @@ pub struct RemoteError {
     pub peer: String,
     /// What happened.
     pub reason: RemoteReason,
+    /// What somebody should know of the way there.
+    pub notice: Option<String>,
 }
 
 /// What keeps from a connection.
@@ -88,6 +90,7 @@ impl RemoteError {
             endpoint: address.to_string(),
             peer: address.peer.to_string(),
             reason,
+            notice: None,
         }
     }
 
@@ -107,6 +110,7 @@ impl RemoteError {
             | Why::Io(_) => false,
             // A line that cuts or adds bytes does this as well.
             Why::Tls(TlsTrouble::Broken(_) | TlsTrouble::Alert(_)) => false,
+            Why::Tls(TlsTrouble::TurnedAway) => false,
             Why::Tls(_)
             | Why::NotLoopback
             | Why::Ssh(_)
@@ -234,6 +238,16 @@ impl RemoteError {
 
 impl fmt::Display for RemoteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_reason(f)?;
+        match &self.notice {
+            Some(notice) => write!(f, "; {notice}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl RemoteError {
+    fn fmt_reason(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use RemoteReason as Why;
         let Self { endpoint, peer, .. } = self;
         match &self.reason {
@@ -266,8 +280,8 @@ impl fmt::Display for RemoteError {
                 "`{endpoint}` wants a token, and `PYTHOND_TOKEN` has none"
             ),
             Why::NoHome => write!(f, "HOME is not set to an absolute path"),
-            Why::Identity(error) => error.fmt(f),
-            Why::Tls(TlsTrouble::NotTrusted(why)) => why.fmt(f),
+            Why::Identity(error) => write!(f, "{error}"),
+            Why::Tls(TlsTrouble::NotTrusted(why)) => write!(f, "{why}"),
             Why::Tls(trouble) => write!(f, "cannot connect to `{endpoint}`: {trouble}"),
             Why::SpeaksTls => write!(f, "the daemon at `{peer}` speaks TLS"),
             Why::Unauthorized => write!(f, "the daemon at `{peer}` refuses this token"),

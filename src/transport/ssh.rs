@@ -131,6 +131,7 @@ pub(crate) fn connect(address: &SshAddress, limit: Duration) -> Result<Connectio
             endpoint: address.to_string(),
             peer: address.destination.clone(),
             reason,
+            notice: None,
         }))
     };
     let deadline = Instant::now() + limit;

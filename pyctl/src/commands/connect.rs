@@ -31,6 +31,9 @@ pub(super) fn connect(args: ConnectArgs, render: &Render) -> Outcome {
     };
     let mut client = dispatch::connect(&address()?, render)?;
     let reply = client.connect_remote(&args.name, &options)?;
+    if let Some(note) = &reply.value.note {
+        render.note(note);
+    }
     if render.json {
         render.line(reply.json())?;
         return Ok(ExitCode::Success);

@@ -16,7 +16,8 @@ pub(super) fn untrust(args: &UntrustArgs, render: &Render) -> Outcome {
         Some(fingerprint) => fingerprint,
         None => Fingerprint::Certificate(read_certificate(&args.which)?.fingerprint()),
     };
-    let gone = store()?.untrust(whom)?;
+    let store = store()?;
+    let gone = store.untrust(whom)?;
     if gone.is_empty() {
         let report = Report::new(
             "not_trusted",
@@ -26,14 +27,22 @@ pub(super) fn untrust(args: &UntrustArgs, render: &Render) -> Outcome {
         let hint = "`pyctl trust` lists those that are";
         return Err(report.with_hint(hint).into());
     }
+    let demanded = store.trusted_clients()?.are_demanded();
     if render.json {
         let gone: Vec<Value> = gone.iter().map(client_json).collect();
-        render.line(&json!({ "ok": true, "untrusted": gone }).to_string())?;
+        let reply = json!({ "ok": true, "untrusted": gone, "client_certificates": demanded });
+        render.line(&reply.to_string())?;
     } else {
         render.line("OK not trusted any more:")?;
         for client in &gone {
             render.line(&client_line(client))?;
         }
+    }
+    if !demanded {
+        render.warning(
+            "no client is trusted any more, so that no certificate is asked of any: the token \
+             alone lets in whoever has it. `pyctl token rotate` makes another",
+        );
     }
     Ok(ExitCode::Success)
 }

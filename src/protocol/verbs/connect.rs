@@ -191,4 +191,7 @@ pub struct ConnectReply {
     pub ok: bool,
     /// What is connected now.
     pub remote: RemoteSummary,
+    /// What somebody should know of it: that a pin has got its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }

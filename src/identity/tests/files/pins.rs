@@ -126,7 +126,7 @@ fn pinned_by_earlier(home: &Home, certificate: &Certificate) {
     let fingerprint = certificate.fingerprint().to_string();
     let name = format!("{}.pem", fingerprint.replace(':', "").split_at(16).0);
     let dir = home.tls("trusted_servers");
-    home.store().trusted_clients().unwrap();
+    home.store().begin_trusted_clients().unwrap();
     home.store().pins().unwrap();
     replace(&dir.join(&name), certificate.to_pem().as_bytes());
     let beside = dir.join(format!("{name}.fingerprint"));

@@ -57,7 +57,7 @@ fn the_files_are_those_of_earlier_versions() {
 fn a_fingerprint_alone_is_a_client_too() {
     let home = Home::new();
     let a = certificate();
-    home.store().trusted_clients().unwrap();
+    home.store().begin_trusted_clients().unwrap();
     let path = home.tls("trusted_clients").join("laptop");
     replace(&path, format!("{} my laptop\n", a.fingerprint()).as_bytes());
     let trusted = home.store().trusted_clients().unwrap();
