@@ -257,13 +257,20 @@ def test_pins_are_made_listed_and_taken_back(person: Person, other: Person) -> N
     assert person.json("pin")["pins"] == []
 
 
+def untrust_the_last(person: Person, which: str) -> None:
+    """Take back the last client; who does so is told what it means."""
+    done = person.run("untrust", which)
+    assert done.returncode == 0, done
+    assert "`pyctl token rotate`" in done.stderr
+
+
 def test_clients_are_trusted_listed_and_taken_back(person: Person, other: Person) -> None:
     cert = other.json("cert")
     assert person.ok("trust") == "no trusted clients\n"
     assert person.json("trust", cert["cert"])["trusted"] is True
     assert person.json("trust", cert["cert"])["trusted"] is False
     assert [c["fingerprint"] for c in person.json("trust")["clients"]] == [cert["fingerprint"]]
-    person.ok("untrust", cert["cert"])
+    untrust_the_last(person, cert["cert"])
     person.refused("untrust", cert["cert"])
     for form in (
         cert["fingerprint"],
@@ -272,7 +279,7 @@ def test_clients_are_trusted_listed_and_taken_back(person: Person, other: Person
         cert["public_key"],
     ):
         person.ok("trust", cert["cert"])
-        person.ok("untrust", form)
+        untrust_the_last(person, form)
     assert person.json("trust")["clients"] == []
 
 
@@ -324,6 +331,7 @@ def test_a_damaged_store_is_told_and_nothing_is_added(
     cert = other.json("cert")["cert"]
     person.ok(command)
     directory = "trusted_clients" if command == "trust" else "trusted_servers"
+    (person.tls / directory).mkdir(mode=0o700, exist_ok=True)
     planted = person.tls / directory / "laptop.crt"
     planted.write_text("hello")
     for words in ([command], [command, cert]):

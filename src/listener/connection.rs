@@ -54,17 +54,17 @@ impl Connection {
     pub(super) async fn serve(mut self, stream: Stream, place: &Place) {
         let shake = async {
             // One that said nothing can still be told why it has to go.
-            tokio::select! {
-                _ = stream.something_came() => {}
+            let first = tokio::select! {
+                first = stream.something_came() => first,
                 () = place.makes_room() => {
                     if !self.is_encrypted() {
                         stream.say(BUSY);
                     }
                     return Err("busy".to_owned());
                 }
-            }
+            };
             tokio::select! {
-                shaken = self.shake(stream) => shaken,
+                shaken = self.shake(stream, first) => shaken,
                 () = place.makes_room() => Err("busy".to_owned()),
             }
         };
@@ -95,7 +95,7 @@ impl Connection {
         self.gate.as_ref().is_some_and(Gate::is_encrypted)
     }
 
-    async fn shake(&self, stream: Stream) -> Result<Shaken, String> {
+    async fn shake(&self, stream: Stream, first: Option<u8>) -> Result<Shaken, String> {
         let max_message = Some(self.entrance.max_message);
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
@@ -111,7 +111,7 @@ impl Connection {
             let socket = accepting.await.map_err(|error| error.to_string())?;
             return Ok(Shaken::Client(Box::new(socket), None));
         };
-        let (stream, client) = match gate.secure(stream).await? {
+        let (stream, client) = match gate.secure(stream, first).await? {
             (stream, Newcomer::Client(client)) => (stream, client),
             (stream, Newcomer::Applicant(applicant)) => {
                 let socket = accept_applicant(stream, &applicant).await?;

@@ -61,18 +61,18 @@ impl Gate {
         self.is_encrypted
     }
 
-    /// Shakes hands, where there is TLS.
-    pub(super) async fn secure(&self, stream: Stream) -> Result<(Stream, Newcomer), String> {
+    /// Shakes hands, where there is TLS. `first` is what the client begins with.
+    pub(super) async fn secure(
+        &self,
+        stream: Stream,
+        first: Option<u8>,
+    ) -> Result<(Stream, Newcomer), String> {
         let stream = match stream {
             Stream::Tcp(stream) if self.is_encrypted => stream,
-            Stream::Tcp(stream) => {
-                let stream = Stream::Tcp(stream);
-                if stream.something_came().await == Some(TLS_HANDSHAKE) {
-                    // What is no record of TLS tells its client what is wrong.
-                    stream.say(NO_TLS_HERE);
-                    return Err("TLS where there is none".to_owned());
-                }
-                return Ok((stream, Newcomer::Client(None)));
+            Stream::Tcp(stream) if first == Some(TLS_HANDSHAKE) => {
+                // What is no record of TLS tells its client what is wrong.
+                Stream::Tcp(stream).say(NO_TLS_HERE);
+                return Err("TLS where there is none".to_owned());
             }
             other => return Ok((other, Newcomer::Client(None))),
         };

@@ -228,7 +228,7 @@ fn rejected(detail: &str) -> Fields<'_> {
 /// Reads the request of a client that is refused, and says so.
 async fn refuse(stream: Stream, gate: Option<Gate>) {
     let secured = match gate {
-        Some(gate) => gate.secure(stream).await.map(|(stream, _)| stream),
+        Some(gate) => gate.secure(stream, None).await.map(|(stream, _)| stream),
         None => Ok(stream),
     };
     let Ok(mut stream) = secured else { return };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pythond_identity::{Certificate, IdentityError, Store, Token, TrustedClients, UnixTime, Watch};
 use pythond_tls::server::{KeysError, ServerKeys};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::error::chain;
 use crate::log::Log;
@@ -112,21 +112,19 @@ impl Keys {
                 Ok(keys) => keys.used_until().is_some_and(|end| UnixTime::now() >= end),
                 Err(_) => false,
             };
-            // A disk that is slow, or a lock that somebody has, holds up nobody else.
-            let looked = tokio::task::spawn_blocking(move || {
-                let changed = files.changed();
-                (files, changed)
-            });
-            let Ok((looked, changed)) = looked.await else {
-                return;
-            };
-            files = looked;
-            if changed || is_over {
+            if files.changed() || is_over {
+                // A lock that somebody has for seconds holds up nobody else. The thread
+                // ends with it: the runtime's own would stay for a while.
+                let (says, hears) = oneshot::channel();
                 let home = self.home.clone();
-                let read = move || current(read_again(&home), &home);
-                if let Ok(read) = tokio::task::spawn_blocking(read).await {
-                    self.set(read);
-                }
+                let read = move || says.send(current(read_again(&home), &home));
+                let thread = std::thread::Builder::new().name("read-keys".to_owned());
+                let read = match thread.spawn(read) {
+                    Ok(_) => hears.await.ok(),
+                    Err(_) => None,
+                };
+                let read = read.unwrap_or_else(|| current(read_again(&self.home), &self.home));
+                self.set(read);
             }
         }
     }
