@@ -316,7 +316,15 @@ impl Remote {
             connections: state.connections,
             last_error: state.error.as_ref().map(|error| error.message.clone()),
             endpoint_attempts: state.attempts.iter().cloned().collect(),
+            remote: None,
         }
+    }
+}
+
+fn disconnected() -> RemoteError {
+    RemoteError {
+        hint: Some("its sessions go on; `pyctl connect` connects it again".to_owned()),
+        ..RemoteError::new("it was disconnected")
     }
 }
 
