@@ -311,3 +311,27 @@ def test_a_run_that_a_daemon_has_no_room_for_when_it_comes_back_is_asked_for_aga
         finally:
             client.kill()
             client.communicate()
+
+
+def test_a_wait_without_ids_is_for_the_cells_that_were_there_when_it_began(
+    session: Session, tmp_path: Path
+) -> None:
+    go, done = tmp_path / "go", tmp_path / "done"
+    cell = session.fire(f"{waiting_code(go)}\nopen({str(done)!r}, 'w').close()\n1 / 0")
+    client = start(session.daemon, "wait", session.name)
+    asked = f"cmd=wait session={session.name}"
+    log = session.daemon.access_log()
+    wait_until(lambda: asked in log.read_text(), what="it waits")
+    session.daemon.crash()
+    go.touch()
+    wait_until(done.exists, what="the cell's end")
+    session.daemon.start()
+    code, out, err = finish(client)
+    assert (code, err) == (1, "")
+    assert cell in out
+    assert "failed" in out
+    # What is said where nothing is left stays.
+    assert finish(start(session.daemon, "wait", session.name)) == (
+        *(0, ""),
+        f"note: no cell of `{session.name}` is left to wait for\n",
+    )

@@ -211,3 +211,56 @@ def test_pysh_goes_on_at_the_right_place(
         )
         terminal.press("ctrl-]")
         assert terminal.wait_exit() == 0, terminal.text()
+
+
+def replace(remote: Remote) -> None:
+    """Connect another in its place."""
+    replaced = remote.connect("--replace")
+    assert replaced.returncode == 0, replaced
+
+
+def disconnect(remote: Remote) -> None:
+    """Forget it."""
+    assert remote.here.pyctl("disconnect", remote.name).returncode == 0
+
+
+@pytest.mark.parametrize("happens", [disconnect, replace])
+def test_a_terminal_ends_with_its_remote(
+    remote: Remote, session: Session, happens: Callable[[Remote], None]
+) -> None:
+    with attached(remote, session.name) as person, attached(remote, "far", options="") as plain:
+        person.wait_for_prompt()
+        plain.wait_for_prompt()
+        happens(remote)
+        closed = person.wait_for_event("terminal_closed")
+        assert closed["reason"] == "cut_off"
+        assert closed["message"] == "its remote `far` was disconnected"
+        for terminal in (person, plain):
+            terminal.wait_closed()
+            assert terminal.close_code == 1000
+    # Whoever has it by another way is not disturbed.
+    assert remote.there.ask("run far\n6 * 7") == "42"
+
+
+def test_pysh_says_that_the_remote_was_disconnected(remote: Remote, session: Session) -> None:
+    command = [remote.here.binaries / "pysh", "attach", session.name]
+    with Terminal(command, env=remote.here.environment, cwd=remote.here.work) as terminal:
+        terminal.wait_for(">>> ")
+        disconnect(remote)
+        assert terminal.wait_exit() == 4, terminal.text()
+        assert "cut off from session far: its remote `far` was disc" in terminal.text()
+
+
+def test_a_terminal_that_is_not_there_yet_is_refused(remote: Remote, session: Session) -> None:
+    port = remote.proxy.port
+    remote.proxy.refuse()
+    remote.proxy.cut("rst")
+    with socket.create_server(("127.0.0.1", port)) as silent, remote.here.connect() as wire:
+        wire.send(f"attach {session.name} 24 80 --json")
+        asked, _ = silent.accept()
+        with asked:
+            disconnect(remote)
+            # Much sooner than the time that it may take to open it.
+            refused = json.loads(wire.receive_text(5))
+    assert refused["error"]["code"] == "session_unreachable", refused
+    assert "disconnected" in refused["error"]["message"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -221,6 +222,43 @@ def test_who_waits_for_a_remote_that_is_disconnected_is_told(
     wait_until(lambda: remote.there.ask(f"run {remote.name}\ncount") == "1", what="the cell's end")
     assert remote.here.json("ls --json").get("remotes", []) == []
     assert remote.here.ask("run far\n1").startswith("ERR no session")
+
+
+def test_a_wait_without_ids_is_for_the_cells_that_were_there_when_it_began(
+    remote: Remote, tmp_path: Path
+) -> None:
+    session = remote.new()
+    go, done = tmp_path / "go", tmp_path / "done"
+    cell = session.fire(f"{until(go)}\nopen({str(done)!r}, 'w').close()\n1 / 0")
+    client = remote.here.popen("pysh", "wait", session.name)
+    log, port = remote.there.access_log(), port_of(remote.there)
+    wait_until(lambda: "cmd=wait" in log.read_text(), what="it waits")
+    remote.there.crash()
+    go.touch()
+    wait_until(done.exists, what="the cell's end")
+    listening(remote.there, port=port)
+    out, err = client.communicate(timeout=60)
+    assert (client.returncode, err) == (1, b"")
+    assert cell in out.decode()
+    assert "failed" in out.decode()
+
+
+def test_a_slow_reader_of_a_remote_that_is_disconnected_is_told(remote: Remote) -> None:
+    remote.new()
+    with remote.here.connect() as wire:
+        before = remote.proxy.accepted
+        wire.send("run far --json --stream --id=slow\nfor n in range(1 << 30): print('x' * 9999)")
+        pause = threading.Event()
+        # Read too slowly, it gets a connection of its own.
+        while remote.proxy.accepted == before:
+            pause.wait(0.01)
+            assert "event" in json.loads(wire.receive())
+        assert remote.here.pyctl("disconnect", remote.name).returncode == 0
+        while "event" in (answer := json.loads(wire.receive())):
+            pass
+    assert answer["error"]["code"] == "session_unreachable", answer
+    assert "disconnected" in answer["error"]["message"]
+    assert remote.there.json("int far --json")["ok"]
 
 
 def test_names_that_are_taken_are_refused(remote: Remote) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.daemon import Session
-from support.remotes import Remote, lasting_remote, refusal_named_here
+from support.daemon import Session, TestDaemon
+from support.remotes import Remote, lasting_remote, refusal_named_here, remote_of
 from support.waiting import wait_until
 from support.wire import text_of
 
@@ -180,6 +180,28 @@ def test_status_tells_of_the_way_too(remote: Remote, session: Session, option: s
     for name in ("state", "endpoint", "endpoints", "connections", "endpoint_attempts"):
         assert way[name] == listed[name], name
     assert way["rtt_ms"] > 0
+
+
+def test_status_tells_of_each_part_of_a_way_over_two_remotes(
+    remote: Remote, make_daemon: Callable[..., TestDaemon]
+) -> None:
+    with remote_of(make_daemon, here=remote.there, name="further") as beyond:
+        assert beyond.there.json("new cee --json")["ok"]
+        shown = remote.there.pysh("run", "further/cee", "1")
+        assert shown.returncode == 0, shown
+        chained = remote.there.pyctl(
+            *("connect", "cee", beyond.address, "--tls", "--token-file", beyond.token_file)
+        )
+        assert chained.returncode == 0, chained
+        reply = json.loads(remote.here.ask("status far/cee --json"))
+        first = reply["remote"]
+        assert (first["name"], first["remote"]["name"]) == ("far", "cee")
+        assert (first["endpoint"], first["remote"]["endpoint"]) == (remote.address, beyond.address)
+        shown = remote.here.pysh("status", "far/cee")
+        assert shown.returncode == 0, shown
+        assert "cee" in shown.stdout
+        for name in ("cee", "further"):
+            assert remote.there.pyctl("disconnect", name).returncode == 0
 
 
 def test_options_may_stand_behind_the_words(remote: Remote, session: Session) -> None:

@@ -93,3 +93,16 @@ def test_another_machine_does_not_steer_the_terminal_of_who_asks(
     assert "31mred" in text
     assert "\x9b" not in text, text
     assert "\u202e" not in text, text
+
+
+def test_what_to_do_next_names_the_session_as_it_was_typed(remote: Remote) -> None:
+    pysh, name = remote.here.pysh, f"{remote.name}/work"
+    waits = "while True:\n  try: time.sleep(9)\n  except KeyboardInterrupt: pass"
+    begun = pysh("run", "--wait", "0.2", name, waits)
+    assert f"`pysh out {name} " in begun.stderr, begun
+    assert f"`pysh wait {name} " in begun.stderr, begun
+    asked = pysh("int", name)
+    assert f"`pysh int {name} " in asked.stderr, asked
+    cell = asked.stderr.split(f"`pysh int {name} ")[1].split()[0]
+    ended = pysh("int", name, cell, "--kill")
+    assert ended.returncode == 0, ended

@@ -163,3 +163,49 @@ def test_a_remote_is_reached_by_ssh_and_needs_no_token(
     assert out(here.pysh("run", "far/work", "6 * 7")) == "42\n"
     out(here.pyctl("disconnect", "far"))
     here.stop()
+
+
+def test_a_remote_at_an_ipv6_address_is_known_to_the_next_daemon(
+    way: Way, make_daemon: Callable[..., TestDaemon]
+) -> None:
+    ours = ("PATH", "NOTES", "FAR_HOME", "FAR_SOCK", "FAR_PATH")
+    here = make_daemon(**{name: way.environment[name] for name in ours}).start()
+    address = "ssh://me@[::1]:2222"
+    connected = here.pyctl("connect", "far", address)
+    assert out(connected) == f"OK connected far -> {address}\n"
+    out(here.pyctl("restart"))
+    (remote,) = here.json("ls --json")["remotes"]
+    assert remote["endpoints"] == [address]
+    out(here.pysh("new", "far", "work"))
+    assert out(here.pysh("run", "far/work", "6 * 7")) == "42\n"
+    assert "-p 2222 -- me@::1 pythond bridge" in way.notes.read_text()
+    here.stop()
+
+
+def test_a_file_of_a_remote_that_is_not_understood_is_left(
+    way: Way, make_daemon: Callable[..., TestDaemon]
+) -> None:
+    ours = ("PATH", "NOTES", "FAR_HOME", "FAR_SOCK", "FAR_PATH")
+    here = make_daemon(**{name: way.environment[name] for name in ours}).start()
+    out(here.pyctl("connect", "far", "ssh://me@far"))
+    (file,) = here.root.rglob("r-far.remote")
+    newer = file.read_text().replace("ssh://", "newer://")
+    here.crash()
+    file.write_text(newer)
+    here.start()
+    assert here.json("ls --json").get("remotes", []) == []
+    assert file.read_text() == newer
+    assert "WARN: r-far.remote tells of no remote: " in here.log.read_text()
+    out(here.pyctl("connect", "far", "ssh://me@far"))
+    here.crash()
+    here.start()
+    (remote,) = here.json("ls --json")["remotes"]
+    assert remote["endpoints"] == ["ssh://me@far"]
+    file.write_text(newer)
+    # What may hold a token does not outlast `stop`.
+    here.crash()
+    here.start()
+    out(here.pyctl("stop"))
+    assert here.process is not None
+    here.process.wait(20)
+    assert not file.exists()

@@ -40,6 +40,8 @@ pub(crate) enum FromRemote {
     Closed(Option<CloseFrame>),
     /// The connection broke: the client may come again.
     Broken,
+    /// Somebody has disconnected the remote: the client is told so.
+    Disconnected(ErrorReply),
 }
 
 impl AttachedRemote {
@@ -101,6 +103,16 @@ impl AttachedRemote {
         std::sync::Arc::ptr_eq(&self.routed.remote, &other.remote)
     }
 
+    /// The request has its answer.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// What the remote is called here.
+    pub(crate) fn remote_name(&self) -> &str {
+        self.routed.remote.spec.name.as_str()
+    }
+
     /// The client leaves.
     pub(crate) fn is_detach(frame: &Frame<'_>) -> bool {
         frame.verb == pythond_protocol::verbs::attach::DETACH
@@ -124,6 +136,7 @@ impl AttachedRemote {
     pub(crate) async fn next(&mut self) -> FromRemote {
         loop {
             if let Some(text) = self.ready.pop_front() {
+                self.answered = true;
                 return FromRemote::Message(Message::text(text));
             }
             let had_room = self.has_room();
@@ -149,6 +162,9 @@ impl AttachedRemote {
                         Ok(None) => FromRemote::Sent,
                         Err(()) => FromRemote::Broken,
                     };
+                }
+                gone = self.routed.remote.disconnected() => {
+                    return FromRemote::Disconnected(gone.reply(self.remote_name()));
                 }
                 now = self.heartbeat.tick() => {
                     if self.heartbeat.look(now, !had_room).is_err() {

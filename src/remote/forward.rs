@@ -102,7 +102,11 @@ async fn carry_out(
             instead: instead(&told, timeout, again),
         };
         if link.spoken == Spoken::Earlier && !own {
-            let answered = earlier::ask(&remote, &routed.on_link(0, &asked), caller).await;
+            let frame = routed.on_link(0, &asked);
+            let answered = tokio::select! {
+                answered = earlier::ask(&remote, &frame, caller) => answered,
+                gone = remote.disconnected() => Err(Unanswered::NoWay(gone)),
+            };
             match answered {
                 Ok(text) if format == ReplyFormat::Plain => return Ok(plain(text)),
                 Ok(text) => return answer(text.into(), format),
@@ -123,9 +127,14 @@ async fn carry_out(
         told.attempts += 1;
         let on_link = |tag| routed.on_link(tag, &asked);
         let answered = if own {
-            match OwnExchange::ask(&remote, on_link).await {
-                Ok(own) => follow(Way::Own(Box::new(own)), caller, &mut told).await,
-                Err(lost) => Err(lost),
+            let asking = async {
+                let own = OwnExchange::ask(&remote, on_link).await?;
+                follow(Way::Own(Box::new(own)), caller, &mut told).await
+            };
+            // The link ends by itself; this connection is none of its.
+            tokio::select! {
+                answered = asking => answered,
+                gone = remote.disconnected() => Err(Lost::Broken(gone.message)),
             }
         } else {
             let exchange = remote.ask(&link, on_loss, on_link);

@@ -185,6 +185,14 @@ impl Remote {
     /// # Errors
     /// What each of them said.
     pub(crate) async fn dial(&self) -> Result<Dialled, RemoteError> {
+        tokio::select! {
+            biased;
+            gone = self.disconnected() => Err(gone),
+            dialled = self.dial_in_order() => dialled,
+        }
+    }
+
+    async fn dial_in_order(&self) -> Result<Dialled, RemoteError> {
         let mut failed: Vec<(String, DialError)> = Vec::new();
         for endpoint in &self.spec.endpoints {
             let began = Instant::now();
@@ -256,6 +264,10 @@ impl Remote {
     }
 
     async fn link_until(&self, fails: impl Fn(&State, u64) -> bool) -> Result<Link, RemoteError> {
+        // The link may be seen a moment longer.
+        if self.gone.is_cancelled() {
+            return Err(disconnected());
+        }
         let mut state = self.state.subscribe();
         let before = state.borrow().failed_rounds;
         let mut told = false;
@@ -274,7 +286,7 @@ impl Remote {
                 self.wanted.notify_one();
             }
             tokio::select! {
-                () = self.gone.cancelled() => return Err(RemoteError::new("it was disconnected")),
+                () = self.gone.cancelled() => return Err(disconnected()),
                 changed = state.changed() => changed.map_err(|_| unknown())?,
             }
         }
@@ -306,9 +318,15 @@ impl Remote {
         self.room.acquire().await.ok()
     }
 
-    /// Ends the link for good.
+    /// Ends the link for good, and all that is under way.
     pub(crate) fn disconnect(&self) {
         self.gone.cancel();
+    }
+
+    /// Waits until somebody disconnects it; gives what whoever uses it is told.
+    pub(crate) async fn disconnected(&self) -> RemoteError {
+        self.gone.cancelled().await;
+        disconnected()
     }
 
     /// What is told of it.
@@ -331,7 +349,15 @@ impl Remote {
             connections: state.connections,
             last_error: state.error.as_ref().map(|error| error.message.clone()),
             endpoint_attempts: state.attempts.iter().cloned().collect(),
+            remote: None,
         }
+    }
+}
+
+fn disconnected() -> RemoteError {
+    RemoteError {
+        hint: Some("its sessions go on; `pyctl connect` connects it again".to_owned()),
+        ..RemoteError::new("it was disconnected")
     }
 }
 

@@ -68,20 +68,26 @@ impl Remotes {
 
     /// Takes over what the daemon before us left.
     pub(crate) fn adopt(&self) {
-        for file in self.dir.entries().unwrap_or_default() {
-            let name = file
-                .strip_prefix(FILE.0)
-                .and_then(|it| it.strip_suffix(FILE.1));
-            let Some(name) = name else { continue };
-            match self.read(name, &file) {
+        for (file, name) in self.files() {
+            match self.read(&name, &file) {
                 Ok(spec) => drop(self.enter(self.remote(spec))),
-                Err(why) => {
-                    self.log
-                        .note(&format!("WARN: {file} tells of no remote: {why}"));
-                    let _ = self.dir.remove(&file);
-                }
+                // Another daemon may understand it: it stays.
+                Err(why) => self.log.note(&format!(
+                    "WARN: {file} tells of no remote: {why}; it is left as it is, and \
+                     `pyctl connect {name}` writes it anew"
+                )),
             }
         }
+    }
+
+    /// The files of remotes, and the names that they are for.
+    fn files(&self) -> Vec<(String, String)> {
+        let named = |file: String| {
+            let name = file.strip_prefix(FILE.0)?.strip_suffix(FILE.1)?.to_owned();
+            Some((file, name))
+        };
+        let files = self.dir.entries().unwrap_or_default();
+        files.into_iter().filter_map(named).collect()
     }
 
     fn read(&self, name: &str, file: &str) -> Result<RemoteSpec, String> {
@@ -154,6 +160,10 @@ impl Remotes {
         let names: Vec<SessionName> = self.table().keys().cloned().collect();
         for name in names {
             self.remove(&name);
+        }
+        // There may be tokens in those that nobody understood.
+        for (file, _) in self.files() {
+            let _ = self.dir.remove(&file);
         }
     }
 }

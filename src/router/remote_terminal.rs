@@ -2,6 +2,7 @@
 
 use futures_util::StreamExt as _;
 use pythond_protocol::verbs::ReplyFormat;
+use pythond_protocol::verbs::attach::{AttachEvent, TerminalEnd};
 use pythond_protocol::{ErrorCode, ErrorReply, Frame};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
@@ -34,7 +35,7 @@ impl Connection<'_> {
         self.access.event("attach", &fields);
         match opened {
             Ok(remote) => {
-                let end = self.join(remote).await;
+                let end = self.join(remote, format).await;
                 self.access.event("detach", &asked.fields());
                 Some(end)
             }
@@ -78,7 +79,7 @@ impl Connection<'_> {
         }
     }
 
-    async fn join(&mut self, mut remote: AttachedRemote) -> End {
+    async fn join(&mut self, mut remote: AttachedRemote, format: ReplyFormat) -> End {
         let stop = self.context.stop.clone();
         // The client comes again by itself, and goes on where it was.
         let broken = || End::Close(CloseCode::Restart, "the way to the remote broke");
@@ -95,6 +96,9 @@ impl Connection<'_> {
                     FromRemote::Sent => None,
                     FromRemote::Closed(close) => Some(ended(close.map(|it| it.code))),
                     FromRemote::Broken => Some(broken()),
+                    FromRemote::Disconnected(why) => {
+                        Some(self.disconnected(&remote, &why, format).await)
+                    }
                 },
                 incoming = next_of(&mut self.early, self.socket), if remote.has_room() => {
                     match incoming {
@@ -123,6 +127,35 @@ impl Connection<'_> {
                 return end;
             }
         }
+    }
+
+    /// Somebody has disconnected the remote: the client is not to come again by itself.
+    async fn disconnected(
+        &mut self,
+        remote: &AttachedRemote,
+        why: &ErrorReply,
+        format: ReplyFormat,
+    ) -> End {
+        let text = match (remote.is_answered(), format) {
+            // All that it may hear is the close.
+            (true, ReplyFormat::Plain) => None,
+            (true, ReplyFormat::Json) => {
+                let event = AttachEvent::TerminalClosed {
+                    reason: TerminalEnd::CutOff,
+                    message: format!("its remote `{}` was disconnected", remote.remote_name()),
+                };
+                let text = serde_json::to_string(&event);
+                Some(text.expect("events have text keys only"))
+            }
+            (false, ReplyFormat::Plain) => Some(why.to_plain()),
+            (false, ReplyFormat::Json) => Some(why.to_json().to_string()),
+        };
+        if let Some(text) = text {
+            // A client that does not read is told by the close.
+            let sending = self.deliver(Message::text(text));
+            let _ = tokio::time::timeout(super::STALL, sending).await;
+        }
+        End::Close(CloseCode::Normal, "remote disconnected")
     }
 
     /// What a text of the client is for the remote daemon; none if it is nothing.

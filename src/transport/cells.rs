@@ -134,8 +134,8 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`], as for all calls.
-    pub fn cells(&mut self, session: &SessionPath) -> Result<Reply<CellsReply>, ClientError> {
-        self.send(Header::of("cells", session)?.finish())?.wait()
+    pub fn cells(&mut self, session: &SessionPath) -> Result<Pending<'_, CellsReply>, ClientError> {
+        self.send(Header::of("cells", session)?.finish())
     }
 
     /// Asks for cells to be interrupted; none means every running one. `kill`

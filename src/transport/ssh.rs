@@ -89,7 +89,15 @@ impl FromStr for SshAddress {
 
 impl fmt::Display for SshAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{SCHEME}{}", self.destination)?;
+        let (user, host) = match self.destination.rsplit_once('@') {
+            Some((user, host)) => (format!("{user}@"), host),
+            None => (String::new(), self.destination.as_str()),
+        };
+        // Without brackets nothing tells an IPv6 address from its port.
+        match host.contains(':') {
+            true => write!(formatter, "{SCHEME}{user}[{host}]")?,
+            false => write!(formatter, "{SCHEME}{user}{host}")?,
+        }
         match self.port {
             Some(port) => write!(formatter, ":{port}"),
             None => Ok(()),
@@ -200,6 +208,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_address_is_shown_as_it_is_typed() {
+        for text in [
+            "ssh://host",
+            "ssh://me@host:22",
+            "ssh://me@[::1]:2222",
+            "ssh://[fe80::1%eth0]",
+        ] {
+            let address: SshAddress = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+        }
+    }
+
+    #[test]
     fn addresses_are_read_and_options_are_none() {
         for (text, destination, port) in [
             ("ssh://host", "host", None),
@@ -207,10 +228,14 @@ mod tests {
             ("ssh://me@host:22/", "me@host", Some(22)),
             ("ssh://me@[::1]:22", "me@::1", Some(22)),
             ("ssh://[::1]", "::1", None),
+            ("ssh://a:b@[fe80::1%eth0]:22", "a:b@fe80::1%eth0", Some(22)),
+            ("ssh://[host]:22", "host", Some(22)),
         ] {
             let address: SshAddress = text.parse().unwrap();
             assert_eq!(address.destination, destination, "{text}");
             assert_eq!(address.port, port, "{text}");
+            // It is kept as it is shown, and read by the next daemon.
+            assert_eq!(address.to_string().parse().as_ref(), Ok(&address), "{text}");
         }
         for text in [
             "ssh://",

@@ -9,7 +9,7 @@ use crate::render::Render;
 use crate::text::{CELL_HEAD, cell_row, table};
 
 pub(super) fn cells(args: &SessionArgs, render: &Render) -> Outcome {
-    let reply = connect(render)?.cells(&args.name)?;
+    let reply = connect(render)?.cells(&args.name)?.wait()?;
     if render.json {
         render.line(reply.json())?;
         return Ok(ExitCode::Success);

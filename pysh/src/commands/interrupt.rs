@@ -1,7 +1,7 @@
 //! `pysh int NAME [ID…]`.
 
-use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::interrupt::{InterruptOutcome, InterruptReply};
+use pythond_protocol::{ExitCode, SessionPath};
 
 use super::dispatch::connect;
 use crate::args::IntArgs;
@@ -19,7 +19,7 @@ pub(super) fn interrupt(args: &IntArgs, render: &Render) -> Outcome {
         return Ok(ExitCode::Success);
     }
     render.line(&plain(&reply.value))?;
-    for note in notes(&reply.value) {
+    for note in notes(&reply.value, &args.name) {
         render.note(&note);
     }
     Ok(ExitCode::Success)
@@ -35,9 +35,9 @@ fn plain(reply: &InterruptReply) -> String {
     }
 }
 
-/// What did not go as it should, and what was done about it.
-fn notes(reply: &InterruptReply) -> Vec<String> {
-    let name = &reply.session;
+/// What did not go as it should, and what was done about it, with the name by which
+/// the session was asked: a remote's has another where it is.
+fn notes(reply: &InterruptReply, name: &SessionPath) -> Vec<String> {
     let mut notes: Vec<_> = reply.actions.iter().map(|it| text::one_line(it)).collect();
     if reply.killed && reply.actions.is_empty() {
         notes.push(format!("session `{name}` was ended"));
@@ -62,7 +62,10 @@ mod tests {
         let json = format!(r#"{{"ok":true,"session":"work",{fields}}}"#);
         let reply = serde_json::from_str(&json).expect(&json);
         assert_eq!(plain(&reply), line);
-        assert_eq!(notes(&reply), said);
+        assert_eq!(
+            notes(&reply, &"far/work".parse().expect("it is a path")),
+            said
+        );
     }
 
     #[test]
@@ -74,7 +77,7 @@ mod tests {
             {"cell_id":"00ab00000008","kind":"fire","outcome":"ended"}]"#,
             "OK int work: 2 cells",
             &["cell 00ab00000007 was interrupted and has not ended yet\n\
-               end it with `pysh int work 00ab00000007 --kill`"],
+               end it with `pysh int far/work 00ab00000007 --kill`"],
         );
     }
 
@@ -87,6 +90,10 @@ mod tests {
             "OK int work: 1 cell",
             &["interrupted", "killed\\nit"],
         );
-        check(cells, "OK int work: 1 cell", &["session `work` was ended"]);
+        check(
+            cells,
+            "OK int work: 1 cell",
+            &["session `far/work` was ended"],
+        );
     }
 }

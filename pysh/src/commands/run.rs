@@ -84,7 +84,7 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
     if args.detach {
         return show_id(&reply, render);
     }
-    show(&reply, target, args.timeout)
+    show(&reply, &submission.name, target, args.timeout)
 }
 
 /// Why nothing happens yet.
@@ -101,7 +101,12 @@ fn show_id(reply: &Reply<CellReply>, render: &Render) -> Outcome {
     Ok(ExitCode::Success)
 }
 
-fn show(reply: &Reply<CellReply>, target: Target<'_>, timeout: Option<Duration>) -> Outcome {
+fn show(
+    reply: &Reply<CellReply>,
+    session: &SessionPath,
+    target: Target<'_>,
+    timeout: Option<Duration>,
+) -> Outcome {
     let (cell, render) = (&reply.value, target.render);
     let exit = exit_code(cell);
     if render.json {
@@ -122,15 +127,16 @@ fn show(reply: &Reply<CellReply>, target: Target<'_>, timeout: Option<Duration>)
         Some(Ending::Traceback(text)) => render.foreign_talk(&text),
         Some(Ending::Report(report)) => render.error(&report),
     }
-    for note in notes(cell, timeout) {
+    for note in notes(cell, session, timeout) {
         render.note(&note);
     }
     written?;
     Ok(exit)
 }
 
-/// What there is to say beside the output and the exception.
-fn notes(cell: &CellReply, timeout: Option<Duration>) -> Vec<String> {
+/// What there is to say beside the output and the exception, with the name by which
+/// the session was asked: a remote's has another where it is.
+fn notes(cell: &CellReply, session: &SessionPath, timeout: Option<Duration>) -> Vec<String> {
     let mut notes = Vec::new();
     if cell.timed_out {
         notes.push(match timeout {
@@ -139,7 +145,6 @@ fn notes(cell: &CellReply, timeout: Option<Duration>) -> Vec<String> {
         });
     }
     if let (CellStatus::Queued | CellStatus::Running, Some(id)) = (cell.status, cell.cell_id) {
-        let session = &cell.session;
         notes.push(format!(
             "cell {id} is still {}; follow it with `pysh out {session} {id} --follow`, \
              wait with `pysh wait {session} {id}`",

@@ -1,14 +1,15 @@
 //! `pysh wait NAME [ID…]`.
 
-use pythond_protocol::ExitCode;
 use pythond_protocol::outcome::{CellKind, CellStatus};
 use pythond_protocol::verbs::cell::CellSummary;
-use pythond_protocol::verbs::wait::WaitReply;
+use pythond_protocol::verbs::cells::CellsReply;
+use pythond_protocol::verbs::wait::{MAX_CELLS, WaitReply};
+use pythond_protocol::{CellId, ExitCode};
 
 use super::dispatch::lasting;
 use super::submission::Sent;
 use crate::args::WaitArgs;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::interrupts::Leaving;
 use crate::render::Render;
 use crate::text::{self, cell_row, table};
@@ -21,10 +22,21 @@ pub(super) fn wait(args: &WaitArgs, render: &Render) -> Outcome {
         format!("see `pysh cells {name}`"),
     )?;
     let mut sent = Sent::default();
+    let mut ids = args.ids.clone();
     let reply = lasting(render)?.attempt(&mut leaving, |client, leaving| {
         let waited = sent.again().unwrap_or_default();
+        // When it is asked again after a break, cells that ended meanwhile are asked
+        // for as well.
+        if ids.is_empty() {
+            ids = match watch::wait(client.cells(name)?, leaving) {
+                Ok(reply) => unfinished(&reply.value),
+                // `wait` itself says why.
+                Err(Failure::Reported(_)) => Vec::new(),
+                Err(failure) => return Err(failure),
+            };
+        }
         let timeout = args.timeout.map(|most| most.saturating_sub(waited));
-        watch::wait(client.wait(name, &args.ids, timeout)?, leaving)
+        watch::wait(client.wait(name, &ids, timeout)?, leaving)
     })?;
     if render.json {
         render.line(reply.json())?;
@@ -44,6 +56,19 @@ pub(super) fn wait(args: &WaitArgs, render: &Render) -> Outcome {
         }
     }
     Ok(exit_code(&reply.value))
+}
+
+/// The cells that a `wait` without ids means now; none if there are more than it may
+/// name.
+fn unfinished(reply: &CellsReply) -> Vec<CellId> {
+    let is_unfinished =
+        |cell: &&CellSummary| matches!(cell.status, CellStatus::Queued | CellStatus::Running);
+    let ids = reply.cells.iter().filter(is_unfinished);
+    let ids: Vec<_> = ids.map(|cell| cell.cell_id).collect();
+    match ids.len() {
+        ..=MAX_CELLS => ids,
+        _ => Vec::new(),
+    }
 }
 
 fn exit_code(reply: &WaitReply) -> ExitCode {

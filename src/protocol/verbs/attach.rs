@@ -237,7 +237,8 @@ pub enum TerminalEnd {
     Stopped,
     /// Its process died.
     Died,
-    /// The client did not take what the session wrote; close code 1013.
+    /// The client did not take what the session wrote (close code 1013), or its
+    /// remote was disconnected.
     CutOff,
     /// A terminal with the same input key was attached in its place.
     Reattached,

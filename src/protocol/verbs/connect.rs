@@ -159,6 +159,10 @@ pub struct RemoteSummary {
     /// The last tries, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoint_attempts: Vec<EndpointAttempt>,
+    /// In a session's status: the way from there on, if that daemon has the session
+    /// from another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Box<RemoteSummary>>,
 }
 
 impl RemoteSummary {

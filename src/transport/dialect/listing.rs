@@ -31,6 +31,7 @@ pub(super) fn list(text: &str) -> ListReply {
                 connections: 0,
                 last_error: None,
                 endpoint_attempts: Vec::new(),
+                remote: None,
             });
             continue;
         }
