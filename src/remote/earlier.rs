@@ -58,6 +58,7 @@ pub(super) async fn ask(
             Err(lost) => {
                 let why = match lost {
                     Lost::Broken(why) => why,
+                    Lost::NoWay(error) => return Err(Unanswered::NoWay(error)),
                     Lost::TooSlow | Lost::TooBig => "it closed the connection".to_owned(),
                 };
                 return exchange.broken().ok_or(Unanswered::Broke(why));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use pythond_protocol::verbs::events::{Event, EventMessage};
 use pythond_protocol::verbs::out::StreamEvent;
 use pythond_protocol::verbs::submit::SubmitRequest;
@@ -19,12 +20,15 @@ use super::error::RemoteError;
 use super::link::{Exchange, Lost, OnLoss};
 use super::names;
 use super::own::OwnExchange;
+use super::remote::PATIENCE;
 use super::request::{Asked, Routed, may_repeat};
 use super::status::with_way;
 use crate::handlers::{Caller, Reply};
 
 /// How long a daemon that stops may take to close its connections.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// Pauses between two connections of a request's own, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// So often a daemon of 0.4 may break the connection of one question.
 const MOST_BREAKS: u32 = 3;
 
@@ -88,6 +92,7 @@ async fn carry_out(
     let mut first: Option<Duration> = None;
     // It is asked on a connection of its own.
     let mut own = false;
+    let mut pauses = own_pauses();
     let mut breaks = 0;
     let mut link = remote.link().await.map_err(|error| error.reply(name))?;
     loop {
@@ -121,6 +126,7 @@ async fn carry_out(
             continue;
         }
         told.attempts += 1;
+        let events_before = told.events;
         let on_link = |tag| routed.on_link(tag, &asked);
         let answered = if own {
             match OwnExchange::ask(&remote, on_link).await {
@@ -141,7 +147,23 @@ async fn carry_out(
                 let _ = tokio::time::timeout(LAST_WORDS, link.closed()).await;
                 "it stopped".to_owned()
             }
-            Err(Lost::Broken(why)) => why,
+            Err(Lost::Broken(why)) => {
+                if own && told.events > events_before {
+                    pauses = own_pauses();
+                }
+                if own {
+                    // The link may live, and would not make it wait.
+                    remote.pause(pauses.next().unwrap_or(PAUSES.1)).await;
+                }
+                why
+            }
+            Err(Lost::NoWay(error)) => match pauses.next() {
+                Some(pause) if !error.needs_somebody => {
+                    remote.pause(pause).await;
+                    error.message
+                }
+                _ => return Err(found_by(&submit, error.reply(name))),
+            },
             // From now on it is read no faster than the caller takes it.
             Err(Lost::TooSlow) => {
                 own = true;
@@ -161,16 +183,28 @@ async fn carry_out(
             return Err(ErrorReply::new(ErrorCode::SessionUnreachable, message)
                 .with_hint("look before you send it again"));
         }
-        link = remote.link_again().await.map_err(|error| {
-            let reply = error.reply(name);
-            match submit
-                .as_ref()
-                .and_then(|submit| submit.options.key.as_ref())
-            {
-                Some(key) => with_finder(reply, key),
-                None => reply,
-            }
-        })?;
+        let again = remote.link_again().await;
+        link = again.map_err(|error| found_by(&submit, error.reply(name)))?;
+    }
+}
+
+/// Of the connections that one request has for itself.
+fn own_pauses() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(PAUSES.0)
+        .with_max_delay(PAUSES.1)
+        .without_max_times()
+        .with_total_delay(Some(PATIENCE))
+        .with_jitter()
+        .build()
+}
+
+/// A refusal that says how the cell is found, if it is about one.
+fn found_by(submit: &Option<SubmitRequest>, reply: ErrorReply) -> ErrorReply {
+    let key = submit.as_ref().and_then(|it| it.options.key.as_ref());
+    match key {
+        Some(key) => with_finder(reply, key),
+        None => reply,
     }
 }
 
@@ -251,6 +285,8 @@ fn since_boot() -> Duration {
 #[derive(Default)]
 struct Told {
     attempts: u32,
+    /// How many events were passed on.
+    events: u64,
     accepted: bool,
     /// The last event that was passed on.
     last: Option<Utf8Bytes>,
@@ -292,6 +328,7 @@ async fn follow(mut exchange: Way, caller: &Caller, told: &mut Told) -> Result<U
         if !text.starts_with(ACCEPTED) {
             told.last = Some(text.clone());
         }
+        told.events += 1;
         caller.pass_on(text.as_str()).await;
     }
 }

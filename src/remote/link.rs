@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes};
 
 use super::dial::Dialled;
-use super::error::shown;
+use super::error::{RemoteError, shown};
 use super::heartbeat::Heartbeat;
 
 /// Messages that wait to leave.
@@ -32,6 +32,8 @@ pub(crate) enum Lost {
     TooSlow,
     /// The other end takes no message so great.
     TooBig,
+    /// There is no connection of its own.
+    NoWay(RemoteError),
 }
 
 /// What becomes of a request that nobody waits for any more.

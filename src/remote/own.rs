@@ -25,8 +25,7 @@ impl OwnExchange {
         remote: &Remote,
         text: impl FnOnce(u64) -> String,
     ) -> Result<Self, Lost> {
-        let dialled = remote.dial().await;
-        let dialled = dialled.map_err(|error| Lost::Broken(error.message))?;
+        let dialled = remote.dial().await.map_err(Lost::NoWay)?;
         if dialled.spoken == Spoken::Earlier {
             return Err(Lost::Broken("it is a daemon of 0.4 now".to_owned()));
         }
