@@ -8,16 +8,18 @@ use pythond_protocol::verbs::events::{Event, EventMessage};
 use pythond_protocol::verbs::out::StreamEvent;
 use pythond_protocol::verbs::submit::SubmitRequest;
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
-use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use pythond_transport::Spoken;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use super::Remote;
+use super::dial::most_answer;
 use super::earlier::{self, Unanswered};
 use super::error::RemoteError;
-use super::link::{Exchange, Lost, OnLoss};
+use super::link::{Exchange, Lost, OnLoss, TOO_GREAT};
 use super::names;
 use super::own::OwnExchange;
 use super::remote::PATIENCE;
@@ -169,6 +171,18 @@ async fn carry_out(
                 own = true;
                 "it was read too slowly".to_owned()
             }
+            // Alone, it is known whose answer it is.
+            Err(Lost::AnswerTooBig) if own => {
+                let cell = match &submit {
+                    Some(submit) => cell_of(&remote, routed, submit).await,
+                    None => None,
+                };
+                return Err(answer_too_big(routed, cell));
+            }
+            Err(Lost::AnswerTooBig) => {
+                own = true;
+                TOO_GREAT.to_owned()
+            }
             Err(Lost::TooBig) => {
                 let message = format!("remote `{name}` takes no message so great");
                 return Err(ErrorReply::new(ErrorCode::RemoteRefused, message)
@@ -186,6 +200,53 @@ async fn carry_out(
         let again = remote.link_again().await;
         link = again.map_err(|error| found_by(&submit, error.reply(name)))?;
     }
+}
+
+/// The id of a cell that was sent before: it is sent once more with its key, as
+/// the first event of a stream has it.
+async fn cell_of(remote: &Remote, routed: &Routed, submit: &SubmitRequest) -> Option<CellId> {
+    #[derive(Deserialize)]
+    struct Named {
+        cell_id: CellId,
+    }
+    // So long ago that a session which does not know the key never runs it.
+    let mut streamed = resend(&mut submit.clone(), Some(PATIENCE));
+    streamed.options.stream = true;
+    streamed.options.cancel_on_disconnect = false;
+    let asked = Asked {
+        format: ReplyFormat::Json,
+        submit: Some(&streamed),
+        body: None,
+        instead: Vec::new(),
+    };
+    let asking = async {
+        let mut own = OwnExchange::ask(remote, |tag| routed.on_link(tag, &asked)).await?;
+        own.next().await
+    };
+    let answer = tokio::time::timeout(LAST_WORDS, asking).await;
+    let text = answer.ok()?.ok()?;
+    let named: Named = serde_json::from_str(&text).ok()?;
+    Some(named.cell_id)
+}
+
+/// The refusal of what has too great an answer. Nothing is taken back.
+fn answer_too_big(routed: &Routed, cell: Option<CellId>) -> ErrorReply {
+    let remote = &routed.remote.spec.name;
+    let message = format!(
+        "the answer of remote `{remote}` is greater than {} bytes, the most that is taken \
+         (`limits.remote_answer`)",
+        most_answer()
+    );
+    let name = match &routed.session {
+        Some(session) => format!("{remote}/{session}"),
+        None => remote.to_string(),
+    };
+    let id = cell.map_or_else(|| "ID".to_owned(), |cell| cell.to_string());
+    let mut reply = ErrorReply::new(ErrorCode::Limit, message).with_hint(format!(
+        "it was carried out; `pysh out {name} {id} --follow` reads a cell's output in pieces"
+    ));
+    reply.cell_id = cell;
+    reply
 }
 
 /// Of the connections that one request has for itself.

@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
 use super::Remote;
 use super::dial::{Dialled, Socket};
 use super::heartbeat::Heartbeat;
-use super::link::{Lost, closed, told, untagged};
+use super::link::{Lost, TOO_GREAT, closed, told, untagged};
 
 /// One request on a connection of its own; its end gives the request up.
 pub(super) struct OwnExchange {
@@ -64,7 +64,11 @@ impl OwnExchange {
     /// [`Lost`].
     pub(super) async fn next(&mut self) -> Result<Utf8Bytes, Lost> {
         loop {
-            if let Some((_, rest)) = untagged(&self.next_text().await?) {
+            let text = self.next_text().await.map_err(|lost| match lost {
+                Lost::Broken(why) if why == TOO_GREAT => Lost::AnswerTooBig,
+                lost => lost,
+            })?;
+            if let Some((_, rest)) = untagged(&text) {
                 return Ok(rest.into());
             }
         }
