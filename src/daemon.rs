@@ -410,6 +410,7 @@ fn context(
         log.clone(),
         tracker.clone(),
     );
+    crate::remote::set_most_answer(config.limits.remote_answer);
     let remotes = Remotes::new(
         Arc::clone(&dir),
         config.home.clone(),

@@ -17,6 +17,8 @@ pub struct DaemonLimits {
     pub connections: usize,
     /// Greatest body of a message, in bytes.
     pub message: usize,
+    /// Greatest answer that is taken of a remote daemon, in bytes.
+    pub remote_answer: usize,
     /// Most requests of one connection that are carried out at once.
     pub in_flight: usize,
     /// Most events that can be replayed.
@@ -76,6 +78,15 @@ impl DaemonLimits {
             1 << 10,
             1 << 29,
         )?;
+        // A piece of output is smaller, however it is escaped: `out` always can tell it.
+        let remote_answer = bytes(
+            "PYTHOND_MAX_REMOTE_ANSWER",
+            "limits.remote_answer",
+            set.remote_answer,
+            1 << 30,
+            8 << 20,
+            1 << 40,
+        )?;
         // The default is the session's own.
         let fork_result = bytes(
             "PYTHOND_MAX_FORK_RESULT",
@@ -106,6 +117,7 @@ impl DaemonLimits {
                 1 << 16,
             )?,
             message: usize::try_from(message).unwrap_or(usize::MAX),
+            remote_answer: usize::try_from(remote_answer).unwrap_or(usize::MAX),
             in_flight: count(
                 "PYTHOND_MAX_IN_FLIGHT",
                 "limits.in_flight",

@@ -44,6 +44,8 @@ pub struct Limits {
     pub connections: Option<u64>,
     /// Greatest message.
     pub message: Option<Size>,
+    /// Greatest answer of a remote daemon.
+    pub remote_answer: Option<Size>,
     /// Most requests of one connection that are carried out at once.
     pub in_flight: Option<u64>,
     /// Most events that can be replayed.

@@ -14,6 +14,7 @@ from support.cutting import Cut, CuttingProxy
 from support.daemon import TestDaemon
 from support.processes import marked
 from support.remotes import Remote, pin, port_of, remote_of
+from support.waiting import wait_until
 
 
 @pytest.fixture
@@ -66,6 +67,32 @@ def test_a_remote_that_moves_is_found_at_its_other_address(remote: Remote) -> No
             remote.proxy.cut("rst")
             assert wire.receive() == "2"
         assert remote.summary()["endpoint"] == other.address
+
+
+def test_one_that_somebody_has_to_see_to_does_not_stop_the_tries_of_another(
+    remote: Remote, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    with CuttingProxy(port_of(remote.there)) as not_pinned:
+        good = remote.proxy.address
+        assert remote.connect("--endpoint", good, address=not_pinned.address).returncode == 0
+        session = remote.new()
+        with remote.here.connect() as wire:
+            wire.send(
+                f"run {session.name}\n"
+                f"import os\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n'done'"
+            )
+            wait_until(lambda: session.status()["running"], what="a running cell")
+            remote.proxy.refuse()
+            tried = not_pinned.accepted
+            remote.proxy.cut("rst")
+            not_pinned.wait_for_connection(tried + 2)
+            summary = remote.wait_for_state("down")
+            assert "is pinned to" in summary["last_error"], summary
+            remote.proxy.listen()
+            go.touch()
+            assert wire.receive() == "done"
+        assert remote.summary()["endpoint"] == good
 
 
 def test_none_that_answers_is_told_with_all_reasons(remote: Remote, closed: str) -> None:

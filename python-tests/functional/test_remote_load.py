@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from support import raw
+from support.cutting import Cut
 from support.daemon import Session
 from support.processes import memory
 from support.remotes import Remote, lasting_remote
-from support.wire import Wire, text_of
+from support.waiting import wait_until
+from support.wire import text_of
 
 MIB = 1 << 20
 
@@ -32,10 +36,10 @@ def session(remote: Remote) -> Iterator[Session]:
     session.kill()
 
 
-def streamed(wire: Wire) -> bytes:
+def streamed(receive: Callable[[], str | bytes]) -> bytes:
     """Read the rest of a stream to its answer and return the output."""
     pieces = []
-    while "event" in (message := json.loads(wire.receive(120))):
+    while "event" in (message := json.loads(receive())):
         assert message["event"] != "gap", message
         if message["event"] == "output":
             assert message["offset"] == sum(map(len, pieces))
@@ -80,8 +84,43 @@ def test_who_does_not_read_holds_nobody_up(remote: Remote, session: Session) -> 
             assert remote.here.ask(f"run {session.name}\n{number}") == str(number)
             greatest = max(greatest, memory(remote.here.pid) - before)
         expected = b"".join(bytes([97 + n % 26]) * (MIB - 1) + b"\n" for n in range(50))
-        assert streamed(slow) == expected
+        assert streamed(slow.receive) == expected
     assert greatest < 64 * MIB
+
+
+def test_a_slow_reader_that_finds_no_way_of_its_own_tries_in_moderation(
+    remote: Remote, session: Session
+) -> None:
+    before = remote.proxy.accepted
+    with raw.connected(remote.here.socket) as slow, remote.here.connect() as other:
+        raw.shake(slow)
+        start = remote.proxy.bytes["down"]
+        # The shared connection lives, and there is none beside it.
+        remote.proxy.plan = lambda _: Cut("rst", 0, "up")
+        try:
+            code = "for n in range(24): print(chr(97 + n) * ((1 << 20) - 1))"
+            slow.sendall(raw.frame(f"run {session.name} --stream\n{code}".encode()))
+            assert json.loads(raw.message(slow)[1])["event"] == "accepted"
+            # It is put off the shared connection once more waits than may, and that
+            # is so when what comes for the others comes alone.
+            came = 0
+            while came < 2 * MIB or remote.proxy.bytes["down"] - start - came > 100_000:
+                came = remote.proxy.bytes["down"] - start
+                for number in range(50):
+                    assert other.ask(f"run {session.name}\n{number}") == str(number)
+            with ThreadPoolExecutor(1) as pool:
+                reading = pool.submit(streamed, lambda: raw.message(slow)[1])
+                wait_until(
+                    lambda: reading.done() or remote.proxy.accepted > before + 2, what="dials"
+                )
+                for number in range(300):
+                    assert other.ask(f"run {session.name}\n{number}") == str(number)
+                remote.proxy.plan = None
+                expected = b"".join(bytes([97 + n]) * (MIB - 1) + b"\n" for n in range(24))
+                assert reading.result() == expected
+        finally:
+            remote.proxy.plan = None
+    assert before + 2 < remote.proxy.accepted < before + 60
 
 
 def test_a_reader_that_is_slow_all_the_time_gets_each_byte(
@@ -124,7 +163,7 @@ def test_great_code_and_great_output_pass_each_other(remote: Remote, session: Se
                 wire.send(
                     f"run {session.name} --stream\nfor n in range(50): print('z' * ((1 << 20) - 1))"
                 )
-                assert len(streamed(wire)) == 50 * MIB
+                assert len(streamed(wire.receive)) == 50 * MIB
 
     def codes() -> None:
         for _ in range(4):

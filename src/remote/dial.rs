@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -35,12 +36,23 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long all of it may take, for one endpoint.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Greatest message that is taken, in bytes: an answer with all its output.
-const MAX_MESSAGE: usize = 1 << 30;
+static MAX_MESSAGE: AtomicUsize = AtomicUsize::new(1 << 30);
 /// Most of what a failing ssh says that is read, in bytes, and how long.
 const MOST_WORDS: u64 = 4096;
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Greatest token file, in bytes.
 const MAX_TOKEN: u64 = 4096;
+
+/// Sets the greatest answer that is taken of a remote, in bytes, for connections that
+/// are made from now on.
+pub(crate) fn set_most_answer(bytes: usize) {
+    MAX_MESSAGE.store(bytes, Ordering::Relaxed);
+}
+
+/// The greatest answer that is taken of a remote, in bytes.
+pub(super) fn most_answer() -> usize {
+    MAX_MESSAGE.load(Ordering::Relaxed)
+}
 
 pub(crate) type Socket = WebSocketStream<ClientStream>;
 
@@ -308,8 +320,8 @@ async fn upgrade(
     let offered = HeaderValue::from_static(OFFERED);
     headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
     let config = WebSocketConfig::default()
-        .max_message_size(Some(MAX_MESSAGE))
-        .max_frame_size(Some(MAX_MESSAGE));
+        .max_message_size(Some(most_answer()))
+        .max_frame_size(Some(most_answer()));
     tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await
 }
 

@@ -5,7 +5,7 @@ use pythond_transport::{Exchange, Spoken, Step};
 
 use super::Remote;
 use super::error::RemoteError;
-use super::link::Lost;
+use super::link::{Lost, TOO_GREAT};
 use super::own::OwnExchange;
 use crate::handlers::Caller;
 
@@ -58,6 +58,8 @@ pub(super) async fn ask(
             Err(lost) => {
                 let why = match lost {
                     Lost::Broken(why) => why,
+                    Lost::NoWay(error) => return Err(Unanswered::NoWay(error)),
+                    Lost::AnswerTooBig => TOO_GREAT.to_owned(),
                     Lost::TooSlow | Lost::TooBig => "it closed the connection".to_owned(),
                 };
                 return exchange.broken().ok_or(Unanswered::Broke(why));

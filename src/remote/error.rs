@@ -99,12 +99,12 @@ pub(crate) fn shown(text: &str, most: usize) -> String {
 }
 
 /// Why a remote cannot be used now, as often as somebody asks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RemoteError {
     /// One line for people.
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
-    /// Somebody has to see to it.
+    /// Somebody has to see to it: no endpoint will do by itself.
     pub(crate) needs_somebody: bool,
 }
 
@@ -121,7 +121,8 @@ impl RemoteError {
         Self {
             message: all.join("; "),
             hint: telling.and_then(|(_, error)| error.hint()),
-            needs_somebody: telling.is_some_and(|(_, error)| error.needs_somebody()),
+            // One that is down may come back, whatever the others say.
+            needs_somebody: attempts.iter().all(|(_, error)| error.needs_somebody()),
         }
     }
 

@@ -3,28 +3,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use pythond_protocol::verbs::events::{Event, EventMessage};
 use pythond_protocol::verbs::out::StreamEvent;
 use pythond_protocol::verbs::submit::SubmitRequest;
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
-use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use pythond_transport::Spoken;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use super::Remote;
+use super::dial::most_answer;
 use super::earlier::{self, Unanswered};
 use super::error::RemoteError;
-use super::link::{Exchange, Lost, OnLoss};
+use super::link::{Exchange, Lost, OnLoss, TOO_GREAT};
 use super::names;
 use super::own::OwnExchange;
+use super::remote::PATIENCE;
 use super::request::{Asked, Routed, may_repeat};
 use super::status::with_way;
 use crate::handlers::{Caller, Reply};
 
 /// How long a daemon that stops may take to close its connections.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// Pauses between two connections of a request's own, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// So often a daemon of 0.4 may break the connection of one question.
 const MOST_BREAKS: u32 = 3;
 
@@ -88,6 +94,7 @@ async fn carry_out(
     let mut first: Option<Duration> = None;
     // It is asked on a connection of its own.
     let mut own = false;
+    let mut pauses = own_pauses();
     let mut breaks = 0;
     let mut link = remote.link().await.map_err(|error| error.reply(name))?;
     loop {
@@ -125,6 +132,7 @@ async fn carry_out(
             continue;
         }
         told.attempts += 1;
+        let events_before = told.events;
         let on_link = |tag| routed.on_link(tag, &asked);
         let answered = if own {
             let asking = async {
@@ -150,11 +158,39 @@ async fn carry_out(
                 let _ = tokio::time::timeout(LAST_WORDS, link.closed()).await;
                 "it stopped".to_owned()
             }
-            Err(Lost::Broken(why)) => why,
+            Err(Lost::Broken(why)) => {
+                if own && told.events > events_before {
+                    pauses = own_pauses();
+                }
+                if own {
+                    // The link may live, and would not make it wait.
+                    remote.pause(pauses.next().unwrap_or(PAUSES.1)).await;
+                }
+                why
+            }
+            Err(Lost::NoWay(error)) => match pauses.next() {
+                Some(pause) if !error.needs_somebody => {
+                    remote.pause(pause).await;
+                    error.message
+                }
+                _ => return Err(found_by(&submit, error.reply(name))),
+            },
             // From now on it is read no faster than the caller takes it.
             Err(Lost::TooSlow) => {
                 own = true;
                 "it was read too slowly".to_owned()
+            }
+            // Alone, it is known whose answer it is.
+            Err(Lost::AnswerTooBig) if own => {
+                let cell = match &submit {
+                    Some(submit) => cell_of(&remote, routed, submit).await,
+                    None => None,
+                };
+                return Err(answer_too_big(routed, cell));
+            }
+            Err(Lost::AnswerTooBig) => {
+                own = true;
+                TOO_GREAT.to_owned()
             }
             Err(Lost::TooBig) => {
                 let message = format!("remote `{name}` takes no message so great");
@@ -170,16 +206,75 @@ async fn carry_out(
             return Err(ErrorReply::new(ErrorCode::SessionUnreachable, message)
                 .with_hint("look before you send it again"));
         }
-        link = remote.link_again().await.map_err(|error| {
-            let reply = error.reply(name);
-            match submit
-                .as_ref()
-                .and_then(|submit| submit.options.key.as_ref())
-            {
-                Some(key) => with_finder(reply, key),
-                None => reply,
-            }
-        })?;
+        let again = remote.link_again().await;
+        link = again.map_err(|error| found_by(&submit, error.reply(name)))?;
+    }
+}
+
+/// The id of a cell that was sent before: it is sent once more with its key, as
+/// the first event of a stream has it.
+async fn cell_of(remote: &Remote, routed: &Routed, submit: &SubmitRequest) -> Option<CellId> {
+    #[derive(Deserialize)]
+    struct Named {
+        cell_id: CellId,
+    }
+    // So long ago that a session which does not know the key never runs it.
+    let mut streamed = resend(&mut submit.clone(), Some(PATIENCE));
+    streamed.options.stream = true;
+    streamed.options.cancel_on_disconnect = false;
+    let asked = Asked {
+        format: ReplyFormat::Json,
+        submit: Some(&streamed),
+        body: None,
+        instead: Vec::new(),
+    };
+    let asking = async {
+        let mut own = OwnExchange::ask(remote, |tag| routed.on_link(tag, &asked)).await?;
+        own.next().await
+    };
+    let answer = tokio::time::timeout(LAST_WORDS, asking).await;
+    let text = answer.ok()?.ok()?;
+    let named: Named = serde_json::from_str(&text).ok()?;
+    Some(named.cell_id)
+}
+
+/// The refusal of what has too great an answer. Nothing is taken back.
+fn answer_too_big(routed: &Routed, cell: Option<CellId>) -> ErrorReply {
+    let remote = &routed.remote.spec.name;
+    let message = format!(
+        "the answer of remote `{remote}` is greater than {} bytes, the most that is taken \
+         (`limits.remote_answer`)",
+        most_answer()
+    );
+    let name = match &routed.session {
+        Some(session) => format!("{remote}/{session}"),
+        None => remote.to_string(),
+    };
+    let id = cell.map_or_else(|| "ID".to_owned(), |cell| cell.to_string());
+    let mut reply = ErrorReply::new(ErrorCode::Limit, message).with_hint(format!(
+        "it was carried out; `pysh out {name} {id} --follow` reads a cell's output in pieces"
+    ));
+    reply.cell_id = cell;
+    reply
+}
+
+/// Of the connections that one request has for itself.
+fn own_pauses() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(PAUSES.0)
+        .with_max_delay(PAUSES.1)
+        .without_max_times()
+        .with_total_delay(Some(PATIENCE))
+        .with_jitter()
+        .build()
+}
+
+/// A refusal that says how the cell is found, if it is about one.
+fn found_by(submit: &Option<SubmitRequest>, reply: ErrorReply) -> ErrorReply {
+    let key = submit.as_ref().and_then(|it| it.options.key.as_ref());
+    match key {
+        Some(key) => with_finder(reply, key),
+        None => reply,
     }
 }
 
@@ -260,6 +355,8 @@ fn since_boot() -> Duration {
 #[derive(Default)]
 struct Told {
     attempts: u32,
+    /// How many events were passed on.
+    events: u64,
     accepted: bool,
     /// The last event that was passed on.
     last: Option<Utf8Bytes>,
@@ -301,6 +398,7 @@ async fn follow(mut exchange: Way, caller: &Caller, told: &mut Told) -> Result<U
         if !text.starts_with(ACCEPTED) {
             told.last = Some(text.clone());
         }
+        told.events += 1;
         caller.pass_on(text.as_str()).await;
     }
 }

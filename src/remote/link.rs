@@ -15,13 +15,16 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes};
 
 use super::dial::Dialled;
-use super::error::shown;
+use super::error::{RemoteError, shown};
 use super::heartbeat::Heartbeat;
 
 /// Messages that wait to leave.
 const OUTGOING: usize = 64;
 /// Messages that wait for whoever asked, and bytes, unless it is one message.
 const AHEAD: (usize, usize) = (64, 2 << 20);
+
+/// What is told of a link that an answer broke.
+pub(super) const TOO_GREAT: &str = "an answer is greater than is taken";
 
 /// Why an exchange ends before its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +35,11 @@ pub(crate) enum Lost {
     TooSlow,
     /// The other end takes no message so great.
     TooBig,
+    /// An answer came that is greater than is taken; whose it is, is not known where
+    /// many share the connection.
+    AnswerTooBig,
+    /// There is no connection of its own.
+    NoWay(RemoteError),
 }
 
 /// What becomes of a request that nobody waits for any more.
@@ -206,7 +214,7 @@ impl Service {
         let mut pinged: Option<Instant> = None;
         // Of orders that came while there was no room to send.
         let mut waiting: std::collections::VecDeque<Message> = std::collections::VecDeque::new();
-        let mut too_big = false;
+        let (mut too_big, mut answer_too_big) = (false, false);
         let why = loop {
             while let Some(message) = waiting.pop_front() {
                 if let Err(refused) = outgoing.try_send(message) {
@@ -249,7 +257,10 @@ impl Service {
                         break closed(close);
                     }
                     Some(Ok(_)) => {}
-                    Some(Err(error)) => break told(&error),
+                    Some(Err(error)) => {
+                        answer_too_big = matches!(error, WsError::Capacity(_));
+                        break told(&error);
+                    }
                     None => break "it closed the connection".to_owned(),
                 },
                 now = heartbeat.tick() => {
@@ -269,6 +280,7 @@ impl Service {
             // Whoever asked may be gone.
             let _ = lost.send(match Some(tag) == greatest {
                 true => Lost::TooBig,
+                false if answer_too_big => Lost::AnswerTooBig,
                 false => Lost::Broken(why.clone()),
             });
         }
@@ -303,6 +315,7 @@ fn give_up(tag: u64) -> Message {
 pub(super) fn told(error: &WsError) -> String {
     match error {
         WsError::ConnectionClosed | WsError::AlreadyClosed => "it closed the connection".to_owned(),
+        WsError::Capacity(_) => TOO_GREAT.to_owned(),
         WsError::Protocol(_) => "it broke the connection".to_owned(),
         other => other.to_string(),
     }

@@ -22,6 +22,7 @@ mod stream;
 mod table;
 
 pub(crate) use attach::{AttachedRemote, FromRemote};
+pub(crate) use dial::set_most_answer;
 pub(crate) use forward::forward;
 pub(crate) use remote::Remote;
 pub(crate) use request::Routed;

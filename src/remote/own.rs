@@ -3,7 +3,7 @@
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use pythond_transport::{Silent, Spoken};
-use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes};
 
 use super::Remote;
 use super::dial::{Dialled, Socket};
@@ -25,8 +25,7 @@ impl OwnExchange {
         remote: &Remote,
         text: impl FnOnce(u64) -> String,
     ) -> Result<Self, Lost> {
-        let dialled = remote.dial().await;
-        let dialled = dialled.map_err(|error| Lost::Broken(error.message))?;
+        let dialled = remote.dial().await.map_err(Lost::NoWay)?;
         if dialled.spoken == Spoken::Earlier {
             return Err(Lost::Broken("it is a daemon of 0.4 now".to_owned()));
         }
@@ -65,7 +64,8 @@ impl OwnExchange {
     /// [`Lost`].
     pub(super) async fn next(&mut self) -> Result<Utf8Bytes, Lost> {
         loop {
-            if let Some((_, rest)) = untagged(&self.next_text().await?) {
+            let text = self.next_text().await?;
+            if let Some((_, rest)) = untagged(&text) {
                 return Ok(rest.into());
             }
         }
@@ -80,6 +80,7 @@ impl OwnExchange {
                     Some(Ok(Message::Text(text))) => return Ok(text),
                     Some(Ok(Message::Close(close))) => return Err(Lost::Broken(closed(close))),
                     Some(Ok(_)) => {}
+                    Some(Err(WsError::Capacity(_))) => return Err(Lost::AnswerTooBig),
                     Some(Err(error)) => return Err(Lost::Broken(told(&error))),
                     None => return Err(Lost::Broken("it closed the connection".to_owned())),
                 },

@@ -27,7 +27,7 @@ const LASTED: Duration = Duration::from_secs(1);
 const HASTE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 /// How long a request that is under way waits for the link to be made again: a
 /// machine that slept for ten minutes comes back.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How long a way that broke is worth more than one try to whoever asks anew.
 const FRESH: Duration = Duration::from_secs(10);
 /// How long whoever asks anew waits at most: all endpoints may be tried.
@@ -316,6 +316,14 @@ impl Remote {
     /// Room for one more request on the link.
     pub(crate) async fn room(&self) -> Option<SemaphorePermit<'_>> {
         self.room.acquire().await.ok()
+    }
+
+    /// Waits, unless it is disconnected meanwhile.
+    pub(crate) async fn pause(&self, span: Duration) {
+        tokio::select! {
+            () = self.gone.cancelled() => {}
+            () = tokio::time::sleep(span) => {}
+        }
     }
 
     /// Ends the link for good, and all that is under way.
