@@ -49,7 +49,7 @@ mod tests {
     fn each_daemon_on_the_way_adds_its_part() {
         let status = r#"{"ok":true,"session":"work","session_id":"0123456789abcdef","gen":1,
             "pid":7,"state":"idle","running":[],"queued":[],"vars":0,"cells":0,"python":{
-            "version":"3.12.1","executable":"/python"},"start":"spawn","cwd":"/","created_at":"t",
+            "version":"3.12.1","executable":"/python","reason":"r"},"start":"cold","cwd":"/","created_at":"t",
             "host":"h","newer":[1]}"#;
         assert_eq!(told(r#"{"ok":false}"#, way("far")), None);
         let mut text = status.to_owned();
