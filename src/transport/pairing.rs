@@ -234,7 +234,7 @@ impl PairError {
                     why => Some(why.hint()),
                 },
                 RemoteReason::UnknownHost(_) => Some("look at the name".to_owned()),
-                RemoteReason::Closed => Some(
+                RemoteReason::Closed | RemoteReason::Tls(pythond_tls::TlsTrouble::NoTls) => Some(
                     "look at the address: pairing needs TLS, and `pyctl status` there says `wss://` \
                      where the daemon speaks it"
                         .to_owned(),

@@ -327,7 +327,9 @@ def test_a_daemon_that_does_not_pair_is_told_as_such(make_daemon: Make, client: 
     (listen,) = plain.info()["listen"]
     done = type_code(client, listen["address"], "1234-5678", "--json")
     assert done.returncode == 3, done
-    assert json.loads(done.stdout)["error"]["code"] == "connection"
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "no_tls"
+    assert "pairing needs TLS" in error["hint"]
     assert Server(plain).ask("ls")
 
 
