@@ -157,8 +157,9 @@ pub(crate) struct Cells {
     /// The id of a cell that the main thread has not read yet and that comes
     /// before all that wait.
     reserved: Option<CellId>,
-    /// The last one whose cell did not come before its lane was out of use.
-    never_read: Option<CellId>,
+    /// The last one that no cell got: its cell did not come before its lane was out
+    /// of use, or was not new.
+    never_given: Option<CellId>,
     /// The tag of the cell lane; none since a daemon was welcomed whose cell lane
     /// is not there yet.
     lane: Option<u64>,
@@ -188,7 +189,7 @@ impl Cells {
             keys: HashMap::new(),
             spent_keys: SpentKeys::default(),
             reserved: None,
-            never_read: None,
+            never_given: None,
             lane: None,
             queue: VecDeque::new(),
             beside: VecDeque::new(),
@@ -258,7 +259,7 @@ impl Cells {
     /// now which cells there are.
     pub(crate) fn forget_requests(&mut self) {
         if let Some(id) = self.reserved.take() {
-            self.never_read = Some(id);
+            self.never_given = Some(id);
         }
         self.lane = None;
         self.waiting.clear();
@@ -280,52 +281,19 @@ impl Cells {
             lane,
             how,
             source,
-            age,
+            age: _,
         } = *offer;
         let direct = lane.is_some();
         if direct && lane != self.lane {
             return Acceptance::Stale;
         }
-        if let (Some(key), Some(digest)) = (&how.key, &digest) {
-            if self.spent_keys.has(digest.of_key()) {
-                let message = format!("the cell with the id `{key}` is not kept any more");
-                let error = ErrorReply::new(ErrorCode::Lost, message);
-                let hint = "it was accepted once and is not run again; choose a new id to run it";
-                return Acceptance::Refused(error.with_hint(hint));
+        if let Some(known_or_refused) = self.not_new(offer, digest) {
+            if direct {
+                // The daemon may have told of this id on the control lane already, or
+                // will: nobody else may get it.
+                self.never_given = Some(self.take_id(kind, direct));
             }
-            if let Some(id) = self.keys.get(key)
-                && let Some(record) = self.records.get(id)
-            {
-                if record.digest.as_ref() == Some(digest) {
-                    return Acceptance::Existing(*id, record.status);
-                }
-                return Acceptance::Refused(ErrorReply::id_reused(key, *id));
-            }
-        }
-        let resent = how.resent_ms.map(Duration::from_millis);
-        if resent.is_some_and(|ago| age < ago) {
-            let message = "the session is younger than this request: \
-                 the one it was sent to is gone";
-            let error = ErrorReply::new(ErrorCode::Lost, message.to_owned());
-            let hint = "nobody can know whether it ran there; look before you send it again";
-            return Acceptance::Refused(error.with_hint(hint));
-        }
-        let is_full = |running: usize, most: u64| running as u64 >= most;
-        if kind == CellKind::Fire && !how.queue && is_full(self.beside_running, self.limits.fires) {
-            let most = self.limits.fires;
-            let message = format!("{most} `fire` cells run in this session already");
-            let error = ErrorReply::new(ErrorCode::Limit, message);
-            return Acceptance::Refused(error.with_hint("let it wait with `--queue`"));
-        }
-        let most = self.limits.forks.min(fork::MOST as u64);
-        if kind == CellKind::Fork && is_full(self.forks_running, most) {
-            let message = format!("{most} `fork` cells run in this session already");
-            let error = ErrorReply::new(ErrorCode::Limit, message);
-            return Acceptance::Refused(error.with_hint("wait for some of them to end"));
-        }
-        // One that came by the cell lane does not wait.
-        if !direct && let Err(error) = self.room_for(source.len()) {
-            return Acceptance::Refused(error);
+            return known_or_refused;
         }
         let id = self.take_id(kind, direct);
         if let Some(key) = &how.key {
@@ -349,6 +317,81 @@ impl Cells {
         };
         self.records.insert(id, record);
         Acceptance::New(id)
+    }
+
+    /// What becomes of a cell that is known already, or cannot be taken.
+    fn not_new(&self, offer: &Offer<'_>, digest: Option<KeyDigest>) -> Option<Acceptance> {
+        let Offer {
+            kind,
+            how,
+            source,
+            age,
+            ..
+        } = *offer;
+        if let (Some(key), Some(digest)) = (&how.key, &digest) {
+            if self.spent_keys.has(digest.of_key()) {
+                let message = format!("the cell with the id `{key}` is not kept any more");
+                let error = ErrorReply::new(ErrorCode::Lost, message);
+                let hint = "it was accepted once and is not run again; choose a new id to run it";
+                return Some(Acceptance::Refused(error.with_hint(hint)));
+            }
+            if let Some(id) = self.keys.get(key)
+                && let Some(record) = self.records.get(id)
+            {
+                return Some(if record.digest.as_ref() == Some(digest) {
+                    Acceptance::Existing(*id, record.status)
+                } else {
+                    Acceptance::Refused(ErrorReply::id_reused(key, *id))
+                });
+            }
+        }
+        let resent = how.resent_ms.map(Duration::from_millis);
+        if resent.is_some_and(|ago| age < ago) {
+            let message = "the session is younger than this request: \
+                 the one it was sent to is gone";
+            let error = ErrorReply::new(ErrorCode::Lost, message.to_owned());
+            let hint = "nobody can know whether it ran there; look before you send it again";
+            return Some(Acceptance::Refused(error.with_hint(hint)));
+        }
+        let is_full = |running: usize, most: u64| running as u64 >= most;
+        if kind == CellKind::Fire && !how.queue && is_full(self.beside_running, self.limits.fires) {
+            let most = self.limits.fires;
+            let message = format!("{most} `fire` cells run in this session already");
+            let error = ErrorReply::new(ErrorCode::Limit, message);
+            return Some(Acceptance::Refused(
+                error.with_hint("let it wait with `--queue`"),
+            ));
+        }
+        let most = self.limits.forks.min(fork::MOST as u64);
+        if kind == CellKind::Fork && is_full(self.forks_running, most) {
+            let message = format!("{most} `fork` cells run in this session already");
+            let error = ErrorReply::new(ErrorCode::Limit, message);
+            return Some(Acceptance::Refused(
+                error.with_hint("wait for some of them to end"),
+            ));
+        }
+        // One that came by the cell lane does not wait.
+        if offer.lane.is_none()
+            && let Err(error) = self.room_for(source.len())
+        {
+            return Some(Acceptance::Refused(error));
+        }
+        None
+    }
+
+    /// Who asked for the end of a cell that never came, by its id.
+    pub(crate) fn take_unmet(&mut self) -> Vec<(CellId, u64)> {
+        let never = self.never_given;
+        let (unmet, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|(cell, _)| Some(*cell) == never);
+        self.waiting = waiting;
+        unmet
+    }
+
+    /// A cell neither runs nor waits any more.
+    pub(crate) fn has_ended(&self, id: CellId) -> bool {
+        self.never_given == Some(id) || self.end_of(id).is_some()
     }
 
     /// Whether code of this length may wait.
@@ -533,7 +576,7 @@ impl Cells {
         let first = |number| CellId::from_parts(self.salt, number);
         let main = first(1)..=first(self.counter);
         let beside = first(BESIDE | 1)..=first(BESIDE | self.beside_counter);
-        self.never_read != Some(id) && (main.contains(&id) || beside.contains(&id))
+        self.never_given != Some(id) && (main.contains(&id) || beside.contains(&id))
     }
 
     /// Whoever asked for a cell's end does not wait any more.

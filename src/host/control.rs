@@ -245,7 +245,8 @@ impl Control {
             Acceptance::New(id) => {
                 let cell = QueuedCell {
                     id,
-                    direct: lane.is_some(),
+                    // Of one with a key the daemon is told all that becomes of it.
+                    direct: lane.is_some() && how.key.is_none(),
                     changed: how.changed,
                     source,
                     most_back: how.max_result,

@@ -35,6 +35,8 @@ const IDLE_BEFORE_WRITING: Duration = Duration::from_millis(5);
 /// How long the main thread waits for another cell before it shows what those
 /// before have written.
 const IDLE_BEFORE_PROMPT: Duration = Duration::from_millis(10);
+/// So many bytes of code take longer to be hashed than other threads are to wait.
+const LONG: usize = 256 << 10;
 /// How often the event loop looks for cells when it cannot watch the lane.
 const LOOK_FOR_CELLS: f64 = 0.02;
 /// How often it is looked whether somebody attached when nothing tells of it.
@@ -125,6 +127,7 @@ impl Session {
             unfinished_beside: Vec::new(),
             unfinished_forks: Vec::new(),
             forks: true,
+            keys_by_cell_lane: true,
             queued: Vec::new(),
             next_cell: CellId::from_parts(0, 0),
             not_recorded: None,
@@ -180,7 +183,7 @@ impl Session {
                 self.shared.send(event, Vec::new());
                 return Some(Next::Cell(cell));
             }
-            if let Some(cell) = self.decode() {
+            if let Some(cell) = self.decode(py) {
                 return Some(Next::Cell(cell));
             }
             if helpers::get(py).loop_has_work(py) {
@@ -344,7 +347,7 @@ impl Session {
         }
     }
 
-    fn decode(&mut self) -> Option<QueuedCell> {
+    fn decode(&mut self, py: Python<'_>) -> Option<QueuedCell> {
         loop {
             let lane = self.lane.as_mut()?;
             let message = match lane.decoder.next_message::<HostCommand>() {
@@ -362,7 +365,7 @@ impl Session {
             let HostCommand::Run { request, how, .. } = message.header else {
                 continue;
             };
-            if let Some(cell) = self.accept(request, tag, &how, message.body) {
+            if let Some(cell) = self.accept(py, request, tag, &how, message.body) {
                 return Some(cell);
             }
         }
@@ -371,6 +374,7 @@ impl Session {
     /// Takes a cell from the lane with this tag; none if it is not to be run.
     fn accept(
         &mut self,
+        py: Python<'_>,
         request: u64,
         tag: u64,
         how: &CellSpec,
@@ -384,10 +388,18 @@ impl Session {
             existing,
             status,
         };
-        match shared.accept(request, CellKind::Run, Some(tag), how, &source) {
+        let accept = || shared.accept(request, CellKind::Run, Some(tag), how, &source);
+        // What has a key is hashed, which takes as long as it is.
+        let is_long = how.key.is_some() && source.len() > LONG;
+        let acceptance = match is_long {
+            true => py.detach(accept),
+            false => accept(),
+        };
+        match acceptance {
             Acceptance::New(id) => {
                 if how.key.is_some() {
-                    shared.send(accepted(id, false, CellStatus::Running), Vec::new());
+                    // By the lane that its end goes by, in this order.
+                    self.deliver(py, &accepted(id, false, CellStatus::Running), b"");
                 }
                 Some(QueuedCell {
                     id,

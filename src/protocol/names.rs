@@ -134,6 +134,14 @@ impl CellId {
         Self((u64::from(salt) << 32) | u64::from(counter))
     }
 
+    /// The id of the cell of the same host process that is counted next.
+    #[must_use]
+    pub fn next(self) -> Self {
+        let salt = self.0 & !u64::from(u32::MAX);
+        let counter = u64::from((self.0 as u32).wrapping_add(1));
+        Self(salt | counter)
+    }
+
     /// The id as a number below 2^48, for records.
     #[must_use]
     pub fn as_u64(self) -> u64 {

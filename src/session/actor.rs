@@ -107,7 +107,7 @@ pub(crate) fn start(
     } = connected;
     let (sender, inbox) = mpsc::channel(INBOX);
     let first_new = hosted.next_cell;
-    let mut board = CellBoard::new(first_new, first_request());
+    let mut board = CellBoard::new(first_new, first_request(), hosted.keys_by_cell_lane);
     let inherited: Vec<_> = hosted
         .unfinished
         .iter()
@@ -372,6 +372,9 @@ impl Session {
         {
             self.watch.accepted(accepted.cell, kind, accepted.status);
         }
+        if accepted.existing {
+            self.board.is_not_new(request);
+        }
         // It was told under another id, and sent again.
         if let Some(before) = self.awaited.remove(&request)
             && before != accepted.cell
@@ -603,8 +606,11 @@ impl Session {
             let _ = reply.send(Err(error));
         } else if let Some(before) = self.awaited.remove(&request) {
             self.not_found(request, before, error);
-        } else if let Some(cell) = self.board.remove(request) {
-            answer(cell.waiter, RunAnswer::Refused(error));
+        } else {
+            self.board.is_not_new(request);
+            if let Some(cell) = self.board.remove(request) {
+                answer(cell.waiter, RunAnswer::Refused(error));
+            }
         }
         self.publish_running();
     }

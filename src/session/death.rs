@@ -108,6 +108,7 @@ pub(super) fn hardly_known(
         unfinished_beside: Vec::new(),
         unfinished_forks: Vec::new(),
         forks: false,
+        keys_by_cell_lane: false,
         queued: Vec::new(),
         next_cell: CellId::from_parts(0, 0),
         not_recorded: None,

@@ -60,6 +60,9 @@ pub(crate) struct Cell<W> {
     pub(crate) id: Option<CellId>,
     /// The lane it goes by.
     pub(crate) lane: Lane,
+    /// The id that the cell lane gives it if it is new, until it is known what
+    /// became of that.
+    pub(crate) lane_id: Option<CellId>,
     /// It was handed to that lane.
     pub(crate) sent: bool,
     /// Kept until the host certainly has it.
@@ -105,14 +108,17 @@ pub(crate) struct CellBoard<W> {
     queued_bytes: usize,
     /// New cells wait in the host.
     held: bool,
+    /// The host takes cells with keys by the cell lane.
+    keys_by_cell_lane: bool,
 }
 
 impl<W> CellBoard<W> {
     /// The board of a host that just welcomed us. Requests are numbered from
     /// `first_request` on: no other board's numbers may come near, as answers to
     /// an earlier daemon may still be on their way in the host.
-    pub(crate) fn new(next_cell: CellId, first_request: u64) -> Self {
+    pub(crate) fn new(next_cell: CellId, first_request: u64, keys_by_cell_lane: bool) -> Self {
         Self {
+            keys_by_cell_lane,
             next_request: first_request,
             next_cell,
             cells: BTreeMap::new(),
@@ -169,13 +175,14 @@ impl<W> CellBoard<W> {
         if !self.cells.is_empty() && self.queued_bytes + source.len() > MAX_QUEUED_BYTES {
             return Err(waiter);
         }
-        // A key may belong to an earlier cell: only the host knows.
-        let direct = kind == CellKind::Run && how.key.is_none() && self.is_idle() && !self.held;
-        let (id, lane) = if direct {
-            (Some(self.next_cell), Lane::Cell)
-        } else {
-            (None, Lane::Control)
+        let takes = how.key.is_none() || self.keys_by_cell_lane;
+        let direct = kind == CellKind::Run && takes && self.is_idle() && !self.held;
+        let (lane_id, lane) = match direct {
+            true => (Some(self.next_cell), Lane::Cell),
+            false => (None, Lane::Control),
         };
+        // A key may belong to an earlier cell: only the host knows.
+        let id = lane_id.filter(|_| how.key.is_none());
         let request = self.next_request();
         self.queued_bytes += source.len();
         self.cells.insert(
@@ -183,6 +190,7 @@ impl<W> CellBoard<W> {
             Cell {
                 id,
                 lane,
+                lane_id,
                 sent: false,
                 source,
                 kind,
@@ -210,6 +218,15 @@ impl<W> CellBoard<W> {
         let cell = self.cells.get_mut(&request)?;
         cell.id = Some(id);
         Some(cell)
+    }
+
+    /// The host runs no new cell for one that it was sent: if that went by the cell
+    /// lane, it has spent an id.
+    pub(crate) fn is_not_new(&mut self, request: u64) {
+        let cell = self.cells.get_mut(&request);
+        if let Some(spent) = cell.and_then(|cell| cell.lane_id.take()) {
+            self.next_cell = self.next_cell.max(spent.next());
+        }
     }
 
     /// It ended; gives back the cell if somebody waits for it.
@@ -258,6 +275,7 @@ impl<W> CellBoard<W> {
         } else {
             (None, Lane::Control)
         };
+        cell.lane_id = cell.id;
         Some(cell.lane)
     }
 
@@ -268,6 +286,7 @@ impl<W> CellBoard<W> {
         // told to expect such a cell would wait for it with all others.
         for cell in self.cells.values_mut() {
             cell.lane = Lane::Control;
+            cell.lane_id = None;
         }
         let own = self
             .cells
@@ -297,15 +316,16 @@ impl<W> CellBoard<W> {
 
     /// The unfinished cell that went by the cell lane.
     pub(crate) fn on_cell_lane(&self) -> Option<CellId> {
-        let direct = |cell: &&Cell<W>| cell.lane == Lane::Cell && cell.sent;
-        self.cells.values().find(direct).and_then(|cell| cell.id)
+        let sent = |cell: &Cell<W>| cell.lane_id.filter(|_| cell.sent);
+        self.cells.values().find_map(sent)
     }
 
     /// The cell that runs on the main thread, as far as is known.
     pub(crate) fn current(&self) -> Option<CellId> {
         let inherited = self.inherited.values().next().copied();
         let main = |cell: &&Cell<W>| cell.kind == CellKind::Run;
-        inherited.or_else(|| self.cells.values().find(main).and_then(|cell| cell.id))
+        let cell = self.cells.values().find(main);
+        inherited.or_else(|| cell.and_then(|cell| cell.id.or(cell.lane_id)))
     }
 
     /// Takes all cells away, oldest first.
@@ -366,7 +386,7 @@ mod tests {
 
     #[test]
     fn only_a_cell_that_meets_no_other_takes_the_cell_lane() {
-        let mut board = CellBoard::new(id(0), 1);
+        let mut board = CellBoard::new(id(0), 1, false);
         assert_eq!(add(&mut board, "a", 'a'), Ok((1, Lane::Cell)));
         assert_eq!(add(&mut board, "b", 'b'), Ok((2, Lane::Control)));
         assert_eq!(board.current(), Some(id(0)));
@@ -383,7 +403,7 @@ mod tests {
 
     #[test]
     fn an_end_that_answers_an_earlier_daemon_goes_to_the_cell_that_ended() {
-        let mut board = CellBoard::new(id(0), 1 << 40);
+        let mut board = CellBoard::new(id(0), 1 << 40, false);
         let (mine, _) = add(&mut board, "a", 'a').unwrap();
         let (other, _) = add(&mut board, "b", 'b').unwrap();
         assert_eq!((mine, other), (1 << 40, (1 << 40) + 1));
@@ -399,7 +419,7 @@ mod tests {
 
     #[test]
     fn cells_beside_the_main_thread_never_take_its_lane() {
-        let mut board = CellBoard::new(id(0), 1);
+        let mut board = CellBoard::new(id(0), 1, false);
         let fire = |board: &mut CellBoard<()>| {
             board.add("a".into(), CellKind::Fire, CellSpec::default(), ())
         };
@@ -409,9 +429,54 @@ mod tests {
         assert_eq!(board.current(), Some(id(0)));
     }
 
+    fn keyed(board: &mut CellBoard<()>) -> (u64, Lane) {
+        let how = CellSpec {
+            key: Some("k".to_owned()),
+            ..CellSpec::default()
+        };
+        board.add("1".into(), CellKind::Run, how, ()).unwrap()
+    }
+
+    #[test]
+    fn a_cell_with_a_key_goes_by_the_cell_lane_and_has_no_id_before_the_host_says_so() {
+        let mut board = CellBoard::new(id(4), 1, true);
+        assert_eq!(keyed(&mut board), (1, Lane::Cell));
+        board.mark_sent(1);
+        assert_eq!(board.get(1).unwrap().id, None);
+        assert_eq!(
+            (board.current(), board.on_cell_lane()),
+            (Some(id(4)), Some(id(4)))
+        );
+        // New lanes: only the host can know whether it came.
+        let resumed = board.resume(id(4));
+        assert_eq!(resumed, [Resume::Send { request: 1 }]);
+        assert_eq!(board.send_again(1), Some(Lane::Control));
+        assert_eq!(board.on_cell_lane(), None);
+    }
+
+    #[test]
+    fn a_cell_of_the_cell_lane_that_is_not_new_spends_an_id() {
+        let mut board = CellBoard::new(id(4), 1, true);
+        keyed(&mut board);
+        board.mark_sent(1);
+        board.is_not_new(1);
+        assert_eq!(board.on_cell_lane(), None);
+        board.is_not_new(1);
+        board.remove(1);
+        add(&mut board, "2", ()).unwrap();
+        assert_eq!(board.current(), Some(id(5)));
+        // None that waits in the host spends one.
+        keyed(&mut board);
+        board.is_not_new(3);
+        board.remove(2);
+        board.remove(3);
+        add(&mut board, "2", ()).unwrap();
+        assert_eq!(board.current(), Some(id(5)));
+    }
+
     #[test]
     fn the_id_of_a_cell_with_a_key_is_the_hosts_to_say() {
-        let mut board = CellBoard::new(id(0), 1);
+        let mut board = CellBoard::new(id(0), 1, false);
         let how = CellSpec {
             key: Some("k".to_owned()),
             ..CellSpec::default()
@@ -423,7 +488,7 @@ mod tests {
 
     #[test]
     fn an_end_that_is_told_late_does_not_turn_the_count_back() {
-        let mut board = CellBoard::new(id(0), 1);
+        let mut board = CellBoard::new(id(0), 1, false);
         add(&mut board, "a", ()).unwrap();
         add(&mut board, "b", ()).unwrap();
         board.finished(&finished(Some(2), id(1), id(2)));
@@ -434,7 +499,7 @@ mod tests {
 
     #[test]
     fn inherited_cells_keep_the_cell_lane_free() {
-        let mut board = CellBoard::new(id(5), 1);
+        let mut board = CellBoard::new(id(5), 1, false);
         board.inherit(id(4));
         assert_eq!(add(&mut board, "a", ()), Ok((2, Lane::Control)));
         board.remove(2);
@@ -445,7 +510,7 @@ mod tests {
 
     #[test]
     fn nothing_is_on_the_cell_lane_that_was_opened_anew() {
-        let mut board = CellBoard::new(id(0), 1);
+        let mut board = CellBoard::new(id(0), 1, false);
         add(&mut board, "a", ()).unwrap();
         board.mark_sent(1);
         assert_eq!(board.on_cell_lane(), Some(id(0)));
@@ -457,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_cell_without_an_id_is_lost_with_its_lane_and_never_sent_twice() {
-        let mut board = CellBoard::new(id(0), 1);
+        let mut board = CellBoard::new(id(0), 1, false);
         add(&mut board, "a", ()).unwrap();
         add(&mut board, "b", ()).unwrap();
         add(&mut board, "c", ()).unwrap();
@@ -481,7 +546,7 @@ mod tests {
 
     #[test]
     fn a_cell_whose_key_the_host_knows_is_sent_again() {
-        let mut board = CellBoard::new(id(0), 1);
+        let mut board = CellBoard::new(id(0), 1, false);
         add(&mut board, "a", ()).unwrap();
         let keyed = CellSpec {
             key: Some("mine".into()),
@@ -496,7 +561,7 @@ mod tests {
 
     #[test]
     fn waiting_bytes_are_limited_and_given_back() {
-        let mut board = CellBoard::new(id(0), 1);
+        let mut board = CellBoard::new(id(0), 1, false);
         let big = "x".repeat(MAX_QUEUED_BYTES);
         assert!(add(&mut board, &big, ()).is_ok());
         assert!(add(&mut board, "y", ()).is_err());

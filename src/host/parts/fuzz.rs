@@ -182,7 +182,7 @@ pub fn adoption(bytes: &[u8]) {
     let Some(hosted) = info.session else {
         return;
     };
-    let mut board = CellBoard::new(hosted.next_cell, 1);
+    let mut board = CellBoard::new(hosted.next_cell, 1, hosted.keys_by_cell_lane);
     for cell in &hosted.unfinished {
         board.inherit(*cell);
     }

@@ -3,12 +3,12 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use pythond_protocol::CellId;
 use pythond_protocol::lane::{
     CellRecord, CellSpec, FinishedCell, HostEvent, HostStatus, INLINE_OUTPUT, Reached,
 };
 use pythond_protocol::limits::CellLimits;
 use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::{CellId, ErrorReply};
 
 use super::{Held, Outgoing, Shared};
 use crate::cells::{Acceptance, Found, Moment, Offer, QueuedCell};
@@ -42,6 +42,13 @@ impl Shared {
             if let Some(journal) = &self.journal {
                 journal.record(Reached::Accepted, *id, request, digest);
             }
+            return accepted;
+        }
+        let unmet = state.cells.take_unmet();
+        drop(state);
+        for (id, request) in unmet {
+            let error = ErrorReply::unknown_cell(&id.to_string());
+            self.send(HostEvent::Refused { request, error }, Vec::new());
         }
         accepted
     }
@@ -256,7 +263,7 @@ impl Shared {
 
     /// True if this cell has ended.
     pub(crate) fn has_ended(&self, cell: CellId) -> bool {
-        self.state().cells.end_of(cell).is_some()
+        self.state().cells.has_ended(cell)
     }
 
     /// What is known of a cell, and its end if it has ended. None means the

@@ -90,6 +90,9 @@ pub struct HostedSession {
     /// It knows `fork` cells, which came with version 3.
     #[serde(default)]
     pub forks: bool,
+    /// It takes cells with keys by the cell lane, and spends an id for each.
+    #[serde(default)]
+    pub keys_by_cell_lane: bool,
     /// Those of both that wait for their turn.
     #[serde(default)]
     pub queued: Vec<CellId>,

@@ -36,7 +36,7 @@ enum Command {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Accepted(u64, CellId),
+    Accepted(u64, CellId, bool),
     Refused(u64, ErrorCode),
     Finished(Box<FinishedCell>),
 }
@@ -121,15 +121,19 @@ impl World {
                             source,
                             most_back: None,
                         };
+                        let accepted = Event::Accepted(request, id, false);
                         if direct {
+                            if how.key.is_some() {
+                                self.from_main.push_back(accepted);
+                            }
                             return Some(cell);
                         }
                         self.cells.enqueue(cell);
-                        self.from_io.push_back(Event::Accepted(request, id));
+                        self.from_io.push_back(accepted);
                         return None;
                     }
                     Acceptance::Existing(id, _) => {
-                        self.from_io.push_back(Event::Accepted(request, id));
+                        self.from_io.push_back(Event::Accepted(request, id, true));
                         (request, id)
                     }
                     Acceptance::Refused(error) => {
@@ -230,9 +234,16 @@ impl Daemon<'_> {
 
     fn event(&mut self, world: &mut World, event: Event) {
         match event {
-            Event::Accepted(request, id) => drop(self.board.accepted(request, id).is_some()),
+            Event::Accepted(request, id, existing) => {
+                if existing {
+                    self.board.is_not_new(request);
+                }
+                let _ = self.board.accepted(request, id);
+            }
             Event::Finished(end) => {
                 if let Some((request, cell)) = self.board.finished(&end) {
+                    let told = cell.id.is_none_or(|id| id == end.cell);
+                    assert!(told, "told as {:?}: {end:?}", cell.id);
                     self.resending.remove(&request);
                     self.answer(cell.waiter, "finished");
                 }
@@ -242,7 +253,10 @@ impl Daemon<'_> {
                 if self.resending.remove(&request) && unknown {
                     self.board.send_again(request);
                     self.send(world, request);
-                } else if let Some(cell) = self.board.remove(request) {
+                } else if let Some(cell) = {
+                    self.board.is_not_new(request);
+                    self.board.remove(request)
+                } {
                     let lost = code == ErrorCode::Lost;
                     self.answer(cell.waiter, if lost { "lost" } else { "refused" });
                 }
@@ -288,6 +302,9 @@ impl Daemon<'_> {
 
     fn run(mut self) {
         let (mut next, mut silence) = (0, 0);
+        // Who is the first, and whether the others wait until nothing is under way.
+        let first = thread_rng().gen_range(0..CLIENTS);
+        let one_by_one = thread_rng().gen_bool(0.5);
         loop {
             thread::yield_now();
             silence += 1;
@@ -302,8 +319,8 @@ impl Daemon<'_> {
             } else if let Some(event) = world.from_io.pop_front() {
                 self.event(world, event);
                 silence = 0;
-            } else if next < CLIENTS {
-                self.submit(world, next);
+            } else if next < CLIENTS && (!one_by_one || self.board.is_idle()) {
+                self.submit(world, (first + next) % CLIENTS);
                 next += 1;
                 if let Some(cell) = self.board.on_cell_lane()
                     && thread_rng().gen_bool(0.5)
@@ -415,7 +432,7 @@ fn model() {
     });
     Daemon {
         model: &model,
-        board: CellBoard::new(next, 1),
+        board: CellBoard::new(next, 1, true),
         resending: HashSet::new(),
     }
     .run();
