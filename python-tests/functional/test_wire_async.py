@@ -276,6 +276,67 @@ def test_a_retry_after_the_connection_broke_gets_the_result(session: Session) ->
     assert (reply["ok"], reply["result"], reply["existing"]) == (True, "1", True)
 
 
+def accepted_and_ended(wire: Wire, frame: str) -> tuple[str, dict]:
+    """Send a streamed cell; return the id that it was given first, and the answer."""
+    wire.send(frame)
+    first = json.loads(wire.receive())
+    assert first["event"] == "accepted", first
+    while "event" in (answer := json.loads(wire.receive())):
+        pass
+    return first["cell_id"], answer
+
+
+@pytest.mark.parametrize("repeated", ["1", "2"], ids=["known", "refused"])
+def test_the_cell_after_a_key_that_is_not_new_is_told_under_its_own_id(
+    session: Session, repeated: str
+) -> None:
+    name = session.name
+    session.submit("run", "1", "--id=K")
+    with session.daemon.connect() as wire:
+        for number in range(10):
+            answer = wire.json(f"run {name} --json --id=K\n{repeated}")
+            assert answer["ok"] is (repeated == "1")
+            for options in ("", f"--id=new{number}"):
+                frame = f"run {name} --json --stream {options}\n{number}"
+                told, answer = accepted_and_ended(wire, frame)
+                assert (told, answer["result"]) == (answer["cell_id"], str(number))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "pass",
+        "import os; os.closerange(3, 4096)",
+        "import asyncio; task = asyncio.create_task(asyncio.sleep(600)); await asyncio.sleep(0)",
+    ],
+    ids=["idle", "without descriptors", "in its event loop"],
+)
+def test_questions_and_cells_behind_a_key_that_is_not_new_go_on(
+    session: Session, before: str
+) -> None:
+    """What comes by the other lane meanwhile waits for no cell that never runs."""
+    name = session.name
+    session.out(before)
+    session.out("ran = []")
+    session.submit("run", "ran.append(0)", "--id=K")
+    with session.daemon.connect() as wire:
+        for number in range(1, 100):
+            wire.send(f"run {name} --json --tag=known --id=K\nran.append(0)")
+            if number % 2:
+                wire.send(f"status {name} --json --tag=asked")
+            else:
+                wire.send(f"int {name} --json --tag=asked")
+            wire.send(f"run {name} --json --tag=next --id=k{number}\nran.append({number}); 7")
+            answers = replies(wire, 3)
+            assert all(answers[tag]["ok"] for tag in ("known", "asked")), answers
+            # The interrupt may have been in time for it.
+            assert answers["next"]["status"] in ("done", "interrupted"), answers
+        assert session.status()["state"] == "idle"
+    ran = json.loads(session.out("print(ran)"))
+    assert ran == sorted(set(ran))
+    assert set(ran) >= set(range(1, 100, 2)) | {0}
+
+
 def test_a_failed_and_an_interrupted_cell_are_not_run_again_under_their_key(
     session: Session,
 ) -> None:

@@ -186,6 +186,10 @@ impl Session {
             if let Some(cell) = self.decode(py) {
                 return Some(Next::Cell(cell));
             }
+            if self.shared.has_queued() {
+                // They waited for one that was not new.
+                continue;
+            }
             if helpers::get(py).loop_has_work(py) {
                 self.serve_tasks(py);
             } else if self.shared.io_reads_cells() {

@@ -137,9 +137,8 @@ impl CellId {
     /// The id of the cell of the same host process that is counted next.
     #[must_use]
     pub fn next(self) -> Self {
-        let salt = self.0 & !u64::from(u32::MAX);
-        let counter = u64::from((self.0 as u32).wrapping_add(1));
-        Self(salt | counter)
+        let counters = u64::from(u32::MAX);
+        Self(self.0 & !counters | (self.0 + 1) & counters)
     }
 
     /// The id as a number below 2^48, for records.

@@ -46,6 +46,8 @@ impl Shared {
         }
         let unmet = state.cells.take_unmet();
         drop(state);
+        // Those that wait behind it may run.
+        self.queued.notify_all();
         for (id, request) in unmet {
             let error = ErrorReply::unknown_cell(&id.to_string());
             self.send(HostEvent::Refused { request, error }, Vec::new());
@@ -71,6 +73,12 @@ impl Shared {
             return None;
         }
         state.cells.next_queued()
+    }
+
+    /// A waiting cell may run.
+    pub(crate) fn has_queued(&self) -> bool {
+        let state = self.state();
+        state.held.is_none() && !state.cells.queue_is_empty()
     }
 
     /// Agents' new cells wait from now on, or run again. `terminal`: where that
