@@ -67,6 +67,22 @@ def test_many_requests_share_one_connection(remote: Remote, session: Session) ->
     assert remote.proxy.open == 1
 
 
+def test_many_who_wait_leave_room_for_an_interrupt(remote: Remote, session: Session) -> None:
+    """They are more than a link takes at once."""
+    fired = session.fire("import time; time.sleep(600)")
+    with remote.here.connect() as first, remote.here.connect() as second:
+        for number in range(600):
+            for wire in (first, second):
+                wire.send(f"wait {session.name} --tag=w{number} --timeout=600 {fired}")
+        # Whatever else is asked is answered meanwhile.
+        for _ in range(100):
+            assert session.status()["running"] == [fired]
+        session.interrupt(fired)
+        for wire in (first, second):
+            answers = {json.loads(wire.receive())["tag"] for _ in range(600)}
+            assert answers == {f"w{n}" for n in range(600)}
+
+
 def test_who_does_not_read_holds_nobody_up(remote: Remote, session: Session) -> None:
     before = memory(remote.here.pid)
     greatest = 0

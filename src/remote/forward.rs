@@ -23,7 +23,7 @@ use super::link::{Exchange, Lost, OnLoss, TOO_GREAT};
 use super::names;
 use super::own::OwnExchange;
 use super::remote::PATIENCE;
-use super::request::{Asked, Routed, may_repeat};
+use super::request::{Asked, Routed, lasts, may_repeat};
 use super::status::with_way;
 use crate::handlers::{Caller, Reply};
 
@@ -70,6 +70,7 @@ async fn carry_out(
     let format = parsed.format;
     let repeats = may_repeat(&parsed);
     let request = parsed.request?;
+    let lasts = lasts(&request);
     let is_events = matches!(request, Request::Events(_));
     let timeout = match &request {
         Request::Wait(wait) => wait.timeout,
@@ -89,7 +90,7 @@ async fn carry_out(
         true => OnLoss::LetGo,
         false => OnLoss::GiveUp,
     };
-    let _room = remote.room().await;
+    let _room = remote.room(lasts).await;
     let mut told = Told::default();
     let mut first: Option<Duration> = None;
     // It is asked on a connection of its own.

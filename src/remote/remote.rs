@@ -34,8 +34,10 @@ const FRESH: Duration = Duration::from_secs(10);
 const CONNECT: Duration = Duration::from_secs(200);
 /// Tries that are remembered.
 const ATTEMPTS: usize = 16;
-/// Most requests on a link; the other end takes no more.
-const IN_FLIGHT: usize = 1000;
+/// Most requests on a link, so that the other end takes all of them: those that may
+/// last, and those for which a place is always free soon.
+const LASTING: usize = 960;
+const BRIEF: usize = 40;
 
 struct State {
     phase: RemoteState,
@@ -64,7 +66,9 @@ pub(crate) struct Remote {
     /// Somebody needs the link now.
     wanted: Notify,
     tags: AtomicU64,
+    /// Room on the link for any request, and for those that are answered at once.
     room: Semaphore,
+    kept_room: Semaphore,
     /// Somebody has disconnected it.
     gone: CancellationToken,
 }
@@ -91,7 +95,8 @@ impl Remote {
             state,
             wanted: Notify::new(),
             tags: AtomicU64::new(1),
-            room: Semaphore::new(IN_FLIGHT),
+            room: Semaphore::new(LASTING),
+            kept_room: Semaphore::new(BRIEF),
             gone: CancellationToken::new(),
         })
     }
@@ -313,9 +318,17 @@ impl Remote {
         self.tags.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Room for one more request on the link.
-    pub(crate) async fn room(&self) -> Option<SemaphorePermit<'_>> {
-        self.room.acquire().await.ok()
+    /// Room for one more request on the link. Those that last as long as cells do
+    /// leave some to the others, `int` and `kill` among them.
+    pub(crate) async fn room(&self, lasts: bool) -> Option<SemaphorePermit<'_>> {
+        if lasts {
+            return self.room.acquire().await.ok();
+        }
+        tokio::select! {
+            biased;
+            permit = self.room.acquire() => permit.ok(),
+            permit = self.kept_room.acquire() => permit.ok(),
+        }
     }
 
     /// Waits, unless it is disconnected meanwhile.

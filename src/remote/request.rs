@@ -260,6 +260,14 @@ fn submitted(submit: &SubmitRequest) -> String {
     words.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
+/// Whether a request is answered when cells have ended, and not at once.
+pub(super) fn lasts(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Submit(_) | Request::Wait(_) | Request::Out(_) | Request::Events(_)
+    )
+}
+
 /// Whether a request may be sent again when nobody knows whether it was carried
 /// out.
 pub(super) fn may_repeat(parsed: &Parsed) -> bool {
