@@ -83,6 +83,29 @@ def test_another_file_at_the_path_is_not_touched(
     )
 
 
+def test_a_detached_start_tells_of_the_daemon_as_json(
+    make_daemon: Callable[..., TestDaemon],
+) -> None:
+    daemon = make_daemon()
+    words = ["start", "-d", "--listen=127.0.0.1:0", "--tls", "--show-token", "--json"]
+    done = daemon.pyctl(*words)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["ok"] is True
+    assert told["pid"] == daemon.info()["pid"]
+    assert told["token"] == daemon.pyctl("token", "show").stdout.strip()
+    assert told["fingerprint"] == told["network"]["certificate"]
+    again = daemon.pyctl("start", "-d", "--json")
+    assert again.returncode == 4
+    error = json.loads(again.stdout)["error"]
+    assert str(told["pid"]) in error["message"]
+    assert not error["message"].startswith("error: ")
+    assert daemon.pyctl("stop").returncode == 0
+    in_front = daemon.pyctl("start", "--json")
+    assert in_front.returncode == 2
+    assert "--detach" in json.loads(in_front.stdout)["error"]["message"]
+
+
 def test_detached_start_returns_when_the_socket_answers(
     make_daemon: Callable[..., TestDaemon],
 ) -> None:

@@ -1,15 +1,17 @@
-//! `pyctl start`: become the daemon.
+//! `pyctl start`: become the daemon; or have one started, and tell of it.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use pythond_protocol::ExitCode;
-use pythond_transport::{Address, Report};
+use pythond_transport::{Address, Client, Report};
+use serde_json::Value;
 
 use super::dispatch::address;
+use super::identity::with;
 use crate::args::StartArgs;
 use crate::failure::Outcome;
 use crate::render::Render;
@@ -18,12 +20,17 @@ use crate::render::Render;
 const DAEMON: &str = "pythond";
 
 /// Replaces this process by `pythond daemon`, which then owns the terminal,
-/// the exit code and the words; returns only if that fails.
-pub(super) fn start(args: &StartArgs, _render: &Render) -> Outcome {
+/// the exit code and the words; returns only if that fails. With `--json` the daemon
+/// goes to the background, and the words are ours.
+pub(super) fn start(args: &StartArgs, render: &Render) -> Outcome {
     // A daemon would start here and commands would still go elsewhere.
     let address = address()?;
     if !address.is_here() {
         return Err(led_elsewhere(&address).into());
+    }
+    if render.json && !args.detach {
+        let message = "`--json` needs `--detach`: a daemon in the foreground has no one answer";
+        return Err(Report::new("usage", message.to_owned(), ExitCode::Usage).into());
     }
     let daemon = std::env::current_exe()
         .ok()
@@ -42,7 +49,42 @@ pub(super) fn start(args: &StartArgs, _render: &Render) -> Outcome {
             command.arg(word);
         }
     }
+    if render.json {
+        let output = command.output();
+        let output = output.map_err(|error| not_started(daemon.as_os_str(), &error))?;
+        return tell(&address, &output, render);
+    }
     Err(not_started(daemon.as_os_str(), &command.exec()).into())
+}
+
+/// Tells of the daemon that was started: what `pyctl status` says, and what it
+/// printed of its keys.
+fn tell(address: &Address, output: &Output, render: &Render) -> Outcome {
+    if !output.status.success() {
+        return Err(refused(output).into());
+    }
+    let info = Client::connect(address)?.info()?;
+    let mut object: Value = serde_json::from_str(info.json()).unwrap_or_default();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    for (name, value) in printed.lines().filter_map(|line| line.split_once('=')) {
+        if ["token", "fingerprint"].contains(&name) {
+            object = with(object, serde_json::json!({ name: value }));
+        }
+    }
+    render.line(&object.to_string())?;
+    Ok(ExitCode::Success)
+}
+
+/// What the daemon said that did not start.
+fn refused(output: &Output) -> Report {
+    let words = String::from_utf8_lossy(&output.stderr);
+    let words = words.trim();
+    let words = words.strip_prefix("error: ").unwrap_or(words);
+    let (code, exit) = match output.status.code() {
+        Some(code) if code == ExitCode::Usage as i32 => ("usage", ExitCode::Usage),
+        _ => ("environment", ExitCode::Refused),
+    };
+    Report::new(code, words.to_owned(), exit)
 }
 
 /// The daemon beside our own executable: it has our version and needs no
