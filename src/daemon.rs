@@ -411,9 +411,11 @@ fn context(
         tracker.clone(),
     );
     crate::remote::set_most_answer(config.limits.remote_answer);
+    let events = EventLog::new(boot, config.limits.events);
     let remotes = Remotes::new(
         Arc::clone(&dir),
         config.home.clone(),
+        events.boot().into(),
         log.clone(),
         tracker.clone(),
         stop.clone(),
@@ -425,7 +427,7 @@ fn context(
             exits,
             zygotes,
             log,
-            events: EventLog::new(boot, config.limits.events),
+            events,
             tracker,
             restored: Notify::new(),
         },

@@ -51,8 +51,13 @@ pub(super) async fn handle(
     };
     may_have()?;
     let remote = Trial(Some(context.remotes.remote(spec)));
-    if let Err(error) = remote.get().link().await {
-        return Err(error.refuses_connect(name.as_str()));
+    let link = match remote.get().link().await {
+        Ok(link) => link,
+        Err(error) => return Err(error.refuses_connect(name.as_str())),
+    };
+    let session = &remote.get().spec.session;
+    if link.is_own && (*session == name || context.remotes.get(session).is_some()) {
+        return Err(comes_back(session));
     }
     // Somebody may have been quicker.
     may_have()?;
@@ -78,6 +83,14 @@ fn connected_already(name: &SessionName) -> ErrorReply {
     ErrorReply::new(ErrorCode::SessionExists, message).with_hint(format!(
         "`pyctl disconnect {name}` takes it away, `--replace` puts another in its place"
     ))
+}
+
+fn comes_back(session: &SessionName) -> ErrorReply {
+    let message = format!(
+        "that is this daemon itself, where `{session}` is no session: requests would come back"
+    );
+    ErrorReply::new(ErrorCode::RemoteRefused, message)
+        .with_hint("name a session that this machine has with `--session`")
 }
 
 fn named_already(name: &SessionName) -> ErrorReply {

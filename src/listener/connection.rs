@@ -102,10 +102,12 @@ impl Connection {
             .write_buffer_size(BUFFER)
             .max_message_size(max_message)
             .max_frame_size(max_message);
+        let boot = self.context.hosts.events.boot();
         let Some(gate) = &self.gate else {
+            #[expect(clippy::result_large_err, reason = "the library's signature")]
             let accepting = tokio_tungstenite::accept_hdr_async_with_config(
                 stream,
-                request::agree,
+                |request: &Request, response| request::agree(request, response, boot),
                 Some(config),
             );
             let socket = accepting.await.map_err(|error| error.to_string())?;
@@ -123,7 +125,7 @@ impl Connection {
         let check = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
             match gate.check(request, client) {
                 Ok(guest) => {
-                    let agreed = request::agree(request, response);
+                    let agreed = request::agree(request, response, boot);
                     outcome = agreed.as_ref().map(|_| guest).map_err(|_| "no agreement");
                     agreed
                 }

@@ -31,6 +31,7 @@ use crate::log::Log;
 use crate::network::penalties::Source;
 use crate::peer::Peer;
 
+pub(crate) use request::BOOT_HEADER;
 pub(crate) use stream::Stream;
 pub(crate) use tcp::NetworkListener;
 pub(crate) use unix::UnixListener;

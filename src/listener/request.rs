@@ -3,6 +3,8 @@
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, StatusCode, header};
 
+/// The `boot` of `info`: a daemon that has connected to itself knows it by this.
+pub(crate) const BOOT_HEADER: &str = "pythond-boot";
 /// In the order of preference.
 const SUBPROTOCOLS: [&str; 3] = ["pythond.1", "pythond.0.4", "pythond.0.3"];
 
@@ -81,15 +83,23 @@ impl From<Refusal> for ErrorResponse {
     }
 }
 
-/// Agrees on a subprotocol, with any client that is no web page.
+/// Agrees on a subprotocol, with any client that is no web page, and says which
+/// daemon this is.
 #[expect(clippy::result_large_err, reason = "the library's signature")]
-pub(super) fn agree(request: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
+pub(super) fn agree(
+    request: &Request,
+    mut response: Response,
+    boot: &str,
+) -> Result<Response, ErrorResponse> {
     if is_of_web_page(request.headers()) {
         return Err(Refusal::WebPage.into());
     }
     let headers = request.headers();
     if let Some(chosen) = SUBPROTOCOLS.iter().find(|known| offers(headers, known)) {
         speak(&mut response, chosen);
+    }
+    if let Ok(boot) = HeaderValue::from_str(boot) {
+        response.headers_mut().insert(BOOT_HEADER, boot);
     }
     Ok(response)
 }

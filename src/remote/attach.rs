@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
 
 use super::dial::Socket;
+use super::forward::loops;
 use super::heartbeat::Heartbeat;
 use super::{Routed, names};
 
@@ -53,6 +54,9 @@ impl AttachedRemote {
         let remote = &routed.remote;
         let name = remote.spec.name.as_str();
         let dialled = remote.dial().await.map_err(|error| error.reply(name))?;
+        if routed.comes_back && remote.is_own(&dialled) {
+            return Err(loops(&routed));
+        }
         let mut opened = Self {
             socket: dialled.socket,
             heartbeat: Heartbeat::new(dialled.activity),

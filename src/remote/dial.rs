@@ -29,6 +29,7 @@ use super::endpoint::Endpoint;
 use super::error::{DialError, shown};
 use super::spec::{RemoteSpec, TokenSource};
 use super::stream::{Activity, ClientStream};
+use crate::listener::BOOT_HEADER;
 use crate::network::listen::prepare;
 
 /// How long each address of an endpoint may take to accept a connection.
@@ -61,6 +62,8 @@ pub(crate) struct Dialled {
     pub(crate) socket: Socket,
     pub(crate) activity: Activity,
     pub(crate) spoken: Spoken,
+    /// Which daemon it is, if it says so.
+    pub(crate) boot: Option<HeaderValue>,
     /// What to tell: that a pin has got its address now.
     pub(crate) note: Option<String>,
 }
@@ -119,6 +122,7 @@ async fn dial_patiently(
         socket,
         activity,
         spoken,
+        boot: boot(&response),
         note,
     })
 }
@@ -127,6 +131,10 @@ fn spoken(response: &Response) -> Result<Spoken, DialError> {
     let agreed = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
     Spoken::agreed(agreed.map(HeaderValue::as_bytes))
         .ok_or_else(|| DialError::Refused("it speaks no version that we know".to_owned()))
+}
+
+fn boot(response: &Response) -> Option<HeaderValue> {
+    response.headers().get(BOOT_HEADER).cloned()
 }
 
 /// A daemon of 0.4 looks at the token only now.
@@ -178,6 +186,7 @@ async fn by_ssh(address: &SshAddress) -> Result<Dialled, DialError> {
                 socket,
                 activity,
                 spoken,
+                boot: boot(&response),
                 note: None,
             })
         }

@@ -99,6 +99,9 @@ async fn carry_out(
     let mut breaks = 0;
     let mut link = remote.link().await.map_err(|error| error.reply(name))?;
     loop {
+        if link.is_own && routed.comes_back {
+            return Err(loops(routed));
+        }
         let now = since_boot();
         let began = *first.get_or_insert(now);
         let again = (told.attempts > 0).then(|| now.saturating_sub(began));
@@ -237,6 +240,19 @@ async fn cell_of(remote: &Remote, routed: &Routed, submit: &SubmitRequest) -> Op
     let text = answer.ok()?.ok()?;
     let named: Named = serde_json::from_str(&text).ok()?;
     Some(named.cell_id)
+}
+
+/// The refusal of what would come back to us without end.
+pub(super) fn loops(routed: &Routed) -> ErrorReply {
+    let remote = &routed.remote.spec.name;
+    let message = format!(
+        "remote `{remote}` is this daemon itself, and has no session `{}` but a remote",
+        routed.session.as_ref().map_or("", |it| it.as_str())
+    );
+    ErrorReply::new(ErrorCode::RemoteRefused, message).with_hint(format!(
+        "name a session that this machine has: `{remote}/SESSION`, or `pyctl connect` with \
+         `--session SESSION --replace`"
+    ))
 }
 
 /// The refusal of what has too great an answer. Nothing is taken back.

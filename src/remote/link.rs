@@ -71,6 +71,8 @@ pub(crate) struct Link {
     orders: mpsc::UnboundedSender<Order>,
     /// What the other end speaks: one of 0.4 is asked nothing here.
     pub(crate) spoken: Spoken,
+    /// The other end is our own daemon.
+    pub(crate) is_own: bool,
 }
 
 /// What is seen of a link from outside.
@@ -92,9 +94,14 @@ pub(crate) struct Exchange {
 
 impl Link {
     /// A link that is served by the second part.
-    pub(crate) fn new(spoken: Spoken) -> (Self, Service) {
+    pub(crate) fn new(spoken: Spoken, is_own: bool) -> (Self, Service) {
         let (orders, received) = mpsc::unbounded_channel();
-        (Self { orders, spoken }, Service { orders: received })
+        let link = Self {
+            orders,
+            spoken,
+            is_own,
+        };
+        (link, Service { orders: received })
     }
 
     /// Waits until it is gone.

@@ -61,6 +61,8 @@ struct State {
 pub(crate) struct Remote {
     pub(crate) spec: RemoteSpec,
     home: PathBuf,
+    /// What our daemon says of itself.
+    boot: Arc<str>,
     log: Log,
     state: watch::Sender<State>,
     /// Somebody needs the link now.
@@ -74,7 +76,7 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    pub(crate) fn new(spec: RemoteSpec, home: PathBuf, log: Log) -> Arc<Self> {
+    pub(crate) fn new(spec: RemoteSpec, home: PathBuf, boot: Arc<str>, log: Log) -> Arc<Self> {
         let (state, _) = watch::channel(State {
             phase: RemoteState::Idle,
             link: None,
@@ -91,6 +93,7 @@ impl Remote {
         Arc::new(Self {
             spec,
             home,
+            boot,
             log,
             state,
             wanted: Notify::new(),
@@ -160,7 +163,7 @@ impl Remote {
     }
 
     async fn serve(&self, dialled: Dialled) {
-        let (link, service) = Link::new(dialled.spoken);
+        let (link, service) = Link::new(dialled.spoken, self.is_own(&dialled));
         let spoken = dialled.spoken;
         self.state.send_modify(|state| {
             state.phase = RemoteState::Up;
@@ -232,6 +235,14 @@ impl Remote {
             }
         }
         Err(RemoteError::of(&failed))
+    }
+
+    /// A connection leads to our own daemon.
+    pub(super) fn is_own(&self, dialled: &Dialled) -> bool {
+        dialled
+            .boot
+            .as_ref()
+            .is_some_and(|boot| *boot == *self.boot)
     }
 
     /// What the last connection made known, once.

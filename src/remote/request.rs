@@ -23,6 +23,8 @@ pub(crate) struct Routed {
     verb: String,
     /// None for what is asked of the daemon there.
     pub(super) session: Option<SessionName>,
+    /// That is the name of a remote here.
+    pub(super) comes_back: bool,
     /// What follows the name in the first line.
     rest: String,
     body: Option<String>,
@@ -77,7 +79,9 @@ impl Remotes {
                 None => remote.spec.session.clone(),
             }),
         };
+        let is_remote = |session: &SessionName| self.get(session).is_some();
         Ok(Some(Routed {
+            comes_back: session.as_ref().is_some_and(is_remote),
             remote,
             verb: frame.verb.to_owned(),
             session,

@@ -25,6 +25,8 @@ pub(crate) struct Remotes {
     table: Mutex<BTreeMap<SessionName, Arc<Remote>>>,
     dir: Arc<PrivateDir>,
     home: PathBuf,
+    /// What our daemon says of itself.
+    boot: Arc<str>,
     log: Log,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -39,6 +41,7 @@ impl Remotes {
     pub(crate) fn new(
         dir: Arc<PrivateDir>,
         home: PathBuf,
+        boot: Arc<str>,
         log: Log,
         tracker: TaskTracker,
         stop: CancellationToken,
@@ -47,6 +50,7 @@ impl Remotes {
             table: Mutex::default(),
             dir,
             home,
+            boot,
             log,
             tracker,
             stop,
@@ -104,7 +108,12 @@ impl Remotes {
 
     /// A remote that is not in the table.
     pub(crate) fn remote(&self, spec: RemoteSpec) -> Arc<Remote> {
-        let remote = Remote::new(spec, self.home.clone(), self.log.clone());
+        let remote = Remote::new(
+            spec,
+            self.home.clone(),
+            Arc::clone(&self.boot),
+            self.log.clone(),
+        );
         let keeping = Arc::clone(&remote).keep(self.stop.clone());
         self.tracker.spawn(keeping);
         remote
