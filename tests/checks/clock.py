@@ -22,7 +22,7 @@ SHOWN = {
     "src/access_log.rs": (2, "the time of a line"),
     "src/events.rs": (3, "the time of an event"),
     "src/host/cell.rs": (1, "the time of a record"),
-    "src/host/cells.rs": (1, "when a cell was accepted and started"),
+    "src/host/cells/mod.rs": (1, "when a cell was accepted and started"),
     "src/host/session.rs": (1, "when a session was created"),
     "src/host/zygote/death.rs": (1, "when a death was seen"),
     "src/listener/gate.rs": (1, "whether a client's certificate is valid"),

@@ -12,7 +12,7 @@
 mod append;
 #[path = "../cell_log.rs"]
 mod cell_log;
-#[path = "../cells.rs"]
+#[path = "../cells/mod.rs"]
 mod cells;
 #[path = "../disk.rs"]
 mod disk;
