@@ -408,11 +408,14 @@ impl Session {
     fn question(&mut self, question: Question, reply: AskReply) {
         let question = match question {
             // A cell that is on its way to the host is meant as well.
-            Question::Interrupt { cells, soft, .. } if cells.is_empty() => Question::Interrupt {
-                cells: self.watch.running(self.board.current()),
-                soft,
-                unnamed: true,
-            },
+            Question::Interrupt { cells, soft, .. } if cells.is_empty() => {
+                let coming = self.board.current().or_else(|| self.board.on_cell_lane());
+                Question::Interrupt {
+                    cells: self.watch.running(coming),
+                    soft,
+                    unnamed: true,
+                }
+            }
             question => question,
         };
         if self.asks.len() >= self.many_asks {

@@ -324,8 +324,7 @@ impl<W> CellBoard<W> {
     pub(crate) fn current(&self) -> Option<CellId> {
         let inherited = self.inherited.values().next().copied();
         let main = |cell: &&Cell<W>| cell.kind == CellKind::Run;
-        let cell = self.cells.values().find(main);
-        inherited.or_else(|| cell.and_then(|cell| cell.id.or(cell.lane_id)))
+        inherited.or_else(|| self.cells.values().find(main).and_then(|cell| cell.id))
     }
 
     /// Takes all cells away, oldest first.
@@ -443,10 +442,7 @@ mod tests {
         assert_eq!(keyed(&mut board), (1, Lane::Cell));
         board.mark_sent(1);
         assert_eq!(board.get(1).unwrap().id, None);
-        assert_eq!(
-            (board.current(), board.on_cell_lane()),
-            (Some(id(4)), Some(id(4)))
-        );
+        assert_eq!((board.current(), board.on_cell_lane()), (None, Some(id(4))));
         // New lanes: only the host can know whether it came.
         let resumed = board.resume(id(4));
         assert_eq!(resumed, [Resume::Send { request: 1 }]);
