@@ -1,7 +1,9 @@
 //! The task that owns a session: its lanes, who waits for which cell, how it
 //! died. It never waits for the host: a stopped host cannot stop it.
 
+mod cells;
 mod link;
+mod questions;
 mod recovery;
 
 use std::collections::HashMap;
@@ -11,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pythond_private_fs::PrivateDir;
-use pythond_protocol::lane::{FinishedCell, HostCommand, HostEvent, HostedSession, Lane, Message};
-use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::lane::{HostCommand, HostEvent, HostedSession, Lane, Message};
+use pythond_protocol::outcome::CellKind;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
@@ -21,10 +23,10 @@ use tokio_util::task::TaskTracker;
 
 use super::death;
 use super::handle::{
-    Accepted, Answer, EndReason, Last, LastOutput, Question, Resent, RunAnswer, SessionHandle,
-    SessionMessage, SessionShared, Submit, View, Waiter,
+    Accepted, Answer, EndReason, Last, Question, RunAnswer, SessionHandle, SessionMessage,
+    SessionShared, View, Waiter,
 };
-use super::state::{CellBoard, Demand, MAX_QUEUED_BYTES, Phase, Refusal, permit};
+use super::state::{CellBoard, Demand, Phase, Refusal, permit};
 use super::watch::Watch;
 use crate::events::EventLog;
 use crate::exits::HostExit;
@@ -253,138 +255,6 @@ impl Session {
         }
     }
 
-    fn submit(&mut self, submit: Submit, waiter: Waiter) {
-        let Submit {
-            kind,
-            source,
-            how,
-            busy_fails,
-            resent: _,
-        } = submit;
-        if busy_fails && (!self.board.is_idle() || self.board.is_held()) {
-            let name = &self.shared.hosted.spec.session;
-            let view = self.shared.view.lock();
-            let held_by = view.unwrap_or_else(PoisonError::into_inner).held_by.clone();
-            let message = match held_by {
-                Some(by) => format!("session `{name}` is held by {by}"),
-                None => format!("session `{name}` is busy"),
-            };
-            let error = ErrorReply::new(ErrorCode::Busy, message)
-                .with_hint("send it without `--busy=fail` to let it wait for its turn");
-            answer(waiter, RunAnswer::Refused(error));
-            return;
-        }
-        if kind == CellKind::Fork && !self.shared.hosted.forks {
-            let name = &self.shared.hosted.spec.session;
-            let message = format!("the process of session `{name}` is older and knows no `fork`");
-            let error = ErrorReply::new(ErrorCode::NotAvailable, message)
-                .with_hint("use `fire`, or create the session again");
-            answer(waiter, RunAnswer::Refused(error));
-            return;
-        }
-        match self.board.add(source, kind, how, waiter) {
-            Ok((request, _)) => self.send_cell(request),
-            Err(waiter) => {
-                let error = ErrorReply::new(
-                    ErrorCode::Limit,
-                    format!(
-                        "more than {} MiB of code wait in this session",
-                        MAX_QUEUED_BYTES >> 20
-                    ),
-                )
-                .with_hint("wait for cells to finish, then send it again");
-                answer(waiter, RunAnswer::Refused(error));
-            }
-        }
-    }
-
-    /// Sends a cell of the board by its lane. While there is no link it waits
-    /// on the board; `recovered` sends it.
-    fn send_cell(&mut self, request: u64) {
-        let Link::Up(lanes) = &mut self.link else {
-            return;
-        };
-        let before = self.board.on_cell_lane();
-        let Some(cell) = self.board.get(request) else {
-            return;
-        };
-        let after = before.filter(|_| cell.lane == Lane::Control);
-        let lane = match cell.lane {
-            Lane::Cell => &mut lanes.cell,
-            Lane::Control | Lane::Terminal => &mut lanes.control,
-        };
-        let mut how = cell.how.clone();
-        let resent = cell.waiter.resent.map(Resent::age);
-        how.resent_ms = resent.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
-        let command = match cell.kind {
-            CellKind::Run => HostCommand::Run {
-                request,
-                how,
-                after,
-            },
-            CellKind::Fork => HostCommand::Fork { request, how },
-            _ => HostCommand::Fire { request, how },
-        };
-        let sent = lane.send(&command, cell.source.as_bytes());
-        // On the cell lane it runs at once, under the id that is next.
-        let runs = cell.id.filter(|_| cell.lane == Lane::Cell);
-        self.board.mark_sent(request);
-        if let Some(cell) = runs
-            && sent.is_ok()
-        {
-            self.watch.started(cell, CellKind::Run);
-            self.publish_running();
-            let accepted = Accepted {
-                cell,
-                existing: false,
-                status: CellStatus::Running,
-            };
-            self.tell_accepted(request, accepted);
-        }
-        if let Err(error) = sent {
-            let error = ErrorReply::new(ErrorCode::Limit, error.to_string());
-            if let Some(cell) = self.board.remove(request) {
-                answer(cell.waiter, RunAnswer::Refused(error));
-            }
-        }
-    }
-
-    /// Tells the submitter the id of its cell.
-    fn tell_accepted(&mut self, request: u64, accepted: Accepted) {
-        let Some(cell) = self.board.accepted(request, accepted.cell) else {
-            return;
-        };
-        let waiter = cell.waiter.accepted.take();
-        let beside = cell.kind != CellKind::Run;
-        if beside {
-            // Its end is asked for by whoever wants to know it.
-            self.board.remove(request);
-        }
-        if let Some(waiter) = waiter {
-            let _ = waiter.send(accepted);
-        }
-    }
-
-    fn accepted(&mut self, request: u64, accepted: Accepted) {
-        let kind = self.board.get(request).map(|cell| cell.kind);
-        if !accepted.existing
-            && let Some(kind) = kind
-        {
-            self.watch.accepted(accepted.cell, kind, accepted.status);
-        }
-        if accepted.existing {
-            self.board.is_not_new(request);
-        }
-        // It was told under another id, and sent again.
-        if let Some(before) = self.awaited.remove(&request)
-            && before != accepted.cell
-        {
-            self.watch.lost(before);
-        }
-        self.publish_running();
-        self.tell_accepted(request, accepted);
-    }
-
     /// Asks for the end of a cell over new lanes.
     fn await_cell(&mut self, request: u64, cell: CellId) {
         self.awaited.insert(request, cell);
@@ -403,65 +273,6 @@ impl Session {
         if matches!(&self.link, Link::Up(lanes) if lanes.control.waiting() == 0) {
             self.control(&HostCommand::LookAround, b"");
         }
-    }
-
-    fn question(&mut self, question: Question, reply: AskReply) {
-        let question = match question {
-            // A cell that is on its way to the host is meant as well.
-            Question::Interrupt { cells, soft, .. } if cells.is_empty() => {
-                let coming = self.board.current().or_else(|| self.board.on_cell_lane());
-                Question::Interrupt {
-                    cells: self.watch.running(coming),
-                    soft,
-                    unnamed: true,
-                }
-            }
-            question => question,
-        };
-        if self.asks.len() >= self.many_asks {
-            self.forget_left();
-        }
-        if self.takes_no_more() {
-            let name = &self.shared.hosted.spec.session;
-            let message = format!("the process of session `{name}` takes no more questions");
-            let error = ErrorReply::new(ErrorCode::SessionUnreachable, message)
-                .with_hint("it has answered none for long; look at it with `pysh ls`");
-            drop(reply.send(Err(error)));
-            return;
-        }
-        let direct = self.board.on_cell_lane();
-        if direct.is_some() && direct != self.expected {
-            self.expected = direct;
-            if let Some(cell) = direct {
-                self.control(&HostCommand::Expect { cell }, b"");
-            }
-        }
-        let request = self.board.next_request();
-        self.asks.insert(request, (question.clone(), reply));
-        // While the lanes are broken it waits for new ones.
-        self.control(&question.into_command(request), b"");
-    }
-
-    /// So much is on its way to a host that takes nothing, most likely because it
-    /// is stopped, that questions would only fill the memory.
-    fn takes_no_more(&self) -> bool {
-        match &self.link {
-            Link::Up(lanes) => lanes.control.waiting() > MOST_WAITING + self.board.bytes(),
-            Link::Recovering(_) => self.asks.len() >= MOST_ASKS,
-        }
-    }
-
-    /// Forgets the questions of those who do not wait any more, here and in the
-    /// host.
-    fn forget_left(&mut self) {
-        let left = self.asks.iter().filter(|(_, (_, reply))| reply.is_closed());
-        let left: Vec<_> = left.map(|(request, _)| *request).collect();
-        for request in left {
-            self.asks.remove(&request);
-            self.control(&HostCommand::Forget { request }, b"");
-        }
-        // Many who do wait are not looked through again for each new one.
-        self.many_asks = MANY_QUESTIONS.max(2 * self.asks.len());
     }
 
     /// What a cell's end on the cell lane was written before is told after it.
@@ -542,80 +353,6 @@ impl Session {
             // Whoever stopped waiting does not need it.
             let _ = reply.send(Ok((header, body)));
         }
-    }
-
-    fn finished(&mut self, finished: Box<FinishedCell>, log: Vec<u8>) {
-        self.watch.finished(&finished);
-        let was_awaited = finished
-            .request
-            .map(|request| self.awaited.remove(&request));
-        if let Some(Some(before)) = was_awaited
-            && before != finished.cell
-        {
-            self.watch.lost(before);
-        }
-        // A copy for somebody who asked; the cell's own message may come later.
-        let asked = finished
-            .request
-            .and_then(|request| self.asks.remove(&request));
-        if let Some((_, reply)) = asked {
-            self.publish_running();
-            let answer = match self.ended_with_session(&finished) {
-                Some(error) => Err(error),
-                None => Ok((HostEvent::Finished(finished), log)),
-            };
-            let _ = reply.send(answer);
-            return;
-        }
-        let found = self.board.finished(&finished);
-        self.publish_running();
-        if let Some((request, cell)) = found {
-            self.awaited.remove(&request);
-            self.answer_finished(cell.waiter, finished, log);
-        }
-    }
-
-    /// Nobody asked to interrupt the cell: the session was ended.
-    fn ended_with_session(&self, finished: &FinishedCell) -> Option<ErrorReply> {
-        if self.phase != Phase::Ending || finished.status != CellStatus::Interrupted {
-            return None;
-        }
-        let tombstone = death::tombstone(None, self.told, Some(finished.cell));
-        let name = &self.shared.hosted.spec.session;
-        Some(death::died(name, &tombstone))
-    }
-
-    fn answer_finished(&self, waiter: Waiter, finished: Box<FinishedCell>, log: Vec<u8>) {
-        if let Some(error) = self.ended_with_session(&finished) {
-            let output = LastOutput {
-                log,
-                lost: finished.truncated,
-            };
-            answer(waiter, RunAnswer::Died(Some(finished.cell), error, output));
-            return;
-        }
-        answer(waiter, RunAnswer::Finished(finished, log));
-    }
-
-    fn refused(&mut self, request: u64, error: ErrorReply) {
-        if let Some((question, reply)) = self.asks.remove(&request) {
-            let error = match question {
-                // Who asks for any cell is told alike of all that are not kept.
-                Question::Await(cell) if error.code == ErrorCode::Lost => {
-                    ErrorReply::unknown_cell(&cell.to_string())
-                }
-                _ => error,
-            };
-            let _ = reply.send(Err(error));
-        } else if let Some(before) = self.awaited.remove(&request) {
-            self.not_found(request, before, error);
-        } else {
-            self.board.is_not_new(request);
-            if let Some(cell) = self.board.remove(request) {
-                answer(cell.waiter, RunAnswer::Refused(error));
-            }
-        }
-        self.publish_running();
     }
 
     /// Agents' new cells wait in the host from now on, or do not any more.
