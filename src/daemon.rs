@@ -1,26 +1,26 @@
 //! The daemon: single instance, start, ordered stop. Owns all tasks.
 
+mod claim;
+mod ending;
+
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use pythond_private_fs::cgroup::Delegated;
-use pythond_private_fs::{
-    LockGuard, LockOutcome, PrivateDir, PrivateFsError, bind_at, connect_at_nonblocking,
-    peer_credentials, remove_socket_at,
-};
+use pythond_private_fs::{PrivateDir, PrivateFsError, remove_socket_at};
 use pythond_protocol::ExitCode;
 use pythond_protocol::verbs::stop::StopRequest;
-use pythond_tls::server::{KeysError, ServerKeys};
+use pythond_tls::server::KeysError;
 use rustix::process::{Resource, Rlimit};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::claim::{Claim, claim};
+use self::ending::{Signals, leave, stop};
 use crate::admission;
 use crate::adoption::Adoption;
 use crate::config::Config;
@@ -28,18 +28,16 @@ use crate::error::chain;
 use crate::events::EventLog;
 use crate::exits::{Exits, HostExit};
 use crate::guard;
-use crate::handlers::{Context, GRACE};
+use crate::handlers::Context;
 use crate::handover;
-use crate::host_process::HostProcess;
 use crate::hosts::Hosts;
-use crate::listener::{BACKLOG, Entrance, Listeners, NetworkListener, UnixListener};
+use crate::listener::{Entrance, Listeners, NetworkListener, UnixListener};
 use crate::log::Log;
 use crate::log_file::LogFile;
-use crate::network::listen::{ListenError, Listening, listen, take_over};
-use crate::network::{self, Network, keys};
+use crate::network::listen::ListenError;
+use crate::network::{self, Network};
 use crate::registry::Registry;
 use crate::remote::Remotes;
-use crate::session::EndReason;
 use crate::supervisor;
 use crate::tombstones;
 use crate::zygotes::{HostProgram, Zygotes};
@@ -53,16 +51,6 @@ const OPEN_FILES: u64 = 16_384;
 /// How long clients are not even heard while hosts are taken over that an earlier
 /// daemon left. Later each waits for the session that it wants.
 const ADOPT_FIRST: Duration = Duration::from_millis(50);
-/// How long connections may take to say goodbye when everything has ended.
-const GOODBYE: Duration = Duration::from_millis(300);
-/// The same when all that clients wait for goes on: they ask the next daemon.
-const SHORT_GOODBYE: Duration = Duration::from_millis(50);
-/// How long sessions that are being made may take before the daemon leaves them
-/// to the next one.
-const LAST_BIRTHS: Duration = Duration::from_secs(2);
-/// How long another start may have the lock that a restart let go for a moment.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -221,126 +209,6 @@ fn announce(config: &Config, context: &Context, listeners: &Listeners) -> Result
         network::print_secrets(&config.home)?;
     }
     Ok(())
-}
-
-/// Lets go of the sessions as they are. Whoever waits for a cell asks the next
-/// daemon for it.
-async fn leave(context: &Arc<Context>, connections: &TaskTracker) {
-    context.stop.cancel();
-    let births = async {
-        while context.registry.has_reservations() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    // The next daemon takes over what comes later.
-    let _ = tokio::time::timeout(LAST_BIRTHS, births).await;
-    connections.close();
-    let _ = tokio::time::timeout(SHORT_GOODBYE, connections.wait()).await;
-}
-
-/// What one daemon has and no other.
-struct Claim {
-    dir: Arc<PrivateDir>,
-    lock: LockGuard,
-    socket: OwnedFd,
-    /// A service manager made the socket.
-    activated: bool,
-    /// Sockets that other machines can reach.
-    network: Vec<Listening>,
-    /// What says who may come in there, if anybody may.
-    keys: Option<Result<ServerKeys, KeysError>>,
-    /// Why not all is listened on that should be.
-    trouble: Option<String>,
-}
-
-/// Takes the lock and the socket, or says who has them.
-fn claim(config: &Config) -> Result<Claim, DaemonError> {
-    if !config.socket_dir().exists() {
-        PrivateDir::open_or_create(config.socket_dir())?;
-    }
-    let dir = Arc::new(PrivateDir::open_or_create(&config.runtime_dir)?);
-    let patience = if config.inherit {
-        LOCK_PATIENCE
-    } else {
-        Duration::ZERO
-    };
-    let lock = lock(&dir, patience)?;
-    let path = &config.socket.path;
-    if config.inherit {
-        let failed = DaemonError::system("take over the socket in our standard input");
-        let (socket, inherited) = handover::inherited_sockets(path).map_err(failed)?;
-        let failed = DaemonError::system("take over the sockets that others can reach");
-        let (network, error) = take_over(&config.listen.listen, inherited).map_err(failed)?;
-        return Ok(Claim {
-            dir,
-            lock,
-            socket,
-            activated: config.activated,
-            // Sessions wait for us: what cannot be read lets nobody in until it can.
-            keys: (!network.is_empty()).then(|| keys::read_again(&config.home)),
-            network,
-            trouble: error.map(|error| chain(&error)),
-        });
-    }
-    let failed = DaemonError::system("take the socket of the service manager");
-    let network = listen(&config.listen.listen, Vec::new())?;
-    // Before anybody can connect: whoever waits for our socket takes it for a start
-    // that went well.
-    let keys = match network.is_empty() {
-        true => None,
-        false => Some(Ok(keys::read(&config.home)?)),
-    };
-    let trouble = None;
-    if let Some(socket) = supervisor::socket_for(path, BACKLOG).map_err(failed)? {
-        let activated = true;
-        return Ok(Claim {
-            dir,
-            lock,
-            socket,
-            activated,
-            network,
-            keys,
-            trouble,
-        });
-    }
-    match connect_at_nonblocking(path) {
-        // Somebody without our lock answers: an older daemon.
-        Ok(stream) => {
-            let pid = peer_credentials(&stream).ok().map(|peer| peer.pid);
-            return Err(DaemonError::Running { pid });
-        }
-        // Its queue is full.
-        Err(error) if error.io_kind() == Some(std::io::ErrorKind::WouldBlock) => {
-            return Err(DaemonError::Running { pid: None });
-        }
-        Err(error) if error.is_refused() => remove_socket_at(path)?,
-        Err(error) if error.is_not_found() => {}
-        Err(error) => return Err(error.into()),
-    }
-    let socket = bind_at(path, BACKLOG)?;
-    let activated = false;
-    Ok(Claim {
-        dir,
-        lock,
-        socket,
-        activated,
-        network,
-        keys,
-        trouble,
-    })
-}
-
-fn lock(dir: &PrivateDir, patience: Duration) -> Result<LockGuard, DaemonError> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match dir.lock(LOCK)? {
-            LockOutcome::Acquired(lock) => return Ok(lock),
-            LockOutcome::Held { pid } if Instant::now() >= deadline => {
-                return Err(DaemonError::Running { pid });
-            }
-            LockOutcome::Held { .. } => std::thread::sleep(Duration::from_millis(5)),
-        }
-    }
 }
 
 fn open_log(config: &Config, dir: &Arc<PrivateDir>) -> Result<Log, DaemonError> {
@@ -555,113 +423,6 @@ async fn bury_orphans(context: Arc<Context>, mut orphans: mpsc::UnboundedReceive
             && let Some(session) = crate::session::bury(&exit.end, &context.hosts.dir)
         {
             context.registry.adopt(session);
-        }
-    }
-}
-
-/// The one place where the order of the end is written.
-async fn stop(
-    context: &Arc<Context>,
-    listeners: Listeners,
-    connections: &TaskTracker,
-    mut signals: Signals,
-) {
-    context.stop.cancel();
-    context.hosts.zygotes.refuse();
-    context.registry.close();
-    drop(listeners);
-    let orderly = async {
-        let ends =
-            context
-                .registry
-                .all()
-                .into_iter()
-                .map(|session| async move {
-                    session.end(EndReason::Stopped, GRACE, &context.hurry).await
-                });
-        futures_util::future::join_all(ends).await;
-        // Sessions that were being made when the stop came.
-        while context.registry.has_reservations() && !context.hurry.is_cancelled() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let late = context
-            .registry
-            .all()
-            .into_iter()
-            .filter(|session| !session.is_dead());
-        let late = late.map(|session| async move {
-            session
-                .end(EndReason::Stopped, Duration::ZERO, &context.hurry)
-                .await
-        });
-        futures_util::future::join_all(late).await;
-    };
-    let mut orderly = std::pin::pin!(tokio::time::timeout(Duration::from_secs(5), orderly));
-    let mut asked_again = false;
-    loop {
-        tokio::select! {
-            _ = &mut orderly => break,
-            () = signals.next(), if !asked_again => {
-                asked_again = true;
-                context.hurry.cancel();
-            }
-        }
-    }
-    // Whatever became of the sessions: nothing would be left to end these.
-    context.hosts.zygotes.shut_down(GRACE).await;
-    end_children().await;
-    context.remotes.forget_all();
-    connections.close();
-    // Whoever does not read our goodbye is cut off by our end.
-    let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;
-    // Last, for spares end a moment after their zygote.
-    context.hosts.sweep();
-}
-
-/// Ends what is left of our children: after a restart in place these are zygotes that
-/// an earlier daemon in this process started, and that have not answered yet.
-async fn end_children() {
-    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let ends = pids.filter(|pid| is_our_child(*pid)).map(|pid| async move {
-        let process = HostProcess::of(pid);
-        process.end(Duration::ZERO, &CancellationToken::new()).await
-    });
-    futures_util::future::join_all(ends).await;
-}
-
-/// By the fourth field of proc_pid_stat(5); the name before it may hold anything.
-fn is_our_child(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let mut fields = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace();
-    let parent: Option<u32> = fields.nth(1).and_then(|parent| parent.parse().ok());
-    parent == Some(std::process::id())
-}
-
-/// SIGTERM, SIGINT and SIGHUP's absence: a terminal that closes ends a
-/// foreground daemon as it ends any program.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, DaemonError> {
-        let catch = |kind| signal(kind).map_err(DaemonError::system("catch signals"));
-        Ok(Self {
-            terminate: catch(SignalKind::terminate())?,
-            interrupt: catch(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
         }
     }
 }

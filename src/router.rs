@@ -3,21 +3,17 @@
 
 mod remote_terminal;
 mod terminal;
+mod work;
 
 use std::collections::VecDeque;
-use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use futures_util::{SinkExt as _, StreamExt as _};
 use pythond_protocol::verbs::attach::{self, AttachEvent, TerminalEnd};
 use pythond_protocol::verbs::stop::NOTHING_BEGUN;
-use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
-use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_protocol::verbs::{Parsed, Request};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
@@ -25,15 +21,14 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
-use tokio_util::sync::CancellationToken;
 
 use self::terminal::from_terminal;
+use self::work::{Asked, Done, Running, carry_out, pass_on};
 use crate::access_log::{AccessLog, Fields};
 use crate::admission::Place;
 use crate::handlers::{self, Caller, Context, Reply};
 use crate::listener::Stream;
 use crate::network::keys::Dismissed;
-use crate::remote::{self, Routed};
 use crate::terminal::AttachedTerminal;
 
 /// How long a client may take to answer our close.
@@ -129,24 +124,6 @@ pub(crate) async fn serve(
     };
     // One that does not answer is left to the kernel.
     let _ = tokio::time::timeout(CLOSE_DEADLINE, goodbye).await;
-}
-
-/// A request that is being carried out.
-struct Done {
-    /// What came of it; none for a fault of ours.
-    reply: Option<Reply>,
-    /// The answer with the tag of the request.
-    text: String,
-    asked: Asked,
-}
-
-/// What the log and the connection remember of a request.
-#[derive(Clone, Debug)]
-struct Asked {
-    verb: String,
-    session: String,
-    tag: Option<String>,
-    stops: bool,
 }
 
 struct Connection<'a> {
@@ -527,120 +504,4 @@ impl Connection<'_> {
         };
         stops.then_some(End::Close(code, why))
     }
-}
-
-impl Asked {
-    fn fields(&self) -> Fields<'_> {
-        Fields {
-            command: Some(&self.verb),
-            session: Some(&self.session),
-            ..Fields::default()
-        }
-    }
-}
-
-impl Done {
-    fn new(caller: &Caller, mut reply: Option<Reply>, format: ReplyFormat, asked: Asked) -> Self {
-        let text = reply.as_mut().map(|reply| {
-            let text = std::mem::take(&mut reply.text);
-            match format {
-                ReplyFormat::Plain if caller.tag.is_some() => {
-                    caller.tagged(serde_json::json!({ "plain": text }).to_string())
-                }
-                _ => caller.tagged(text),
-            }
-        });
-        Self {
-            text: text.unwrap_or_default(),
-            reply,
-            asked,
-        }
-    }
-}
-
-/// A request in the works; one with a tag can be given up.
-struct Running {
-    tag: Option<(String, CancellationToken)>,
-    work: BoxFuture<'static, Done>,
-}
-
-impl Future for Running {
-    type Output = Done;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Done> {
-        self.work.as_mut().poll(context)
-    }
-}
-
-/// Carries a request out while its connection is read on.
-fn carry_out(
-    context: Arc<Context>,
-    caller: Caller,
-    request: Request,
-    format: ReplyFormat,
-    asked: Asked,
-) -> Running {
-    let tag = asked.tag.clone().map(|tag| (tag, CancellationToken::new()));
-    let cancel = tag.as_ref().map(|(_, cancel)| cancel.clone());
-    let work = async move {
-        let reply = {
-            let handled = handlers::handle(&context, &caller, request, format);
-            let mut handled = std::pin::pin!(AssertUnwindSafe(handled).catch_unwind());
-            match cancel {
-                None => handled.await.ok(),
-                Some(cancel) => tokio::select! {
-                    biased;
-                    reply = &mut handled => reply.ok(),
-                    () = cancel.cancelled() => Some(cancelled(format)),
-                },
-            }
-        };
-        Done::new(&caller, reply, format, asked)
-    };
-    Running {
-        tag,
-        work: work.boxed(),
-    }
-}
-
-/// Has a remote daemon carry a request out.
-fn pass_on(
-    context: Arc<Context>,
-    caller: Caller,
-    routed: Routed,
-    parsed: Parsed,
-    asked: Asked,
-) -> Running {
-    let tag = asked.tag.clone().map(|tag| (tag, CancellationToken::new()));
-    let cancel = tag.as_ref().map(|(_, cancel)| cancel.clone());
-    let format = parsed.format;
-    let work = async move {
-        let key = || context.remotes.new_key();
-        let reply = {
-            let answered = remote::forward(&routed, &caller, parsed, key);
-            let mut answered = std::pin::pin!(AssertUnwindSafe(answered).catch_unwind());
-            let refused = |error| Reply::refused(format, &error);
-            match cancel {
-                None => answered.await.ok().map(|it| it.unwrap_or_else(refused)),
-                Some(cancel) => tokio::select! {
-                    biased;
-                    reply = &mut answered => reply.ok().map(|it| it.unwrap_or_else(refused)),
-                    () = cancel.cancelled() => Some(cancelled(format)),
-                },
-            }
-        };
-        Done::new(&caller, reply, format, asked)
-    };
-    Running {
-        tag,
-        work: work.boxed(),
-    }
-}
-
-fn cancelled(format: ReplyFormat) -> Reply {
-    let error = ErrorReply::new(
-        ErrorCode::Cancelled,
-        "cancelled; what was submitted goes on",
-    );
-    Reply::refused(format, &error)
 }

@@ -23,9 +23,10 @@ use tokio_util::task::TaskTracker;
 
 use super::death;
 use super::handle::{
-    Accepted, Answer, EndReason, Last, Question, RunAnswer, SessionHandle, SessionMessage,
-    SessionShared, View, Waiter,
+    Accepted, EndReason, Last, RunAnswer, SessionHandle, SessionMessage, SessionShared, View,
+    Waiter,
 };
+use super::question::{Answer, Question};
 use super::state::{CellBoard, Demand, Phase, Refusal, permit};
 use super::watch::Watch;
 use crate::events::EventLog;

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use pythond_private_fs::PrivateDir;
 use pythond_protocol::lane::{
-    Attach, CellFate, CellSpec, FinishedCell, HostCommand, HostEnd, HostEvent, HostedSession,
-    Message, TerminalEvent,
+    Attach, CellFate, CellSpec, FinishedCell, HostEnd, HostEvent, HostedSession, Message,
+    TerminalEvent,
 };
 use pythond_protocol::outcome::{CellKind, CellStatus, ProcessEnd};
-use pythond_protocol::output_log::Stream;
-use pythond_protocol::verbs::attach::{TerminalEnd, TerminalSize};
+use pythond_protocol::verbs::attach::TerminalEnd;
 use pythond_protocol::verbs::list::{SessionState, SessionSummary};
 use pythond_protocol::verbs::status::Tombstone;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply, SessionName};
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::death;
 use super::fate::{self, Sent};
+use super::question::{Answer, Question};
 use crate::host_process::{self, HostProcess};
 use crate::lane_io::LaneIo;
 use crate::tombstones;
@@ -168,9 +168,6 @@ impl EndReason {
     }
 }
 
-/// An answer of the host, with its body.
-pub(crate) type Answer = (HostEvent, Vec<u8>);
-
 /// What the session's task is told.
 pub(super) enum SessionMessage {
     Submit {
@@ -187,118 +184,6 @@ pub(super) enum SessionMessage {
     End {
         reason: EndReason,
     },
-}
-
-/// A question that the host answers on its control lane.
-#[derive(Clone, Debug)]
-pub(crate) enum Question {
-    Status,
-    Vars,
-    Complete(String),
-    Cells,
-    Look(Option<CellId>),
-    Await(CellId),
-    Read(OutputRange),
-    Interrupt {
-        /// Empty means every running cell.
-        cells: Vec<CellId>,
-        /// `fork` cells are not killed.
-        soft: bool,
-        /// Nobody named the cells.
-        unnamed: bool,
-    },
-    Stack,
-    KillChildren(CellId),
-    Hold {
-        by: Option<String>,
-        terminal: Option<u64>,
-    },
-    Resize(TerminalSize),
-}
-
-/// Which output is asked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct OutputRange {
-    pub(crate) cell: CellId,
-    pub(crate) stream: Option<Stream>,
-    pub(crate) offset: u64,
-    pub(crate) most: u32,
-    /// Wait until there is something, or the cell has ended.
-    pub(crate) follow: bool,
-}
-
-impl Question {
-    /// Interrupts these cells; all that run if there are none.
-    pub(crate) fn interrupt(cells: Vec<CellId>, soft: bool) -> Self {
-        Self::Interrupt {
-            cells,
-            soft,
-            unnamed: false,
-        }
-    }
-
-    /// The one cell that it is about.
-    pub(super) fn cell(&self) -> Option<CellId> {
-        match self {
-            Self::Look(cell) => *cell,
-            Self::Await(cell) | Self::KillChildren(cell) => Some(*cell),
-            Self::Read(range) => Some(range.cell),
-            Self::Interrupt { cells, .. } => match cells[..] {
-                [only] => Some(only),
-                _ => None,
-            },
-            Self::Status
-            | Self::Vars
-            | Self::Complete(_)
-            | Self::Cells
-            | Self::Stack
-            | Self::Hold { .. }
-            | Self::Resize(_) => None,
-        }
-    }
-
-    pub(super) fn into_command(self, request: u64) -> HostCommand {
-        match self {
-            Self::Status => HostCommand::Status { request },
-            Self::Vars => HostCommand::Vars { request },
-            Self::Complete(text) => HostCommand::Complete { request, text },
-            Self::Cells => HostCommand::Cells { request },
-            Self::Look(cell) => HostCommand::Look { request, cell },
-            Self::Await(cell) => HostCommand::Await { request, cell },
-            Self::Read(OutputRange {
-                cell,
-                stream,
-                offset,
-                most,
-                follow,
-            }) => HostCommand::ReadOutput {
-                request,
-                cell,
-                stream,
-                offset,
-                most,
-                follow,
-            },
-            Self::Interrupt {
-                cells,
-                soft,
-                unnamed,
-            } => HostCommand::Interrupt {
-                request,
-                cells,
-                soft,
-                unnamed,
-            },
-            Self::Stack => HostCommand::Stack { request },
-            Self::KillChildren(cell) => HostCommand::KillChildren { request, cell },
-            Self::Hold { by, terminal } => HostCommand::Hold {
-                request,
-                by,
-                terminal,
-            },
-            Self::Resize(size) => HostCommand::Resize { request, size },
-        }
-    }
 }
 
 /// What its zygote told of its death that no client is shown as it is.

@@ -4,6 +4,7 @@ mod actor;
 mod death;
 mod fate;
 mod handle;
+mod question;
 pub(crate) mod state;
 mod unreached;
 mod watch;
@@ -11,7 +12,7 @@ mod watch;
 pub(crate) use actor::{Connected, start};
 pub(crate) use death::bury;
 pub(crate) use handle::{
-    Accepted, EndReason, LastOutput, OutputRange, Question, Resent, RunAnswer, SessionHandle,
-    Submission, Submit,
+    Accepted, EndReason, LastOutput, Resent, RunAnswer, SessionHandle, Submission, Submit,
 };
+pub(crate) use question::{OutputRange, Question};
 pub(crate) use unreached::Unreached;

@@ -9,7 +9,8 @@ use pythond_protocol::{ErrorCode, ErrorReply};
 use super::link::Link;
 use super::{Session, answer};
 use crate::session::death;
-use crate::session::handle::{Accepted, LastOutput, Question, Resent, RunAnswer, Submit, Waiter};
+use crate::session::handle::{Accepted, LastOutput, Resent, RunAnswer, Submit, Waiter};
+use crate::session::question::Question;
 use crate::session::state::{MAX_QUEUED_BYTES, Phase};
 
 impl Session {

@@ -5,7 +5,7 @@ use pythond_protocol::{ErrorCode, ErrorReply};
 
 use super::link::Link;
 use super::{AskReply, MANY_QUESTIONS, MOST_ASKS, MOST_WAITING, Session};
-use crate::session::handle::Question;
+use crate::session::question::Question;
 
 impl Session {
     pub(super) fn question(&mut self, question: Question, reply: AskReply) {
