@@ -1,24 +1,22 @@
 //! The leading end of the terminal and everybody who is attached to it. Lives
 //! on the I/O thread.
 
+mod size;
+mod typing;
+
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use pythond_protocol::lane::{
-    Attach, InputKey, InputTaken, Message, TerminalCommand, TerminalEvent,
-};
+use pythond_protocol::lane::{Attach, Message, TerminalCommand, TerminalEvent};
 use pythond_protocol::outcome::CellKind;
 use pythond_protocol::verbs::attach::TerminalSize;
 use pythond_protocol::{ErrorCode, ErrorReply};
-use rustix::io::Errno;
-use rustix::termios::{LocalModes, QueueSelector, SpecialCodeIndex};
 
 use super::input::Inputs;
-use super::paste::{ABANDONED, OpenPaste};
+use super::paste::OpenPaste;
 use super::screen::Screen;
 use super::{DEFAULT_SIZE, Leader, Person};
-use crate::interrupt;
 use crate::lane_socket::{LaneLost, LaneSocket};
 use crate::shared::Shared;
 
@@ -251,18 +249,6 @@ impl Terminals {
         }
     }
 
-    fn write_typed(&mut self) {
-        let Some(leader) = &self.leader else { return };
-        while !self.typed.is_empty() {
-            let (front, _) = self.typed.as_slices();
-            match rustix::io::write(leader.as_fd(), front) {
-                Ok(count) => drop(self.typed.drain(..count)),
-                Err(Errno::INTR) => {}
-                Err(_) => return,
-            }
-        }
-    }
-
     /// Serves one who is attached; what else is to be done.
     pub(crate) fn serve(&mut self, id: u64, events: i16) -> Vec<Arrived> {
         let mut arrived = Vec::new();
@@ -310,22 +296,6 @@ impl Terminals {
         }
     }
 
-    /// Nobody is there any more who could end what was typed by half.
-    fn abandon(&mut self) {
-        if self.paste.close() {
-            self.typed.extend(ABANDONED);
-            self.write_typed();
-        }
-        self.shared.terminal.note_abandoned();
-    }
-
-    /// A key may have stopped the output of the terminal.
-    fn let_output_go_on(&self) {
-        if let Some(follower) = self.shared.terminal.follower() {
-            super::let_output_go_on(&follower.side);
-        }
-    }
-
     /// Fails for one who is gone, or is to go.
     fn of(&mut self, id: u64) -> Result<&mut Attached, LaneLost> {
         let mut all = self.attached.iter_mut();
@@ -350,20 +320,6 @@ impl Terminals {
             self.obey(id, message, arrived)?;
         }
         self.tell_taken(id)
-    }
-
-    /// Tells how much input was taken: it is the session's from now on.
-    fn tell_taken(&mut self, id: u64) -> Result<(), LaneLost> {
-        let attached = self.of(id)?;
-        if !std::mem::take(&mut attached.took) {
-            return Ok(());
-        }
-        let key = attached.key().map(str::to_owned);
-        let Some(taken) = key.and_then(|key| self.inputs.taken(&key)) else {
-            return Ok(());
-        };
-        let told = TerminalEvent::Taken { taken };
-        self.of(id)?.lane.send(&told, b"")
     }
 
     fn obey(
@@ -478,12 +434,6 @@ impl Terminals {
         self.remove(before)
     }
 
-    fn begin_input(&mut self, input: &InputKey) -> InputTaken {
-        let attached = &self.attached;
-        let is_attached = |key: &str| attached.iter().any(|it| it.key() == Some(key));
-        self.inputs.begin(input, is_attached)
-    }
-
     /// Somebody who comes while an agent's cell runs finds no prompt yet.
     fn say_what_runs(&self) {
         let shared = self.shared;
@@ -506,142 +456,6 @@ impl Terminals {
         let lane = &mut self.of(id)?.lane;
         lane.send(&TerminalEvent::Refused { error }, b"")?;
         Err(LaneLost::Closed)
-    }
-
-    /// Somebody typed. A key that means an interrupt is not left to the kernel:
-    /// it would hit whatever runs by then, and all children of agents' cells.
-    fn input(&mut self, id: u64, bytes: &[u8], arrived: &mut Vec<Arrived>) -> Result<(), LaneLost> {
-        let shared = self.shared;
-        let attached = self.of(id)?;
-        match &attached.how {
-            Some(how) if !how.read_only && !bytes.is_empty() => {
-                shared.terminal.set_author(&how.author);
-            }
-            _ => return Ok(()),
-        }
-        if let Some(key) = attached.key().map(str::to_owned) {
-            attached.took = true;
-            self.inputs.take(&key, bytes.len());
-        }
-        if self.inputs.gives_up() {
-            self.abandon();
-        }
-        if bytes.contains(&INTERRUPT_KEY) {
-            interrupt::stop_completing();
-        }
-        let mut rest = bytes;
-        while let Some(at) = self.interrupt_key(rest) {
-            // What was typed before it is given up, as every terminal does.
-            self.typed.clear();
-            self.paste.close();
-            rest = &rest[at + 1..];
-            self.give_up_typed();
-            arrived.push(match self.shared.terminal.persons_cell() {
-                Some(cell) => Arrived::Interrupt(cell),
-                None => {
-                    self.shared.terminal.cancel_line();
-                    Arrived::Nudge
-                }
-            });
-        }
-        let room = MOST_TYPED.saturating_sub(self.typed.len());
-        if rest.len() > room {
-            let lost = rest.len() - room;
-            shared.terminal.say(&format!(
-                "[pythond] {lost} bytes were typed that nothing reads, and are lost"
-            ));
-        }
-        let taken = &rest[..rest.len().min(room)];
-        self.paste.pass(taken);
-        self.typed.extend(taken);
-        self.write_typed();
-        self.shared.terminal.note_typed();
-        Ok(())
-    }
-
-    /// Where in what was typed the interrupt key is, if it means an interrupt
-    /// of what runs in our own process group.
-    fn interrupt_key(&self, bytes: &[u8]) -> Option<usize> {
-        let follower = self.shared.terminal.follower()?;
-        let modes = rustix::termios::tcgetattr(&follower.terminal).ok()?;
-        let key = modes.special_codes[SpecialCodeIndex::VINTR];
-        let at = bytes.iter().position(|byte| *byte == key && key != 0)?;
-        let foreground = rustix::termios::tcgetpgrp(&follower.terminal).ok();
-        let ours = foreground.is_none_or(|group| group == rustix::process::getpgrp());
-        (ours && modes.local_modes.contains(LocalModes::ISIG)).then_some(at)
-    }
-
-    /// The input queue is emptied and the key is echoed.
-    fn give_up_typed(&self) {
-        let Some(follower) = self.shared.terminal.follower() else {
-            return;
-        };
-        let _ = rustix::termios::tcflush(&follower.terminal, QueueSelector::IFlush);
-        self.let_output_go_on();
-        let echo = LocalModes::ECHO | LocalModes::ECHOCTL;
-        if rustix::termios::tcgetattr(&follower.terminal)
-            .is_ok_and(|modes| modes.local_modes.contains(echo))
-        {
-            // A picture of the key; if there is no room, it is not shown.
-            let _ = rustix::io::write(&follower.side, b"^C");
-        }
-    }
-
-    /// The smallest of those who type decides.
-    fn settle_size(&mut self) {
-        let sizes = self.attached.iter().filter_map(|attached| {
-            let how = attached.how.as_ref()?;
-            how.size.filter(|_| !how.read_only)
-        });
-        let smallest = sizes.reduce(|one, other| TerminalSize {
-            rows: one.rows.min(other.rows),
-            cols: one.cols.min(other.cols),
-        });
-        if let Some(size) = smallest {
-            self.resize(size);
-        }
-    }
-
-    /// Sets the size for those who did not say theirs.
-    pub(crate) fn resize_unsized(&mut self, size: TerminalSize) {
-        let mut asked = false;
-        for how in self.attached.iter_mut().filter_map(|it| it.how.as_mut()) {
-            if !how.screen && !how.read_only {
-                how.size = Some(size);
-                asked = true;
-            }
-        }
-        if asked {
-            self.settle_size();
-        } else if self.attached.is_empty() {
-            self.resize(size);
-        }
-    }
-
-    fn resize(&mut self, size: TerminalSize) {
-        let size = TerminalSize {
-            rows: size.rows.max(1),
-            cols: size.cols.max(1),
-        };
-        if size == self.size {
-            return;
-        }
-        self.size = size;
-        // What was written before belongs to the old size.
-        self.read_leader();
-        if let Some(leader) = &self.leader {
-            leader.resize(size);
-        }
-        if let Some(screen) = &mut self.screen {
-            screen.resize(size);
-        }
-        self.shared.terminal.note_resized();
-        tell_all(
-            &mut self.attached,
-            &mut self.cut_off,
-            &TerminalEvent::Resized(size),
-            b"",
-        );
     }
 
     /// Agents' cells wait, or not any more.
