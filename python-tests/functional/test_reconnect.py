@@ -209,6 +209,39 @@ def test_a_session_that_was_made_anew_does_not_run_it(session: Session, tmp_path
     assert reply["error"]["code"] == "usage"
 
 
+def test_a_cell_that_is_not_to_wait_does_not_when_it_is_sent_again(
+    session: Session, tmp_path: Path
+) -> None:
+    """Unless it is the one that the session is busy with."""
+    daemon, name, go, leave = session.daemon, session.name, tmp_path / "go", tmp_path / "leave"
+    first = f"run {name} --json --busy=fail --id=K\n{waiting_code(go)}"
+    again = first.replace("--id=K", "--id=K --resent=0")
+    other = session.detach(waiting_code(leave))
+    refused = daemon.json(again)["error"]
+    assert refused["code"] == "busy"
+    assert name in refused["message"]
+    assert len(session.cells()) == 1
+    leave.touch()
+    session.ended(other)
+    leave.unlink()
+    with daemon.connect() as one, daemon.connect() as two:
+        one.send(first)
+        session.wait_for_state("running")
+        two.send(again)
+        assert daemon.json(again.replace("--id=K", "--id=L"))["error"]["code"] == "busy"
+        go.touch()
+        ran, found = json.loads(one.receive()), json.loads(two.receive())
+    assert ran["ok"]
+    assert (found["cell_id"], found["existing"]) == (ran["cell_id"], True)
+    session.detach(waiting_code(leave))
+    assert daemon.json(again)["cell_id"] == ran["cell_id"]
+    leave.touch()
+    session.wait_for_state("idle")
+    daemon.ask(f"hold {name}")
+    assert "is held by" in daemon.json(again.replace("--id=K", "--id=L"))["error"]["message"]
+    assert daemon.json(again)["cell_id"] == ran["cell_id"]
+
+
 def test_a_cell_that_is_forgotten_is_not_run_again(session: Session) -> None:
     first = session.daemon.json(f"run {session.name} --json --id=k\nruns = 1")
     assert first["ok"]

@@ -122,6 +122,18 @@ def test_each_cell_runs_once_over_many_random_cuts(remote: Remote) -> None:
     assert remote.proxy.accepted > before + CUTS
 
 
+def test_a_cell_that_is_not_to_wait_does_not_when_a_cut_lost_it(remote: Remote) -> None:
+    session = remote.new()
+    session.out("import threading; go = threading.Event()")
+    running = session.detach("go.wait(60)")
+    with remote.here.connect() as wire:
+        remote.proxy.cut_after("rst", 100, "up")
+        wire.send(f"run {session.name} --json --busy=fail\n# {'x' * 1000}\nran = True")
+        assert json.loads(wire.receive(60))["error"]["code"] == "busy"
+    session.interrupt(running)
+    assert session.value("'ran' in globals()") == "False"
+
+
 def test_a_new_request_outlasts_a_few_cuts_in_a_row(remote: Remote) -> None:
     session = remote.new()
     first = remote.proxy.accepted + 1

@@ -50,6 +50,7 @@ pub(super) async fn handle(
             .unwrap_or_else(|| caller.author.clone()),
         max_result: options.max_result.or(context.limits.fork_result),
         resent_ms: None,
+        busy_fails: false,
     };
     let submit = Submit {
         kind,

@@ -356,8 +356,6 @@ fn resend(submit: &mut SubmitRequest, again: Option<Duration>) -> SubmitRequest 
     if let Some(ago) = again {
         let options = &mut this_time.options;
         options.resent = Some(ago + options.resent.unwrap_or_default());
-        // Its own cell would be what the session is busy with.
-        options.busy_fails = false;
         options.wait = options.wait.map(|most| most.saturating_sub(ago));
     }
     this_time

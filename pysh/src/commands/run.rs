@@ -52,8 +52,6 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
     let reply = line.attempt(&mut watch, |client, watch| {
         options.resent = sent.again();
         if let Some(ago) = options.resent {
-            // Its own cell would be what the session is busy with.
-            options.busy_fails = false;
             options.wait = args.wait.map(|most| most.saturating_sub(ago));
         }
         let shown_before = shown;

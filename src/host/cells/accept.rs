@@ -55,7 +55,7 @@ impl Cells {
             lane,
             how,
             source,
-            age: _,
+            ..
         } = *offer;
         let direct = lane.is_some();
         if direct && lane != self.lane {
@@ -127,6 +127,13 @@ impl Cells {
             let hint = "nobody can know whether it ran there; look before you send it again";
             return Some(Acceptance::Refused(error.with_hint(hint)));
         }
+        // What is on its way by the cell lane may be this very cell.
+        let behind = offer.lane.is_none() && self.reserved.is_some();
+        let is_taken = || offer.held || behind || self.main_is_taken();
+        if how.busy_fails && kind == CellKind::Run && is_taken() {
+            let error = ErrorReply::new(ErrorCode::Busy, "the session is busy");
+            return Some(Acceptance::Refused(error));
+        }
         let is_full = |running: usize, most: u64| running as u64 >= most;
         if kind == CellKind::Fire && !how.queue && is_full(self.beside_running, self.limits.fires) {
             let most = self.limits.fires;
@@ -151,6 +158,14 @@ impl Cells {
             return Some(Acceptance::Refused(error));
         }
         None
+    }
+
+    /// Cells run or wait on the main thread.
+    fn main_is_taken(&self) -> bool {
+        let takes = |record: &Record| {
+            record.end.is_none() && matches!(record.kind, CellKind::Run | CellKind::Human)
+        };
+        self.records.values().any(takes)
     }
 
     /// Whether code of this length may wait.

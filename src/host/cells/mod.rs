@@ -61,6 +61,8 @@ pub(crate) struct Offer<'a> {
     pub(crate) source: &'a str,
     /// How long the session is there.
     pub(crate) age: Duration,
+    /// Agents' cells are to wait.
+    pub(crate) held: bool,
 }
 
 impl Offer<'_> {

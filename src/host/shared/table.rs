@@ -26,16 +26,18 @@ impl Shared {
         how: &CellSpec,
         source: &str,
     ) -> Acceptance {
-        let offer = Offer {
+        let mut offer = Offer {
             request,
             kind,
             lane,
             how,
             source,
             age: self.age(),
+            held: false,
         };
         let digest = offer.digest();
         let mut state = self.state();
+        offer.held = state.held.is_some();
         let accepted = state.cells.accept(&offer, digest, Moment::now());
         if let Acceptance::New(id) = &accepted {
             self.outputs.open(id.as_u64());

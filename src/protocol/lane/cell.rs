@@ -31,6 +31,9 @@ pub struct CellSpec {
     /// of this name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resent_ms: Option<u64>,
+    /// Refuse it rather than let it wait, unless it is known by its key.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub busy_fails: bool,
 }
 
 /// What a host knows of a cell, its output and its end apart.

@@ -18,21 +18,16 @@ impl Session {
         let Submit {
             kind,
             source,
-            how,
+            mut how,
             busy_fails,
-            resent: _,
+            resent,
         } = submit;
-        if busy_fails && (!self.board.is_idle() || self.board.is_held()) {
-            let name = &self.shared.hosted.spec.session;
-            let view = self.shared.view.lock();
-            let held_by = view.unwrap_or_else(PoisonError::into_inner).held_by.clone();
-            let message = match held_by {
-                Some(by) => format!("session `{name}` is held by {by}"),
-                None => format!("session `{name}` is busy"),
-            };
-            let error = ErrorReply::new(ErrorCode::Busy, message)
-                .with_hint("send it without `--busy=fail` to let it wait for its turn");
-            answer(waiter, RunAnswer::Refused(error));
+        if busy_fails && resent.is_some() {
+            // It may be the very one that the session is busy with. A host of an
+            // earlier version lets it wait.
+            how.busy_fails = true;
+        } else if busy_fails && (!self.board.is_idle() || self.board.is_held()) {
+            answer(waiter, RunAnswer::Refused(self.busy()));
             return;
         }
         if kind == CellKind::Fork && !self.shared.hosted.forks {
@@ -57,6 +52,19 @@ impl Session {
                 answer(waiter, RunAnswer::Refused(error));
             }
         }
+    }
+
+    /// The refusal of a cell that is not to wait.
+    fn busy(&self) -> ErrorReply {
+        let name = &self.shared.hosted.spec.session;
+        let view = self.shared.view.lock();
+        let held_by = view.unwrap_or_else(PoisonError::into_inner).held_by.clone();
+        let message = match held_by {
+            Some(by) => format!("session `{name}` is held by {by}"),
+            None => format!("session `{name}` is busy"),
+        };
+        ErrorReply::new(ErrorCode::Busy, message)
+            .with_hint("send it without `--busy=fail` to let it wait for its turn")
     }
 
     /// Sends a cell of the board by its lane. While there is no link it waits
@@ -219,6 +227,8 @@ impl Session {
         } else {
             self.board.is_not_new(request);
             if let Some(cell) = self.board.remove(request) {
+                let was_busy = cell.how.busy_fails && error.code == ErrorCode::Busy;
+                let error = if was_busy { self.busy() } else { error };
                 answer(cell.waiter, RunAnswer::Refused(error));
             }
         }

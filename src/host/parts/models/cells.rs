@@ -110,6 +110,7 @@ impl World {
                     how: &how,
                     source: &source,
                     age: Duration::ZERO,
+                    held: false,
                 };
                 let accepted = self.cells.accept(&offer, offer.digest(), Moment::now());
                 match accepted {

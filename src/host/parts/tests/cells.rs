@@ -18,6 +18,7 @@ fn offer(cells: &mut Cells, lane: Option<u64>) -> Acceptance {
         how: &CellSpec::default(),
         source: "1",
         age: Duration::ZERO,
+        held: false,
     };
     cells.accept(&offer, None, Moment::now())
 }
@@ -94,6 +95,7 @@ fn a_cell_that_was_sent_before_the_session_began_is_taken_only_if_it_is_known() 
             how: &how,
             source: "1",
             age: Duration::from_millis(age_ms),
+            held: false,
         };
         cells.accept(&offer, offer.digest(), Moment::now())
     };
