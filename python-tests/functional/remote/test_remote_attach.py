@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.attached import Attached
-from support.daemon import Session, TestDaemon
-from support.remotes import Remote, remote_of
+from support.daemon import Session
+from support.remotes import Remote
 from support.terminal import Terminal
 from support.waiting import DEADLINE, wait_until
-
-
-@pytest.fixture
-def remote(make_daemon: Callable[..., TestDaemon]) -> Iterator[Remote]:
-    """A remote that the test may hurt."""
-    with remote_of(make_daemon) as remote:
-        yield remote
-
-
-@pytest.fixture
-def session(remote: Remote) -> Session:
-    """The session that the alias means."""
-    return remote.new()
 
 
 def attached(remote: Remote, name: str, **options) -> Attached:

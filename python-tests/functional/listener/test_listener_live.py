@@ -25,18 +25,6 @@ from support.wire import Wire
 Make = Callable[..., TestDaemon]
 
 
-@pytest.fixture
-def server(make_daemon: Make) -> Server:
-    """A daemon that listens encrypted."""
-    return Server(make_daemon().listen(tls=True).start())
-
-
-@pytest.fixture
-def owner(tmp_path: Path, binaries: Path, mark: str) -> Machine:
-    """The machine of a client."""
-    return Machine(tmp_path / "owner", binaries, mark)
-
-
 def goodbye(wire: Wire) -> Close | None:
     """Read until a connection is closed, and return what was said last."""
     try:

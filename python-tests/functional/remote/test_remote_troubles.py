@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,6 @@ from support.daemon import TestDaemon
 from support.remotes import Remote, copy_token, listening, port_of, remote_of
 from support.waiting import wait_until
 from support.wire import Wire
-
-
-@pytest.fixture
-def remote(make_daemon: Callable[..., TestDaemon]) -> Iterator[Remote]:
-    """A remote that the test may hurt."""
-    with remote_of(make_daemon) as remote:
-        yield remote
 
 
 def until(go: Path) -> str:

@@ -25,12 +25,6 @@ def server(make_daemon: Make) -> Server:
 
 
 @pytest.fixture
-def owner(tmp_path: Path, binaries: Path, mark: str) -> Machine:
-    """The machine of somebody who is to be trusted."""
-    return Machine(tmp_path / "owner", binaries, mark)
-
-
-@pytest.fixture
 def stranger(tmp_path: Path, binaries: Path, mark: str) -> Machine:
     """The machine of somebody who is not."""
     return Machine(tmp_path / "stranger", binaries, mark)

@@ -5,29 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.daemon import Session, TestDaemon
-from support.remotes import Remote, refusal_named_here, remote_of
+from support.daemon import Session
+from support.remotes import Remote, refusal_named_here
 from support.waiting import wait_until
 from support.wire import Wire
-
-
-@pytest.fixture
-def remote(make_daemon: Callable[..., TestDaemon]) -> Iterator[Remote]:
-    """A remote that the test may hurt."""
-    with remote_of(make_daemon) as remote:
-        yield remote
-
-
-@pytest.fixture
-def session(remote: Remote) -> Session:
-    """The session that the alias means."""
-    return remote.new()
 
 
 def begun(remote: Remote, go: Path, options: str = "") -> tuple[Wire, str]:

@@ -7,25 +7,17 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from support.cutting import Cut, random_plan
-from support.daemon import TestDaemon
-from support.remotes import Remote, remote_of
+from support.remotes import Remote
 from support.wire import text_of
 
 TORTURE = bool(os.environ.get("PYTHOND_TORTURE"))
 CUTS = 1000 if TORTURE else 40
 LONG = 3600 if TORTURE else 300
-
-
-@pytest.fixture
-def remote(make_daemon: Callable[..., TestDaemon]) -> Iterator[Remote]:
-    """A remote that the test may hurt."""
-    with remote_of(make_daemon) as remote:
-        yield remote
 
 
 class Client(threading.Thread):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support.daemon import TestDaemon
 from support.network import Server
 
 FINDINGS = ("LOW", "MEDIUM", "HIGH", "CRITICAL", "WARN", "FATAL")
@@ -24,12 +22,6 @@ IMPLIED = {
     # No authority issues for the name, which need not be in any DNS.
     "DNS_CAArecord",
 }
-
-
-@pytest.fixture
-def server(make_daemon: Callable[..., TestDaemon]) -> Server:
-    """A daemon that listens encrypted."""
-    return Server(make_daemon().listen(tls=True).start())
 
 
 def scan(server: Server, folder: Path, *parts: str) -> dict[str, dict[str, str]]:
