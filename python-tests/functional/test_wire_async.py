@@ -286,22 +286,24 @@ def accepted_and_ended(wire: Wire, frame: str) -> tuple[str, dict]:
     return first["cell_id"], answer
 
 
+@pytest.mark.parametrize("key", ["K", "pysh-K"])
 @pytest.mark.parametrize("repeated", ["1", "2"], ids=["known", "refused"])
 def test_the_cell_after_a_key_that_is_not_new_is_told_under_its_own_id(
-    session: Session, repeated: str
+    session: Session, repeated: str, key: str
 ) -> None:
     name = session.name
-    session.submit("run", "1", "--id=K")
+    session.submit("run", "1", f"--id={key}")
     with session.daemon.connect() as wire:
         for number in range(10):
-            answer = wire.json(f"run {name} --json --id=K\n{repeated}")
+            answer = wire.json(f"run {name} --json --id={key}\n{repeated}")
             assert answer["ok"] is (repeated == "1")
-            for options in ("", f"--id=new{number}"):
+            for options in ("", f"--id={key}-{number}"):
                 frame = f"run {name} --json --stream {options}\n{number}"
                 told, answer = accepted_and_ended(wire, frame)
                 assert (told, answer["result"]) == (answer["cell_id"], str(number))
 
 
+@pytest.mark.parametrize("key", ["K", "pysh-K"])
 @pytest.mark.parametrize(
     "before",
     [
@@ -312,21 +314,21 @@ def test_the_cell_after_a_key_that_is_not_new_is_told_under_its_own_id(
     ids=["idle", "without descriptors", "in its event loop"],
 )
 def test_questions_and_cells_behind_a_key_that_is_not_new_go_on(
-    session: Session, before: str
+    session: Session, before: str, key: str
 ) -> None:
     """What comes by the other lane meanwhile waits for no cell that never runs."""
     name = session.name
     session.out(before)
     session.out("ran = []")
-    session.submit("run", "ran.append(0)", "--id=K")
+    session.submit("run", "ran.append(0)", f"--id={key}")
     with session.daemon.connect() as wire:
         for number in range(1, 100):
-            wire.send(f"run {name} --json --tag=known --id=K\nran.append(0)")
+            wire.send(f"run {name} --json --tag=known --id={key}\nran.append(0)")
             if number % 2:
                 wire.send(f"status {name} --json --tag=asked")
             else:
                 wire.send(f"int {name} --json --tag=asked")
-            wire.send(f"run {name} --json --tag=next --id=k{number}\nran.append({number}); 7")
+            wire.send(f"run {name} --json --tag=next --id={key}-{number}\nran.append({number}); 7")
             answers = replies(wire, 3)
             assert all(answers[tag]["ok"] for tag in ("known", "asked")), answers
             # The interrupt may have been in time for it.

@@ -245,8 +245,7 @@ impl Control {
             Acceptance::New(id) => {
                 let cell = QueuedCell {
                     id,
-                    // Of one with a key the daemon is told all that becomes of it.
-                    direct: lane.is_some() && how.key.is_none(),
+                    direct: lane.is_some(),
                     changed: how.changed,
                     source,
                     most_back: how.max_result,

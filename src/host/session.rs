@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{CellSpec, Decoder, HostCommand, HostEvent, HostedSession, LaneError};
-use pythond_protocol::outcome::{CellKind, CellStatus};
+use pythond_protocol::outcome::CellKind;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -386,12 +386,6 @@ impl Session {
     ) -> Option<QueuedCell> {
         let shared = self.shared;
         let source = control::into_source(body);
-        let accepted = |cell, existing, status| HostEvent::Accepted {
-            request,
-            cell,
-            existing,
-            status,
-        };
         let accept = || shared.accept(request, CellKind::Run, Some(tag), how, &source);
         // What has a key is hashed, which takes as long as it is.
         let is_long = how.key.is_some() && source.len() > LONG;
@@ -400,21 +394,22 @@ impl Session {
             false => accept(),
         };
         match acceptance {
-            Acceptance::New(id) => {
-                if how.key.is_some() {
-                    // By the lane that its end goes by, in this order.
-                    self.deliver(py, &accepted(id, false, CellStatus::Running), b"");
-                }
-                Some(QueuedCell {
-                    id,
-                    direct: true,
-                    changed: how.changed,
-                    source,
-                    most_back: None,
-                })
-            }
+            // The daemon knows that.
+            Acceptance::New(id) => Some(QueuedCell {
+                id,
+                direct: true,
+                changed: how.changed,
+                source,
+                most_back: None,
+            }),
             Acceptance::Existing(id, status) => {
-                shared.send(accepted(id, true, status), Vec::new());
+                let event = HostEvent::Accepted {
+                    request,
+                    cell: id,
+                    existing: true,
+                    status,
+                };
+                shared.send(event, Vec::new());
                 match shared.find(id, request) {
                     Found::Ended(end) => {
                         let (event, body) = shared.finished_message(end);

@@ -264,11 +264,16 @@ fn submitted(submit: &SubmitRequest) -> String {
     words.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether a request is answered when cells have ended, and not at once.
+/// Whether a request may be answered late: when cells have ended, or an interpreter
+/// has started.
 pub(super) fn lasts(request: &Request) -> bool {
     matches!(
         request,
-        Request::Submit(_) | Request::Wait(_) | Request::Out(_) | Request::Events(_)
+        Request::Submit(_)
+            | Request::Wait(_)
+            | Request::Out(_)
+            | Request::Events(_)
+            | Request::New(_)
     )
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{CellSpec, FinishedCell, Lane};
 use pythond_protocol::outcome::CellKind;
+use pythond_protocol::verbs::submit::is_implied_key;
 
 /// Most bytes of source that wait in one session.
 pub(crate) const MAX_QUEUED_BYTES: usize = 64 << 20;
@@ -60,8 +61,7 @@ pub(crate) struct Cell<W> {
     pub(crate) id: Option<CellId>,
     /// The lane it goes by.
     pub(crate) lane: Lane,
-    /// The id that the cell lane gives it if it is new, until it is known what
-    /// became of that.
+    /// The id that it has by the cell lane.
     pub(crate) lane_id: Option<CellId>,
     /// It was handed to that lane.
     pub(crate) sent: bool,
@@ -175,14 +175,16 @@ impl<W> CellBoard<W> {
         if !self.cells.is_empty() && self.queued_bytes + source.len() > MAX_QUEUED_BYTES {
             return Err(waiter);
         }
-        let takes = how.key.is_none() || self.keys_by_cell_lane;
-        let direct = kind == CellKind::Run && takes && self.is_idle() && !self.held;
-        let (lane_id, lane) = match direct {
+        // Another key may belong to an earlier cell: only the host knows.
+        let is_new = match &how.key {
+            None => true,
+            Some(key) => self.keys_by_cell_lane && how.resent_ms.is_none() && is_implied_key(key),
+        };
+        let direct = kind == CellKind::Run && is_new && self.is_idle() && !self.held;
+        let (id, lane) = match direct {
             true => (Some(self.next_cell), Lane::Cell),
             false => (None, Lane::Control),
         };
-        // A key may belong to an earlier cell: only the host knows.
-        let id = lane_id.filter(|_| how.key.is_none());
         let request = self.next_request();
         self.queued_bytes += source.len();
         self.cells.insert(
@@ -190,7 +192,7 @@ impl<W> CellBoard<W> {
             Cell {
                 id,
                 lane,
-                lane_id,
+                lane_id: id,
                 sent: false,
                 source,
                 kind,
@@ -220,13 +222,43 @@ impl<W> CellBoard<W> {
         Some(cell)
     }
 
-    /// The host runs no new cell for one that it was sent: if that went by the cell
-    /// lane, it has spent an id.
-    pub(crate) fn is_not_new(&mut self, request: u64) {
-        let cell = self.cells.get_mut(&request);
-        if let Some(spent) = cell.and_then(|cell| cell.lane_id.take()) {
-            self.next_cell = self.next_cell.max(spent.next());
-        }
+    /// The host runs no new cell for one that it was sent. The id that it has spent,
+    /// if that went by the cell lane.
+    pub(crate) fn is_not_new(&mut self, request: u64) -> Option<CellId> {
+        let spent = self.cells.get_mut(&request)?.lane_id.take()?;
+        self.next_cell = self.next_cell.max(spent.next());
+        Some(spent)
+    }
+
+    /// The cell of this key that went by the cell lane: the host may not have read it.
+    pub(crate) fn keyed_on_cell_lane(&self, key: &str) -> Option<&Cell<W>> {
+        let has = |cell: &&Cell<W>| cell.lane_id.is_some() && cell.how.key.as_deref() == Some(key);
+        self.cells.values().find(has)
+    }
+
+    /// Takes one more who waits for a cell that went by the cell lane.
+    pub(crate) fn join(
+        &mut self,
+        id: CellId,
+        source: String,
+        kind: CellKind,
+        how: CellSpec,
+        waiter: W,
+    ) -> u64 {
+        let request = self.next_request();
+        self.queued_bytes += source.len();
+        let cell = Cell {
+            id: Some(id),
+            lane: Lane::Control,
+            lane_id: None,
+            sent: true,
+            source,
+            kind,
+            how,
+            waiter,
+        };
+        self.cells.insert(request, cell);
+        request
     }
 
     /// It ended; gives back the cell if somebody waits for it.
@@ -428,46 +460,71 @@ mod tests {
         assert_eq!(board.current(), Some(id(0)));
     }
 
-    fn keyed(board: &mut CellBoard<()>) -> (u64, Lane) {
+    fn keyed(board: &mut CellBoard<()>, key: &str, resent_ms: Option<u64>) -> (u64, Lane) {
         let how = CellSpec {
-            key: Some("k".to_owned()),
+            key: Some(key.to_owned()),
+            resent_ms,
             ..CellSpec::default()
         };
         board.add("1".into(), CellKind::Run, how, ()).unwrap()
     }
 
     #[test]
-    fn a_cell_with_a_key_goes_by_the_cell_lane_and_has_no_id_before_the_host_says_so() {
+    fn a_key_that_a_program_of_ours_chose_is_new_unless_it_was_sent_before() {
         let mut board = CellBoard::new(id(4), 1, true);
-        assert_eq!(keyed(&mut board), (1, Lane::Cell));
-        board.mark_sent(1);
-        assert_eq!(board.get(1).unwrap().id, None);
-        assert_eq!((board.current(), board.on_cell_lane()), (None, Some(id(4))));
-        // New lanes: only the host can know whether it came.
+        for (key, resent) in [("k", None), ("pysh-1", Some(0))] {
+            let (request, lane) = keyed(&mut board, key, resent);
+            assert_eq!(lane, Lane::Control);
+            assert_eq!(board.get(request).unwrap().id, None);
+            board.remove(request);
+        }
+        assert_eq!(keyed(&mut board, "pysh-1", None), (3, Lane::Cell));
+        board.mark_sent(3);
+        assert_eq!(board.get(3).unwrap().id, Some(id(4)));
+        assert!(board.keyed_on_cell_lane("pysh-2").is_none());
+        assert!(board.keyed_on_cell_lane("pysh-1").is_some());
+        // New lanes: it is looked for, and goes again by its key.
+        let cell = id(4);
+        let request = 3;
         let resumed = board.resume(id(4));
-        assert_eq!(resumed, [Resume::Send { request: 1 }]);
-        assert_eq!(board.send_again(1), Some(Lane::Control));
-        assert_eq!(board.on_cell_lane(), None);
+        assert_eq!(resumed, [Resume::Await { request, cell }]);
+        assert_eq!(board.send_again(3), Some(Lane::Control));
+        assert!(board.keyed_on_cell_lane("pysh-1").is_none());
+        let mut earlier = CellBoard::new(id(4), 1, false);
+        assert_eq!(keyed(&mut earlier, "pysh-1", None), (1, Lane::Control));
     }
 
     #[test]
     fn a_cell_of_the_cell_lane_that_is_not_new_spends_an_id() {
         let mut board = CellBoard::new(id(4), 1, true);
-        keyed(&mut board);
+        keyed(&mut board, "pysh-1", None);
         board.mark_sent(1);
-        board.is_not_new(1);
+        assert_eq!(board.is_not_new(1), Some(id(4)));
         assert_eq!(board.on_cell_lane(), None);
-        board.is_not_new(1);
+        assert_eq!(board.is_not_new(1), None);
         board.remove(1);
         add(&mut board, "2", ()).unwrap();
         assert_eq!(board.current(), Some(id(5)));
         // None that waits in the host spends one.
-        keyed(&mut board);
-        board.is_not_new(3);
+        keyed(&mut board, "pysh-2", None);
+        assert_eq!(board.is_not_new(3), None);
         board.remove(2);
         board.remove(3);
         add(&mut board, "2", ()).unwrap();
         assert_eq!(board.current(), Some(id(5)));
+    }
+
+    #[test]
+    fn two_who_wait_for_one_cell_are_both_told() {
+        let mut board = CellBoard::new(id(4), 1, true);
+        let (first, _) = keyed(&mut board, "pysh-1", None);
+        board.mark_sent(first);
+        let second = board.join(id(4), "1".into(), CellKind::Run, CellSpec::default(), ());
+        for request in [second, first] {
+            let end = finished(Some(request), id(4), id(5));
+            assert_eq!(board.finished(&end).map(|(it, _)| it), Some(request));
+        }
+        assert!(board.is_idle());
     }
 
     #[test]

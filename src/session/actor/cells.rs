@@ -4,14 +4,14 @@ use std::sync::PoisonError;
 
 use pythond_protocol::lane::{FinishedCell, HostCommand, HostEvent, Lane};
 use pythond_protocol::outcome::{CellKind, CellStatus};
-use pythond_protocol::{ErrorCode, ErrorReply};
+use pythond_protocol::{CellId, ErrorCode, ErrorReply};
 
 use super::link::Link;
 use super::{Session, answer};
 use crate::session::death;
 use crate::session::handle::{Accepted, LastOutput, Resent, RunAnswer, Submit, Waiter};
 use crate::session::question::Question;
-use crate::session::state::{MAX_QUEUED_BYTES, Phase};
+use crate::session::state::{Cell, MAX_QUEUED_BYTES, Phase};
 
 impl Session {
     pub(super) fn submit(&mut self, submit: Submit, waiter: Waiter) {
@@ -22,6 +22,19 @@ impl Session {
             busy_fails,
             resent,
         } = submit;
+        how.resent_ms = resent.map(milliseconds);
+        if let Some((key, cell)) = how.key.as_ref().and_then(|key| {
+            let cell = self.board.keyed_on_cell_lane(key)?;
+            Some((key, cell))
+        }) && let Some(id) = cell.id
+        {
+            if (cell.kind, &cell.source) != (kind, &source) {
+                let error = ErrorReply::id_reused(key, id);
+                return answer(waiter, RunAnswer::Refused(error));
+            }
+            let request = self.board.join(id, source, kind, how, waiter);
+            return self.join(request, id);
+        }
         if busy_fails && resent.is_some() {
             // It may be the very one that the session is busy with. A host of an
             // earlier version lets it wait.
@@ -54,6 +67,18 @@ impl Session {
         }
     }
 
+    /// Somebody else waits for a cell that went by the cell lane.
+    fn join(&mut self, request: u64, cell: CellId) {
+        self.expect_cell_of_lane();
+        self.await_cell(request, cell);
+        let accepted = Accepted {
+            cell,
+            existing: true,
+            status: CellStatus::Running,
+        };
+        self.tell_accepted(request, accepted);
+    }
+
     /// The refusal of a cell that is not to wait.
     fn busy(&self) -> ErrorReply {
         let name = &self.shared.hosted.spec.session;
@@ -65,6 +90,14 @@ impl Session {
         };
         ErrorReply::new(ErrorCode::Busy, message)
             .with_hint("send it without `--busy=fail` to let it wait for its turn")
+    }
+
+    /// The host's refusal of a cell.
+    pub(super) fn in_words(&self, cell: &Cell<Waiter>, error: ErrorReply) -> ErrorReply {
+        match cell.how.busy_fails && error.code == ErrorCode::Busy {
+            true => self.busy(),
+            false => error,
+        }
     }
 
     /// Sends a cell of the board by its lane. While there is no link it waits
@@ -83,8 +116,7 @@ impl Session {
             Lane::Control | Lane::Terminal => &mut lanes.control,
         };
         let mut how = cell.how.clone();
-        let resent = cell.waiter.resent.map(Resent::age);
-        how.resent_ms = resent.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
+        how.resent_ms = cell.waiter.resent.map(milliseconds);
         let command = match cell.kind {
             CellKind::Run => HostCommand::Run {
                 request,
@@ -141,8 +173,10 @@ impl Session {
         {
             self.watch.accepted(accepted.cell, kind, accepted.status);
         }
-        if accepted.existing {
-            self.board.is_not_new(request);
+        if accepted.existing
+            && let Some(spent) = self.board.is_not_new(request)
+        {
+            self.watch.lost(spent);
         }
         // It was told under another id, and sent again.
         if let Some(before) = self.awaited.remove(&request)
@@ -225,13 +259,18 @@ impl Session {
         } else if let Some(before) = self.awaited.remove(&request) {
             self.not_found(request, before, error);
         } else {
-            self.board.is_not_new(request);
+            if let Some(spent) = self.board.is_not_new(request) {
+                self.watch.lost(spent);
+            }
             if let Some(cell) = self.board.remove(request) {
-                let was_busy = cell.how.busy_fails && error.code == ErrorCode::Busy;
-                let error = if was_busy { self.busy() } else { error };
+                let error = self.in_words(&cell, error);
                 answer(cell.waiter, RunAnswer::Refused(error));
             }
         }
         self.publish_running();
     }
+}
+
+fn milliseconds(resent: Resent) -> u64 {
+    u64::try_from(resent.age().as_millis()).unwrap_or(u64::MAX)
 }

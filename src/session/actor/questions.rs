@@ -11,14 +11,11 @@ impl Session {
     pub(super) fn question(&mut self, question: Question, reply: AskReply) {
         let question = match question {
             // A cell that is on its way to the host is meant as well.
-            Question::Interrupt { cells, soft, .. } if cells.is_empty() => {
-                let coming = self.board.current().or_else(|| self.board.on_cell_lane());
-                Question::Interrupt {
-                    cells: self.watch.running(coming),
-                    soft,
-                    unnamed: true,
-                }
-            }
+            Question::Interrupt { cells, soft, .. } if cells.is_empty() => Question::Interrupt {
+                cells: self.watch.running(self.board.current()),
+                soft,
+                unnamed: true,
+            },
             question => question,
         };
         if self.asks.len() >= self.many_asks {
@@ -32,17 +29,22 @@ impl Session {
             drop(reply.send(Err(error)));
             return;
         }
-        let direct = self.board.on_cell_lane();
-        if direct.is_some() && direct != self.expected {
-            self.expected = direct;
-            if let Some(cell) = direct {
-                self.control(&HostCommand::Expect { cell }, b"");
-            }
-        }
+        self.expect_cell_of_lane();
         let request = self.board.next_request();
         self.asks.insert(request, (question.clone(), reply));
         // While the lanes are broken it waits for new ones.
         self.control(&question.into_command(request), b"");
+    }
+
+    /// Lets the host know the cell that its main thread may not have read.
+    pub(super) fn expect_cell_of_lane(&mut self) {
+        let direct = self.board.on_cell_lane();
+        if direct != self.expected
+            && let Some(cell) = direct
+        {
+            self.expected = direct;
+            self.control(&HostCommand::Expect { cell }, b"");
+        }
     }
 
     /// So much is on its way to a host that takes nothing, most likely because it

@@ -107,7 +107,7 @@ impl Session {
         if let Some(cell) = self.board.remove(request) {
             let answered = match error.code {
                 ErrorCode::Lost => RunAnswer::Lost(error),
-                _ => RunAnswer::Refused(error),
+                _ => RunAnswer::Refused(self.in_words(&cell, error)),
             };
             answer(cell.waiter, answered);
         }

@@ -25,6 +25,8 @@ use crate::state::{CellBoard, Resume};
 /// Who waits, by number; what they want run.
 const CLIENTS: usize = 4;
 const BREAKS: usize = 3;
+/// One that a program of ours chose.
+const SHARED_KEY: &str = "proxy-1";
 
 #[derive(Clone, Debug)]
 enum Command {
@@ -124,9 +126,6 @@ impl World {
                         };
                         let accepted = Event::Accepted(request, id, false);
                         if direct {
-                            if how.key.is_some() {
-                                self.from_main.push_back(accepted);
-                            }
                             return Some(cell);
                         }
                         self.cells.enqueue(cell);
@@ -195,6 +194,8 @@ struct Daemon<'a> {
     model: &'a Model,
     board: CellBoard<usize>,
     resending: HashSet<u64>,
+    /// The cell with the key was sent once.
+    sent_shared: bool,
 }
 
 impl Daemon<'_> {
@@ -224,11 +225,21 @@ impl Daemon<'_> {
     }
 
     fn submit(&mut self, world: &mut World, client: usize) {
+        let keyed = client >= 2;
         let how = CellSpec {
-            key: (client >= 2).then(|| "shared".to_owned()),
+            key: keyed.then(|| SHARED_KEY.to_owned()),
+            resent_ms: (keyed && std::mem::replace(&mut self.sent_shared, true)).then_some(0),
             ..CellSpec::default()
         };
         let source = format!("cell {}", client.min(2));
+        let on_lane = self.board.keyed_on_cell_lane(SHARED_KEY);
+        if let Some(id) = on_lane.and_then(|cell| cell.id).filter(|_| keyed) {
+            let request = self.board.join(id, source, CellKind::Run, how, client);
+            self.resending.insert(request);
+            let words = [Command::Expect(id), Command::Await(request, id)];
+            world.to_io.extend(words.into_iter().filter(|_| world.up));
+            return;
+        }
         let added = self.board.add(source, CellKind::Run, how, client);
         self.send(world, added.expect("there is room").0);
     }
@@ -435,6 +446,7 @@ fn model() {
         model: &model,
         board: CellBoard::new(next, 1, true),
         resending: HashSet::new(),
+        sent_shared: false,
     }
     .run();
     for thread in threads {
