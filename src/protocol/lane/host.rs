@@ -168,7 +168,7 @@ pub enum HostEvent {
     Welcome(Box<HostInfo>),
     /// First message on the cell lane.
     CellLaneReady,
-    /// A cell has an id. Not sent for one that came without a key by the cell
+    /// A cell has an id. Not sent for a new one that the main thread read from the cell
     /// lane: its id is known.
     Accepted {
         /// The daemon's number for it.
