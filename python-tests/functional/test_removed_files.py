@@ -59,12 +59,24 @@ def runtime(daemon: TestDaemon) -> Path:
     return Path(daemon.info()["runtime_dir"])
 
 
+def remove(directory: Path) -> None:
+    """Remove a directory at once, whatever processes still write into it."""
+    aside = directory.with_name(f"{directory.name}.removed")
+    directory.rename(aside)
+
+    def is_gone() -> bool:
+        shutil.rmtree(aside, ignore_errors=True)
+        return not aside.exists()
+
+    wait_until(is_gone, what="the directory is removed")
+
+
 def test_a_runtime_directory_that_is_removed_is_there_again(
     daemon: TestDaemon, session: Session, runtime: Path
 ) -> None:
     session.out("kept = 1")
     zygotes = daemon.info()["zygotes"]
-    shutil.rmtree(runtime)
+    remove(runtime)
     # It does not wait until somebody has looked.
     another = daemon.new()
     assert another.value("6 * 7") == "42"
@@ -86,7 +98,7 @@ def test_a_runtime_directory_that_is_removed_is_there_again(
 def test_a_second_daemon_is_refused_where_the_directory_was_removed(
     daemon: TestDaemon, runtime: Path
 ) -> None:
-    shutil.rmtree(runtime)
+    remove(runtime)
     wait_until(lambda: (runtime / "daemon.lock").exists(), what="it is locked again")
     second = daemon.pyctl("start")
     assert second.returncode == 4
@@ -97,7 +109,7 @@ def test_a_directory_that_is_removed_with_its_daemon_is_made_by_the_sessions(
     daemon: TestDaemon, session: Session, runtime: Path
 ) -> None:
     session.out("kept = 1")
-    shutil.rmtree(runtime)
+    remove(runtime)
     daemon.crash()
     wait_until(lambda: len(list(runtime.glob("*.sock"))) == 2, what="both listen again")
     assert runtime.stat().st_mode & 0o777 == 0o700
@@ -112,7 +124,7 @@ def test_a_directory_that_is_removed_while_there_is_no_daemon_is_made_again(
     pid = session.pid
     daemon.crash()
     wait_until(lambda: not processes.is_alive(daemon.pid), what="the daemon is gone")
-    shutil.rmtree(runtime)
+    remove(runtime)
     wait_until(lambda: len(list(runtime.glob("*.sock"))) == 2, what="both listen again")
     daemon.start()
     assert session.value("kept") == "1"
@@ -124,7 +136,7 @@ def test_a_directory_that_is_removed_while_there_is_no_daemon_is_made_again(
 def test_a_directory_that_cannot_be_made_again_is_told_once(
     daemon: TestDaemon, session: Session, runtime: Path
 ) -> None:
-    shutil.rmtree(runtime)
+    remove(runtime)
     runtime.write_text("somebody's file")
     wait_until(lambda: "is not a directory" in daemon.log_tail(), what="the log tells of it")
     assert session.value("6 * 7") == "42"
