@@ -14,6 +14,7 @@ use pythond_protocol::outcome::{CellKind, CellStatus};
 use crate::cell::{self, Ending, FILE_PREFIX, Shown};
 use crate::cells::{Moment, QueuedCell};
 use crate::changes::count_public;
+use crate::forking::attach;
 use crate::helpers::{self, Helpers};
 use crate::shared::Shared;
 use crate::spawner::Job;
@@ -155,7 +156,7 @@ impl Start {
             cell: Mutex::new(Some(cell)),
         };
         let _reserve = limits::open_reserve();
-        Python::attach(|py| {
+        attach(|py| {
             let started = Bound::new(py, entry).and_then(|entry| {
                 let started = helpers::get(py)
                     .start_thread

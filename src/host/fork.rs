@@ -24,10 +24,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use channel::Kind;
+pub(crate) use channel::tell_of_child;
 pub(crate) use child::write;
 
 use crate::cell::{self, FILE_PREFIX};
 use crate::cells::{Moment, QueuedCell};
+use crate::forking::attach;
 use crate::journal::FORKS;
 use crate::parked::out_of_the_way;
 use crate::shared::Shared;
@@ -236,7 +239,7 @@ fn begin(
     let until = Instant::now() + IMPORT_PATIENCE;
     loop {
         let patient = Instant::now() < until;
-        if !patient || !Python::attach(someone_imports) {
+        if !patient || !attach(someone_imports) {
             let begun = try_to_begin(shared, cell, filename, most, may_try_again, patient)?;
             if let Some(watch) = begun {
                 return Ok(watch);
@@ -260,7 +263,7 @@ fn try_to_begin(
 ) -> Result<Option<watch::Watch>, Option<Refused>> {
     let id = cell.id;
     let key = id.as_u64();
-    Python::attach(|py| {
+    attach(|py| {
         let begins = live().get_mut(&key).map(|live| {
             live.begun = true;
             live.told.is_none()
@@ -285,6 +288,7 @@ fn try_to_begin(
             || shared.running_main().is_some();
         let blas = beside && libraries.iter().any(|path| path.contains("blas"));
         let probe = blas && may_try_again;
+        let awaited = may_try_again.then_some(if probe { Kind::Ready } else { Kind::Begun });
         let loud = blas && !sys::QUIETS;
         let (refusal, mut warnings): (Option<String>, Vec<String>) = fork
             .call_method1("obstacles", (libraries,))
@@ -322,10 +326,12 @@ fn try_to_begin(
             // From here on this thread has a table of its own; that of the
             // session keeps nothing of what it opens.
             sys::unshare_descriptors()?;
-            Wires::new()
+            let wires = Wires::new()?;
+            let beginning = channel::Beginning::new(&wires.socket.1)?;
+            Ok((wires, beginning))
         };
         let started = Moment::now();
-        let (side, wires) = match sys::fork_beside(py, prepare) {
+        let (side, (wires, beginning)) = match sys::fork_beside(py, prepare) {
             Ok(forked) => forked,
             Err(error) if patient && error.kind() == std::io::ErrorKind::WouldBlock => {
                 return Ok(None);
@@ -334,6 +340,7 @@ fn try_to_begin(
                 return Err(refuse(format!("no child process could be made: {error}")));
             }
         };
+        drop(beginning);
         match side {
             Fork::Child => {
                 shared.note_fork(slot);
@@ -342,7 +349,7 @@ fn try_to_begin(
             Fork::Parent(pid) => {
                 let pid = Pid::from_raw(pid).expect("a child's number is positive");
                 Ok(Some(watch::Watch::new(
-                    shared, id, pid, wires, started, known, warnings, probe,
+                    shared, id, pid, wires, started, known, warnings, awaited,
                 )))
             }
         }

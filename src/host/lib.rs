@@ -20,6 +20,7 @@ mod ends;
 mod files;
 mod fire;
 mod fork;
+mod forking;
 mod handoff;
 mod helpers;
 mod interned;

@@ -10,6 +10,7 @@ use pythond_protocol::verbs::complete::MAX_MATCHES;
 use pythond_protocol::verbs::vars::Variable;
 use pythond_protocol::{ErrorCode, ErrorReply};
 
+use crate::forking::attach;
 use crate::shared::Shared;
 use crate::spawner::Job;
 use crate::{helpers, session};
@@ -82,7 +83,7 @@ impl Job for Ask {
 
 /// Answers one question.
 fn answer(request: u64, question: Question) -> HostEvent {
-    Python::attach(|py| {
+    attach(|py| {
         let answered = match question {
             Question::Vars => variables(py).map(|vars| HostEvent::Vars { request, vars }),
             Question::Complete(text) => {

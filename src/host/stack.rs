@@ -15,6 +15,7 @@ use pythond_protocol::CellId;
 use pythond_protocol::verbs::stack::{Frame, StackMethod, ThreadStack};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::forking::attach;
 use crate::shared::Shared;
 use crate::spawner::Job;
 use crate::{fire, helpers, interrupt, sys};
@@ -109,7 +110,7 @@ struct Ask {
 
 impl Job for Ask {
     fn run(self: Box<Self>) {
-        let rows = Python::attach(|py| {
+        let rows = attach(|py| {
             if !self.wanted.load(SeqCst) {
                 return None;
             }

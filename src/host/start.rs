@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::namespace::Namespace;
 use crate::parked::{Parked, Ready};
-use crate::{assignment, helpers, print, session, streams, sys, waiter, zygote};
+use crate::{assignment, forking, helpers, print, session, streams, sys, waiter, zygote};
 
 /// What the launcher found out and was told, as one JSON argument.
 #[derive(Clone, Debug, Deserialize)]
@@ -53,6 +53,7 @@ pub(crate) fn main(py: Python<'_>, arguments: &[String]) -> PyResult<()> {
 /// # Errors
 /// A sentence about the module that cannot be imported.
 pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<Namespace> {
+    forking::install(py)?;
     let helpers = helpers::load(py)?;
     let session = helpers.session.bind(py);
     session.call_method0("single_threaded_math")?;
@@ -67,15 +68,6 @@ pub(crate) fn prepare(py: Python<'_>, preload: &[String]) -> PyResult<Namespace>
     helpers.install_create_task.call0(py)?;
     streams::follow_threads(py)?;
     waiter::install(py)?;
-    let mark = pyo3::wrap_pyfunction!(streams::set_forked, session)?;
-    let arguments = pyo3::types::PyDict::new(py);
-    let partial = py
-        .import("functools")?
-        .getattr("partial")?
-        .call1((mark, true))?;
-    arguments.set_item("after_in_child", partial)?;
-    py.import("os")?
-        .call_method("register_at_fork", (), Some(&arguments))?;
     py.import("faulthandler")?;
     // The launcher's runtime has handlers for stack overflow that swallow a
     // SIGSEGV or SIGBUS which a process sends itself.

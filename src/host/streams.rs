@@ -96,7 +96,6 @@ pub(crate) fn forked() -> bool {
 }
 
 /// Says whether this process is a fork made by session code.
-#[pyfunction]
 pub(crate) fn set_forked(value: bool) {
     FORKED.store(value, Relaxed);
 }

@@ -402,3 +402,9 @@ pub(crate) fn leave_terminal(terminal: &OwnedFd) {
     // SAFETY: the descriptor is open; the request has no argument.
     unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCNOTTY) };
 }
+
+/// This thread is in the interpreter's list of threads, attached or not.
+pub(crate) fn is_known_to_python() -> bool {
+    // SAFETY: any thread may ask once the interpreter is there, and it is before ours.
+    unsafe { !pyo3::ffi::PyGILState_GetThisThreadState().is_null() }
+}

@@ -13,6 +13,7 @@ use rustix::process::Signal;
 
 use super::live;
 use crate::children::Family;
+use crate::forking::attach;
 use crate::interrupt::DESCRIBING;
 use crate::shared::Shared;
 use crate::spawner::Job;
@@ -151,7 +152,7 @@ fn attempt(cell: u64, stage: Stage) -> Option<(Duration, Stage)> {
 
 /// Cancels the task of a cell that awaits. False if it does not.
 fn cancel(cell: u64) -> bool {
-    Python::attach(|py| {
+    attach(|py| {
         let awaits = live().get(&cell).and_then(|live| {
             let (event_loop, task) = live.awaits.as_ref()?;
             Some((event_loop.clone_ref(py), task.clone_ref(py)))
@@ -173,7 +174,7 @@ fn raise(
     if has_just_ended(cell) {
         return Some((DESCRIBING, Stage::Raise));
     }
-    let unsettled = Python::attach(|py| {
+    let unsettled = attach(|py| {
         if has_just_ended(cell) {
             return None;
         }

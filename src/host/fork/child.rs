@@ -54,7 +54,6 @@ pub(super) fn be(py: Python<'_>, request: &Request, wires: Wires, host: i32) -> 
     let Some(channel) = channel::channel().filter(|_| redirected.is_ok()) else {
         sys::exit_now(1)
     };
-    streams::set_forked(true);
     streams::set_thread_cell(request.cell.id.as_u64());
     die_with(host);
     sys::name_process("py-fork");

@@ -20,6 +20,7 @@ use super::watch::{announce, raised};
 use super::{Told, told};
 use crate::cell::{self, Ending};
 use crate::changes::count_public;
+use crate::forking::attach;
 use crate::shared::Shared;
 use crate::spawner::Job;
 use crate::sys::{self, PrivateMap};
@@ -225,7 +226,7 @@ impl Job for Merge {
     fn run(self: Box<Self>) {
         sys::unblock_all_signals();
         let Self { work, number } = *self;
-        Python::attach(|py| {
+        attach(|py| {
             while let Some(value) = next(&work, number) {
                 let names = value.header.names.clone();
                 let loaded = load(py, &work, value);
@@ -254,7 +255,7 @@ impl Job for Merge {
             }
         });
         // Python objects are let go of while attached.
-        Python::attach(|_| drop(work));
+        attach(|_| drop(work));
     }
 
     fn give_up(self: Box<Self>, why: &std::io::Error) {

@@ -19,6 +19,7 @@ use super::merge::{self, Incoming};
 use super::{Told, Wires, handle_of, has_child, has_no_child, live, tell_start, told};
 use crate::cell::{Ending, Outcome, Shown};
 use crate::cells::Moment;
+use crate::forking::attach;
 use crate::shared::Shared;
 use crate::{ends, limits, sys};
 
@@ -67,9 +68,8 @@ pub(super) struct Watch {
     started: Moment,
     known: Py<PyDict>,
     warnings: Vec<String>,
-    /// It has to come up in time.
-    probed: bool,
-    ready: bool,
+    /// What it has to say in time; None as soon as it did, or if it need not.
+    awaited: Option<Kind>,
     shown: Shown,
     incoming: Vec<Incoming>,
     end: Option<ChildEnd>,
@@ -91,7 +91,7 @@ impl Watch {
         started: Moment,
         known: Py<PyDict>,
         warnings: Vec<String>,
-        probed: bool,
+        awaited: Option<Kind>,
     ) -> Self {
         // The child's ends go with `wires`.
         Self {
@@ -106,8 +106,7 @@ impl Watch {
             started,
             known,
             warnings,
-            probed,
-            ready: false,
+            awaited,
             shown: None,
             incoming: Vec::new(),
             end: None,
@@ -130,7 +129,7 @@ impl Watch {
             keep.extend(handle.iter().map(|it| it.as_fd()));
             sys::keep_only(&keep);
         }
-        if !self.probed {
+        if self.awaited.is_none() {
             tell_start(self.shared, self.cell, self.started, &self.source);
         }
         let came_up = self.follow(handle.as_ref());
@@ -141,8 +140,12 @@ impl Watch {
         has_no_child(self.shared, self.cell);
         let how = reap(self.child);
         if !came_up && told(self.cell).is_none() {
-            Python::attach(|_| drop(self));
+            attach(|_| drop(self));
             return Watched::Again;
+        }
+        if self.awaited.is_some() {
+            // It was ended, or died, before it said a word.
+            tell_start(self.shared, self.cell, self.started, &self.source);
         }
         let source = std::mem::take(&mut self.source);
         self.conclude(how, source);
@@ -178,7 +181,7 @@ impl Watch {
             if gone {
                 return true;
             }
-            if self.probed && !self.ready && Instant::now() >= until {
+            if self.awaited.is_some() && Instant::now() >= until {
                 let _ = rustix::process::kill_process(self.child, Signal::KILL);
                 let _ = rustix::process::kill_process_group(self.child, Signal::KILL);
                 wait_for_end(self.child);
@@ -189,7 +192,7 @@ impl Watch {
 
     fn wait(&self, until: Instant, often: bool) -> Option<rustix::event::Timespec> {
         let mut wait = None;
-        if self.probed && !self.ready {
+        if self.awaited.is_some() {
             wait = Some(until.saturating_duration_since(Instant::now()));
         }
         if often {
@@ -253,9 +256,9 @@ impl Watch {
         match frame.kind {
             Kind::Stdout => self.append(Stream::Stdout, &frame.bytes, handle),
             Kind::Stderr => self.append(Stream::Stderr, &frame.bytes, handle),
-            Kind::Ready => {
-                self.ready = true;
-                if self.probed {
+            Kind::Begun | Kind::Ready => {
+                if self.awaited == Some(frame.kind) {
+                    self.awaited = None;
                     tell_start(self.shared, self.cell, self.started, &self.source);
                 }
             }
