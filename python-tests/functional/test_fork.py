@@ -543,3 +543,11 @@ def test_nothing_of_ours_is_left_in_the_session(session: Session) -> None:
     wait_until(lambda: session.value(threads) == "4", what="no thread is left")
     zombies = "[p for p in open(f'/proc/self/task/{os.getpid()}/children').read().split()]"
     assert session.value(zombies) == "[]"
+
+
+def test_what_the_interpreter_notes_of_warnings_does_not_come_back(session: Session) -> None:
+    code = "import warnings; warnings.warn('careful'); n = 1"
+    reply = session.ended(session.submit("fork", code)["cell_id"])
+    assert "careful" in reply["stderr"], reply
+    assert reply["merged"] == ["n", "warnings"], reply
+    assert session.value("'__warningregistry__' in globals()") == "False"

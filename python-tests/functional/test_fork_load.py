@@ -174,6 +174,46 @@ def test_the_first_forks_of_a_session_come_beside_its_first_fires(
                     assert session.ended(cell)["status"] == "done"
 
 
+STANDS_STILL = """
+import ctypes
+@ctypes.CFUNCTYPE(None)
+def stand_still():
+    try:
+        os.unlink({once!r})
+    except FileNotFoundError:
+        return
+    time.sleep(600)
+# The C library calls it in each child, before CPython does anything there.
+ctypes.CDLL(None).__register_atfork(None, None, stand_still, None)
+"""
+
+
+def test_a_child_that_stands_still_before_it_is_python_again_is_replaced(
+    session: Session, tmp_path: Path
+) -> None:
+    """As one does that a library's thread left without a lock of CPython's."""
+    once, ran = tmp_path / "once", tmp_path / "ran"
+    once.touch()
+    session.out(STANDS_STILL.format(once=str(once)))
+    reply = fork(session, f"print('here', file=open({str(ran)!r}, 'a')); n = 1")
+    assert not once.exists()
+    assert ran.read_text() == "here\n"
+    assert session.value("n") == "1"
+    assert reply["merged"] == ["n"], reply
+
+
+def test_a_slow_hook_of_the_users_runs_once_in_the_child(session: Session, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    session.out(
+        "def hook():\n"
+        f"    print('here', file=open({str(ran)!r}, 'a'))\n"
+        "    time.sleep(4)\n"
+        "os.register_at_fork(after_in_child=hook)"
+    )
+    fork(session, "n = 1")
+    assert ran.read_text() == "here\n"
+
+
 def test_a_fork_does_not_hold_up_what_runs(session: Session) -> None:
     session.out("many = [[n] for n in range(2_000_000)]")
     cell = session.submit("fork", "print('up', flush=True); time.sleep(60)")["cell_id"]

@@ -17,7 +17,7 @@ _SAMPLE = 256
 
 OWN_NAMES = frozenset(
     ("__builtins__", "__name__", "__doc__", "__package__", "__loader__", "__spec__",
-     "__annotations__", "__file__", "__cached__", "_")
+     "__annotations__", "__file__", "__cached__", "__warningregistry__", "_")
 )  # fmt: skip
 
 
