@@ -20,6 +20,7 @@ echo "$@" >> "$NOTES"
 while [ "$1" != -- ]; do shift; done
 case "$2" in
     me@nowhere) echo "ssh: no such host" >&2; exit 255 ;;
+    me@greets) echo "Welcome, me!"; echo "a word of warning" >&2 ;;
     me@bare) exec env PATH=/nonexistent /bin/sh -c "$3" ;;
 esac
 cd "$FAR_HOME"
@@ -135,6 +136,10 @@ def test_what_is_wrong_with_the_way_is_told(way: Way, tmp_path: Path) -> None:
     done = way.pysh("ls", PYTHOND_HOST="ssh://me@bare")
     assert done.returncode == 3, done
     assert "`ssh://me@bare` has no `pythond` on its PATH" in done.stderr
+    done = way.pysh("ls", PYTHOND_HOST="ssh://me@greets")
+    assert done.returncode == 3, done
+    assert "something else than the daemon's answer came through ssh from `me@greets`" in done.stderr
+    assert "`ssh me@greets true` shows what it prints" in done.stderr
     done = way.pysh("ls", PYTHOND_HOST="ssh://-oProxyCommand=touch")
     assert done.returncode == 2, done
     done = way.pysh("ls", PATH=str(tmp_path))
@@ -153,6 +158,10 @@ def test_a_remote_is_reached_by_ssh_and_needs_no_token(
     done = here.pyctl("connect", "bad", "ssh://me@nowhere")
     assert done.returncode == 4, done
     assert "ssh: no such host" in done.stderr
+    done = here.pyctl("connect", "bad", "ssh://me@greets")
+    assert done.returncode == 4, done
+    assert "something else than the daemon's answer came through ssh" in done.stderr
+    assert "`ssh me@greets true` shows what it prints" in done.stderr
     connected = here.pyctl("connect", "far", "ssh://me@far")
     assert out(connected) == "OK connected far -> ssh://me@far\n"
     out(here.pysh("new", "far", "work"))

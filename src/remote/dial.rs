@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use pythond_identity::{PeerAddress, Pins, Store, UnixTime};
 use pythond_tls::{ClientTls, TlsTrouble};
-use pythond_transport::{OFFERED, Spoken, SshAddress, is_wrong_token};
+use pythond_transport::{OFFERED, Spoken, SshAddress, is_noise, is_wrong_token};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -190,6 +190,7 @@ async fn by_ssh(address: &SshAddress) -> Result<Dialled, DialError> {
                 note: None,
             })
         }
+        Err(error) if is_noise(&error) => Err(DialError::SshNoise(address.destination.clone())),
         Err(error) => {
             let mut said = Vec::new();
             if let Some(words) = &mut words {

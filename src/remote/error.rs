@@ -19,6 +19,9 @@ pub(crate) enum DialError {
     /// ssh failed, or what it was to run there.
     #[error("{0}")]
     Ssh(String),
+    /// Something else than the daemon's answer came through ssh, from there.
+    #[error("something else than the daemon's answer came through ssh")]
+    SshNoise(String),
     /// It does not answer in time.
     #[error("no answer within {0} s")]
     NoAnswer(u64),
@@ -79,6 +82,10 @@ impl DialError {
                  HOST:PORT`"
                     .to_owned(),
             ),
+            Self::SshNoise(destination) => Some(format!(
+                "what its shell runs at login must print nothing where there is no terminal; \
+                 `ssh {destination} true` shows what it prints"
+            )),
             Self::TokenFile { .. } => Some(
                 "write what `pyctl token show` there prints into a file of mode 0600, and name \
                  it by `--token-file`"

@@ -38,5 +38,5 @@ pub use pairing::{PairError, Paired, pair};
 pub use pending::{Pending, Reply, Waited};
 pub use remote_error::{RemoteError, RemoteReason, Stage};
 pub use report::{ANOTHER_MACHINE, EXIT_CODES, NO_ANSWER, Report};
-pub use ssh::{NotSshAddress, SCHEME as SSH_SCHEME, SshAddress};
+pub use ssh::{NotSshAddress, SCHEME as SSH_SCHEME, SshAddress, is_noise};
 pub use streaming::{DaemonGoes, Event, Streamed, Streaming};

@@ -47,6 +47,8 @@ pub enum RemoteReason {
     Ssh(io::Error),
     /// ssh, or what it was to run there, failed with this exit code.
     SshEnded(i32),
+    /// Something else than the daemon's answer came through ssh.
+    SshNoise,
     /// `PYTHOND_TOKEN` is not set.
     NoToken,
     /// `HOME` is not set, where pins are.
@@ -115,6 +117,7 @@ impl RemoteError {
             | Why::NotLoopback
             | Why::Ssh(_)
             | Why::SshEnded(_)
+            | Why::SshNoise
             | Why::NoToken
             | Why::NoHome
             | Why::Identity(_)
@@ -135,7 +138,7 @@ impl RemoteError {
             Why::UnknownHost(_) | Why::NotLoopback => "unknown_host",
             Why::TimedOut { .. } => "no_answer",
             Why::Closed | Why::Io(_) | Why::Http(..) => "connection",
-            Why::Ssh(_) | Why::SshEnded(_) => "ssh",
+            Why::Ssh(_) | Why::SshEnded(_) | Why::SshNoise => "ssh",
             Why::NoToken => "no_token",
             Why::NoHome => "no_home",
             Why::Identity(error) => error.code(),
@@ -161,6 +164,7 @@ impl RemoteError {
             | Why::Closed
             | Why::Ssh(_)
             | Why::SshEnded(_)
+            | Why::SshNoise
             | Why::Http(..)
             | Why::Protocol(_)
             | Why::Io(_)
@@ -208,6 +212,11 @@ impl RemoteError {
             Why::SshEnded(_) => format!(
                 "`ssh {}` must get in without asking: look at its keys, its agent and its \
                  known hosts",
+                self.peer
+            ),
+            Why::SshNoise => format!(
+                "what its shell runs at login must print nothing where there is no terminal; \
+                 `ssh {} true` shows what it prints",
                 self.peer
             ),
             Why::NoToken => "ask the server's owner for what `pyctl token show` prints there, and \
@@ -275,6 +284,10 @@ impl RemoteError {
             Why::SshEnded(code) => {
                 write!(f, "ssh did not get to `{peer}` (exit code {code})")
             }
+            Why::SshNoise => write!(
+                f,
+                "something else than the daemon's answer came through ssh from `{peer}`"
+            ),
             Why::NoToken => write!(
                 f,
                 "`{endpoint}` wants a token, and `PYTHOND_TOKEN` has none"

@@ -157,6 +157,7 @@ pub(crate) fn connect(address: &SshAddress, limit: Duration) -> Result<Connectio
                 limit,
             },
             HandshakeFailure::Io(error) => RemoteReason::Io(error),
+            HandshakeFailure::Ws(error) if is_noise(&error) => RemoteReason::SshNoise,
             HandshakeFailure::Ws(_) => {
                 let mut ssh = ssh.lock().unwrap_or_else(PoisonError::into_inner);
                 match ssh.end() {
@@ -167,6 +168,15 @@ pub(crate) fn connect(address: &SshAddress, limit: Duration) -> Result<Connectio
             }
         })
     })
+}
+
+/// Whether what came through ssh in place of an answer is none at all: what a shell
+/// prints at login.
+#[must_use]
+pub fn is_noise(error: &tungstenite::Error) -> bool {
+    use tungstenite::Error;
+    use tungstenite::error::ProtocolError;
+    matches!(error, Error::Protocol(ProtocolError::HttparseError(_)))
 }
 
 impl SshAddress {
