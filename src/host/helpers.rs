@@ -34,7 +34,9 @@ pub(crate) struct Helpers {
     pub(crate) prompt: Py<PyModule>,
     pub(crate) compile_typed: Py<PyAny>,
     pub(crate) fork: Py<PyModule>,
+    pub(crate) fork_values: Py<PyModule>,
     fork_compare: Py<PyModule>,
+    fork_trial: Py<PyModule>,
     pub(crate) variables: Py<PyAny>,
     pub(crate) completions: Py<PyAny>,
     pub(crate) sys: Py<PyModule>,
@@ -77,6 +79,8 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
     let prompt = module("prompt", include_str!("python/prompt.py"))?;
     let look = module("look", include_str!("python/look.py"))?;
     let fork = module("fork", include_str!("python/fork.py"))?;
+    let fork_values = module("fork_values", include_str!("python/fork_values.py"))?;
+    let fork_trial = module("fork_trial", include_str!("python/fork_trial.py"))?;
     let fork_compare = module("fork_compare", include_str!("python/fork_compare.py"))?;
     let default = PyDict::new(py);
     default.set_item("default", 0)?;
@@ -111,7 +115,9 @@ pub(crate) fn load(py: Python<'_>) -> PyResult<&'static Helpers> {
         prompt: prompt.unbind(),
         session: session.unbind(),
         fork: fork.unbind(),
+        fork_values: fork_values.unbind(),
         fork_compare: fork_compare.unbind(),
+        fork_trial: fork_trial.unbind(),
         sys: py.import("sys")?.unbind(),
         print: live_builtins.as_any().get_item("print")?.unbind(),
         text_io: py.import("_io")?.getattr("TextIOWrapper")?.unbind(),
@@ -158,10 +164,14 @@ pub(crate) fn load_cloudpickle(py: Python<'_>) -> PyResult<()> {
     )?;
     builtins.call_method1("exec", (code, &globals))?;
     let helpers = get(py);
-    let compare = helpers.fork_compare.bind(py);
+    let fork = helpers.fork.bind(py);
+    let words = fork.getattr("words")?;
+    let (compare, trial) = (helpers.fork_compare.bind(py), helpers.fork_trial.bind(py));
+    fork.call_method1("install", (&module,))?;
+    trial.call_method1("install", (&words,))?;
     helpers
-        .fork
-        .call_method1(py, "install", (module, compare))
+        .fork_values
+        .call_method1(py, "install", (module, compare, trial, words))
         .map(drop)
 }
 

@@ -132,7 +132,10 @@ fn enter(
     }
     let _ = channel.send(Kind::Ready, b"", &[]);
     sys::unblock_all_signals();
-    let before = fork.call_method1("Before", (request.globals.bind(py), request.known.bind(py)))?;
+    let globals = request.globals.bind(py);
+    fork.call_method1("unlock_generators", (globals,))?;
+    let values = helpers.fork_values.bind(py);
+    let before = values.call_method1("Before", (globals, request.known.bind(py)))?;
     Ok(before.unbind())
 }
 
@@ -165,8 +168,8 @@ fn run(
 }
 
 fn failed(py: Python<'_>, helpers: &Helpers, error: &PyErr) -> ChildEnd {
-    let fork = helpers.fork.bind(py);
-    let too_large = fork
+    let values = helpers.fork_values.bind(py);
+    let too_large = values
         .getattr("TooLarge")
         .is_ok_and(|kind| error.is_instance(py, &kind));
     let mut exception = cell::describe(py, helpers, error);
@@ -247,9 +250,10 @@ fn collect(
     request: &Request,
     before: &Py<PyAny>,
 ) -> PyResult<Collected> {
-    let fork = helpers.fork.bind(py);
-    let send = pyo3::wrap_pyfunction!(send_value, fork)?;
-    fork.call_method1("collect", (before, request.most, send))?
+    let values = helpers.fork_values.bind(py);
+    let send = pyo3::wrap_pyfunction!(send_value, values)?;
+    values
+        .call_method1("collect", (before, request.most, send))?
         .extract()
 }
 

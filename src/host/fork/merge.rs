@@ -286,10 +286,10 @@ fn next(work: &Work, number: u64) -> Option<Incoming> {
 }
 
 fn load(py: Python<'_>, work: &Work, value: Incoming) -> PyResult<Py<PyAny>> {
-    let fork = helpers::get(py).fork.bind(py);
+    let values = helpers::get(py).fork_values.bind(py);
     let globals = session::globals(py)
         .ok_or_else(|| pyo3::exceptions::PyRuntimeError::new_err("the session has no namespace"))?;
-    let unmap = pyo3::wrap_pyfunction!(sys::unmap, fork)?;
+    let unmap = pyo3::wrap_pyfunction!(sys::unmap, values)?;
     let Incoming {
         pickle,
         file,
@@ -300,13 +300,13 @@ fn load(py: Python<'_>, work: &Work, value: Incoming) -> PyResult<Py<PyAny>> {
     let buffers: Vec<_> = buffers.into_iter().map(PrivateMap::into_parts).collect();
     let known = work.known().as_ref().map(|known| known.clone_ref(py));
     let pickle = PyBytes::new(py, &pickle);
-    let loaded = fork.call_method1("load", (pickle, file, buffers, known, globals, unmap))?;
+    let loaded = values.call_method1("load", (pickle, file, buffers, known, globals, unmap))?;
     Ok(loaded.unbind())
 }
 
 fn words(py: Python<'_>, error: &PyErr) -> String {
     let fork = helpers::get(py).fork.bind(py);
-    let words = fork.call_method1("_words", (error.value(py),));
+    let words = fork.call_method1("words", (error.value(py),));
     words
         .and_then(|words| words.extract())
         .unwrap_or_else(|_| "an exception".to_owned())
@@ -341,7 +341,7 @@ fn finish(py: Python<'_>, work: &Work) {
         }
         report.merged.sort();
         let merged = helpers::get(py)
-            .fork
+            .fork_values
             .bind(py)
             .call_method1("merge", (globals, names));
         match merged {
