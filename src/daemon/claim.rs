@@ -1,6 +1,7 @@
 //! What one daemon has and no other: the lock, the socket, the listening sockets.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,21 +75,27 @@ pub(super) fn claim(config: &Config) -> Result<Claim, DaemonError> {
         true => None,
         false => Some(Ok(keys::read(&config.home)?)),
     };
-    let trouble = None;
-    if let Some(socket) = supervisor::socket_for(path, BACKLOG).map_err(failed)? {
-        let activated = true;
-        return Ok(Claim {
-            dir,
-            lock,
-            socket,
-            activated,
-            network,
-            keys,
-            trouble,
-        });
-    }
+    let given = supervisor::socket_for(path, BACKLOG).map_err(failed)?;
+    let activated = given.is_some();
+    let socket = match given {
+        Some(socket) => socket,
+        None => bind_where_nobody_is(path)?,
+    };
+    Ok(Claim {
+        dir,
+        lock,
+        socket,
+        activated,
+        network,
+        keys,
+        trouble: None,
+    })
+}
+
+/// Makes our socket, unless somebody answers there who has not our lock: an older
+/// daemon.
+fn bind_where_nobody_is(path: &Path) -> Result<OwnedFd, DaemonError> {
     match connect_at_nonblocking(path) {
-        // Somebody without our lock answers: an older daemon.
         Ok(stream) => {
             let pid = peer_credentials(&stream).ok().map(|peer| peer.pid);
             return Err(DaemonError::Running { pid });
@@ -101,17 +108,7 @@ pub(super) fn claim(config: &Config) -> Result<Claim, DaemonError> {
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error.into()),
     }
-    let socket = bind_at(path, BACKLOG)?;
-    let activated = false;
-    Ok(Claim {
-        dir,
-        lock,
-        socket,
-        activated,
-        network,
-        keys,
-        trouble,
-    })
+    Ok(bind_at(path, BACKLOG)?)
 }
 
 pub(super) fn lock(dir: &PrivateDir, patience: Duration) -> Result<LockGuard, DaemonError> {
