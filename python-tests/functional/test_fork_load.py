@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.daemon import Session, TestDaemon
+from support.waiting import wait_until
 
 # More by hand: PYTHOND_TEST_FORKS=1000.
 FORKS = int(os.environ.get("PYTHOND_TEST_FORKS", "30"))
@@ -200,6 +201,95 @@ def test_a_child_that_stands_still_before_it_is_python_again_is_replaced(
     assert ran.read_text() == "here\n"
     assert session.value("n") == "1"
     assert reply["merged"] == ["n"], reply
+
+
+def test_a_child_that_stands_still_can_be_interrupted(session: Session, tmp_path: Path) -> None:
+    once, ran = tmp_path / "once", tmp_path / "ran"
+    once.touch()
+    session.out(STANDS_STILL.format(once=str(once)))
+    cell = session.submit("fork", f"print('here', file=open({str(ran)!r}, 'a'))")["cell_id"]
+    wait_until(lambda: not once.exists(), what="the child stands still")
+    session.ask("int", f"--soft {cell}")
+    assert session.ended(cell)["status"] == "interrupted"
+    assert not ran.exists()
+
+
+def test_forks_that_hooks_of_forks_make_hurt_nobody(session: Session) -> None:
+    """On every way: before, in the session after it, and in the child."""
+    session.out(
+        "def fork():\n"
+        "    if not forking:\n"
+        "        forking.append(1)\n"
+        "        child = os.fork()\n"
+        "        if child == 0: os._exit(0)\n"
+        "        forks.append(os.waitpid(child, 0)[1])\n"
+        "        forking.clear()\n"
+        "forking, forks, session = [], [], os.getpid()\n"
+        "class ForksWhenItGoes:\n"
+        "    def __del__(self):\n"
+        "        if os.getpid() == session: fork()\n"
+        "def litter():\n"
+        "    # Found by the collector somewhere behind this hook.\n"
+        "    it = ForksWhenItGoes(); it.it = it\n"
+        "os.register_at_fork(before=litter, after_in_parent=fork, after_in_child=fork)\n"
+        "import gc; gc.set_threshold(1)"
+    )
+    for number in range(5):
+        reply = fork(session, f"n = {number}")
+        assert reply["merged"] == ["n"], reply
+    assert session.value("n, set(forks), len(forks) > 5") == "(4, {0}, True)"
+    # Those that attach later find no lock that is held.
+    cell = session.fire("m = 1")
+    assert session.ended(cell)["status"] == "done"
+
+
+FORKS_AFTER_IT = """
+def fork():
+    child = os.fork()
+    if child == 0: os._exit(0)
+    os.waitpid(child, 0)
+os.register_at_fork(after_in_parent=lambda: forking and forking.pop() and fork())
+forking = [True]
+"""
+
+
+def test_a_child_of_somebody_elses_does_not_speak_for_that_of_a_cell(
+    session: Session, tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    session.out(STANDS_STILL.format(once=str(once)) + FORKS_AFTER_IT)
+    once.touch()
+    fork(session, "n = 1")
+    assert session.value("n") == "1"
+
+
+CHURN = """
+import threading
+globals().update({f'k{n}': n for n in range(20_000)})
+stop = False
+def churn():
+    while not stop:
+        thread = threading.Thread(target=len, args=('',)); thread.start(); thread.join()
+def spin():
+    while not stop: sum(range(200))
+sys.setswitchinterval(1e-4)
+threads = [threading.Thread(target=it, daemon=True) for it in (churn, churn, spin)]
+for it in threads: it.start()
+"""
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_forks_beside_threads_that_start_threads_do_not_hang(
+    shared_daemon: TestDaemon, pythons: dict[str, Path], version: str
+) -> None:
+    """CPython 3.13 has its list of threads locked from its preparations to the fork."""
+    if version not in pythons:
+        pytest.skip(f"no CPython {version} here")
+    with shared_daemon.session(python=str(pythons[version])) as session:
+        session.out("import sys\n" + CHURN)
+        for number in range(max(FORKS, 40)):
+            fork(session, f"n = {number}")
+        session.out("stop = True\nfor it in threads: it.join(20)")
 
 
 def test_a_slow_hook_of_the_users_runs_once_in_the_child(session: Session, tmp_path: Path) -> None:

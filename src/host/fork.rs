@@ -7,6 +7,7 @@
 
 mod channel;
 mod child;
+mod hooks;
 mod merge;
 mod watch;
 
@@ -25,8 +26,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use channel::Kind;
-pub(crate) use channel::tell_of_child;
 pub(crate) use child::write;
+pub(crate) use hooks::{is_about_to, is_child, is_done};
 
 use crate::cell::{self, FILE_PREFIX};
 use crate::cells::{Moment, QueuedCell};
@@ -97,6 +98,8 @@ struct Wires {
     socket: (OwnedFd, OwnedFd),
     stdout: (OwnedFd, OwnedFd),
     stderr: (OwnedFd, OwnedFd),
+    /// The right to begin, see `hooks`.
+    right: OwnedFd,
 }
 
 impl Wires {
@@ -113,6 +116,7 @@ impl Wires {
             socket: aside((mine, theirs))?,
             stdout: aside(pipe_with(PipeFlags::CLOEXEC)?)?,
             stderr: aside(pipe_with(PipeFlags::CLOEXEC)?)?,
+            right: out_of_the_way(hooks::right()?)?,
         })
     }
 }
@@ -319,28 +323,31 @@ fn try_to_begin(
             probe,
         };
         let slot = live().get(&key).map_or(0, |live| live.slot);
+        let mut too_early = false;
+        hooks::announce();
+        // Nothing of Python runs in here, see `forking.rs`.
         let prepare = || {
-            if patient && someone_imports(py) {
+            too_early = patient && hooks::someone_imports();
+            if too_early {
                 return Err(std::io::ErrorKind::WouldBlock.into());
             }
             // From here on this thread has a table of its own; that of the
             // session keeps nothing of what it opens.
             sys::unshare_descriptors()?;
             let wires = Wires::new()?;
-            let beginning = channel::Beginning::new(&wires.socket.1)?;
-            Ok((wires, beginning))
+            if awaited == Some(Kind::Begun) {
+                hooks::remember_child_end(&wires.socket.1, &wires.right)?;
+            }
+            Ok(wires)
         };
         let started = Moment::now();
-        let (side, (wires, beginning)) = match sys::fork_beside(py, prepare) {
+        let (side, wires) = match sys::fork_beside(py, prepare) {
             Ok(forked) => forked,
-            Err(error) if patient && error.kind() == std::io::ErrorKind::WouldBlock => {
-                return Ok(None);
-            }
+            Err(_) if too_early => return Ok(None),
             Err(error) => {
                 return Err(refuse(format!("no child process could be made: {error}")));
             }
         };
-        drop(beginning);
         match side {
             Fork::Child => {
                 shared.note_fork(slot);

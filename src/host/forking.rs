@@ -9,8 +9,12 @@
 //! forks, be it a `fork` cell or code of a cell's. Threads of other libraries that
 //! attach by themselves are not kept out: a child of a `fork` cell that stands still
 //! because of them is replaced (`fork/watch.rs`).
+//!
+//! CPython 3.13 takes that lock itself before a fork, and a thread that starts another
+//! waits for it while it has the interpreter. So nothing of Python may run from there
+//! to the fork: what is to be asked last is asked in the hook, the last before it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use pyo3::prelude::*;
@@ -24,6 +28,9 @@ static ATTACHING: RwLock<()> = RwLock::new(());
 thread_local! {
     /// Of the thread that forks, in the child too.
     static ALONE: RefCell<Option<RwLockWriteGuard<'static, ()>>> = const { RefCell::new(None) };
+    /// How many forks of this thread are under way: code that CPython runs on the way
+    /// to one may fork too.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Attaches, other than on the main thread, and does something.
@@ -36,10 +43,10 @@ pub(crate) fn attach<T>(work: impl FnOnce(Python<'_>) -> T) -> T {
         return Python::attach(work);
     }
     let attaching = ATTACHING.read().unwrap_or_else(PoisonError::into_inner);
-    Python::attach(|py| {
-        drop(attaching);
-        work(py)
-    })
+    let _entered = sys::enter_python();
+    // What is done first when it is attached may run anybody's code.
+    drop(attaching);
+    Python::attach(work)
 }
 
 /// Has every fork that CPython prepares go through this module.
@@ -59,25 +66,43 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
 /// Waits for those that are attaching, and keeps others from it.
 #[pyfunction]
 fn before(py: Python<'_>) {
-    if let Ok(alone) = ATTACHING.try_write() {
-        ALONE.set(Some(alone));
+    DEPTH.set(DEPTH.get() + 1);
+    if DEPTH.get() > 1 {
         return;
     }
-    // They wait for the interpreter's lock.
-    py.detach(|| {
-        let alone = ATTACHING.write().unwrap_or_else(PoisonError::into_inner);
+    if let Ok(alone) = ATTACHING.try_write() {
         ALONE.set(Some(alone));
-    });
+    } else {
+        // They wait for the interpreter's lock.
+        py.detach(|| {
+            let alone = ATTACHING.write().unwrap_or_else(PoisonError::into_inner);
+            ALONE.set(Some(alone));
+        });
+    }
+    fork::is_about_to(py);
 }
 
 #[pyfunction]
-fn in_parent() {
-    ALONE.take();
+fn in_parent(py: Python<'_>) {
+    if is_over() {
+        fork::is_done(py);
+    }
 }
 
 #[pyfunction]
-fn in_child() {
-    ALONE.take();
+fn in_child(py: Python<'_>) {
     streams::set_forked(true);
-    fork::tell_of_child();
+    if is_over() {
+        fork::is_child(py);
+    }
+}
+
+/// A fork of this thread is over. True if it was none that another made.
+fn is_over() -> bool {
+    let depth = DEPTH.get().saturating_sub(1);
+    DEPTH.set(depth);
+    if depth == 0 {
+        ALONE.take();
+    }
+    depth == 0
 }

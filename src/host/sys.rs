@@ -10,6 +10,7 @@ pub(crate) mod readline;
 mod shared_map;
 
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 use pyo3::prelude::*;
@@ -401,6 +402,25 @@ pub(crate) fn put_at(descriptor: OwnedFd, number: i32) -> bool {
 pub(crate) fn leave_terminal(terminal: &OwnedFd) {
     // SAFETY: the descriptor is open; the request has no argument.
     unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCNOTTY) };
+}
+
+/// As long as it lives this thread, which the interpreter did not know, is attached.
+#[derive(Debug)]
+pub(crate) struct Entered(pyo3::ffi::PyGILState_STATE, PhantomData<*mut ()>);
+
+/// Attaches a thread, and does nothing else: no object that somebody let go of
+/// meanwhile is ended.
+pub(crate) fn enter_python() -> Entered {
+    // SAFETY: the interpreter is there; `Entered` undoes it on this thread, as it
+    // cannot be sent to another.
+    Entered(unsafe { pyo3::ffi::PyGILState_Ensure() }, PhantomData)
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // SAFETY: once for its `Ensure`, on the same thread, attached.
+        unsafe { pyo3::ffi::PyGILState_Release(self.0) };
+    }
 }
 
 /// This thread is in the interpreter's list of threads, attached or not.

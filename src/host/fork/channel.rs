@@ -7,7 +7,6 @@
 //! while both pipes are empty, and the session reads all frames before what it
 //! saw in the pipes: so the order is kept.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -22,8 +21,6 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-
-use crate::parked::out_of_the_way;
 
 /// Most bytes of output in a frame.
 const PIECE: usize = 256 << 10;
@@ -81,41 +78,6 @@ pub(super) struct Channel {
 }
 
 static CHANNEL: OnceLock<Channel> = OnceLock::new();
-
-thread_local! {
-    /// While this thread forks for a cell: a copy of the child's end of the socket.
-    static BEGINNING: RefCell<Option<OwnedFd>> = const { RefCell::new(None) };
-}
-
-/// As long as it lives, a child that this thread forks says as soon as it can that
-/// it is there.
-#[derive(Debug)]
-pub(super) struct Beginning(());
-
-impl Beginning {
-    pub(super) fn new(theirs: &OwnedFd) -> std::io::Result<Self> {
-        BEGINNING.set(Some(out_of_the_way(theirs.try_clone()?)?));
-        Ok(Self(()))
-    }
-}
-
-impl Drop for Beginning {
-    fn drop(&mut self) {
-        BEGINNING.take();
-    }
-}
-
-/// In a child, as soon as CPython has put itself in order.
-pub(crate) fn tell_of_child() {
-    if let Some(socket) = BEGINNING.take() {
-        // A session that is gone hears nothing.
-        let _ = rustix::net::send(
-            &socket,
-            &[Kind::Begun as u8, 0, 0, 0, 0],
-            SendFlags::NOSIGNAL,
-        );
-    }
-}
 
 /// The channel of this process, if it is the child of a `fork` cell and not one
 /// of its children.

@@ -12,7 +12,7 @@ use rustix::process::{PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
 use super::channel::{self, Channel, Kind};
-use super::{Request, Wires};
+use super::{Request, Wires, hooks};
 use crate::cell;
 use crate::helpers::{self, Helpers};
 use crate::text_stream::TextStream;
@@ -38,6 +38,7 @@ pub(super) fn be(py: Python<'_>, request: &Request, wires: Wires, host: i32) -> 
         socket,
         stdout,
         stderr,
+        right,
     } = wires;
     drop((socket.0, stdout.0, stderr.0));
     let redirected =
@@ -58,7 +59,7 @@ pub(super) fn be(py: Python<'_>, request: &Request, wires: Wires, host: i32) -> 
     die_with(host);
     sys::name_process("py-fork");
     let helpers = helpers::get(py);
-    let end = match enter(py, helpers, request, channel) {
+    let end = match enter(py, helpers, request, channel, right) {
         Ok(before) => run(py, helpers, request, channel, &before),
         Err(error) => failed(py, helpers, &error),
     };
@@ -122,6 +123,7 @@ fn enter(
     helpers: &Helpers,
     request: &Request,
     channel: &Channel,
+    right: OwnedFd,
 ) -> PyResult<Py<PyAny>> {
     let fork = helpers.fork.bind(py);
     let stdout = TextStream::new(py, Stream::Stdout)?;
@@ -129,7 +131,11 @@ fn enter(
     fork.call_method1("enter", (stdout.get(), stderr.get()))?;
     if request.probe {
         fork.call_method0("multiply")?;
+        if !hooks::takes(&right) {
+            sys::exit_now(0)
+        }
     }
+    drop(right);
     let _ = channel.send(Kind::Ready, b"", &[]);
     sys::unblock_all_signals();
     let globals = request.globals.bind(py);

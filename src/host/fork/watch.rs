@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use super::channel::{Frame, Frames, Kind};
 use super::child::ChildEnd;
+use super::hooks;
 use super::merge::{self, Incoming};
 use super::{Told, Wires, handle_of, has_child, has_no_child, live, tell_start, told};
 use crate::cell::{Ending, Outcome, Shown};
@@ -68,8 +69,10 @@ pub(super) struct Watch {
     started: Moment,
     known: Py<PyDict>,
     warnings: Vec<String>,
-    /// What it has to say in time; None as soon as it did, or if it need not.
+    /// What it says when it begins; None as soon as it did, or if it is not waited for.
     awaited: Option<Kind>,
+    /// The right to begin, as long as it may be taken back from the child.
+    right: Option<OwnedFd>,
     shown: Shown,
     incoming: Vec<Incoming>,
     end: Option<ChildEnd>,
@@ -107,6 +110,7 @@ impl Watch {
             known,
             warnings,
             awaited,
+            right: awaited.is_some().then_some(wires.right),
             shown: None,
             incoming: Vec::new(),
             end: None,
@@ -126,7 +130,7 @@ impl Watch {
                 self.pipes[0].end.as_fd(),
                 self.pipes[1].end.as_fd(),
             ];
-            keep.extend(handle.iter().map(|it| it.as_fd()));
+            keep.extend(handle.iter().chain(&self.right).map(|it| it.as_fd()));
             sys::keep_only(&keep);
         }
         if self.awaited.is_none() {
@@ -148,7 +152,7 @@ impl Watch {
             tell_start(self.shared, self.cell, self.started, &self.source);
         }
         let source = std::mem::take(&mut self.source);
-        self.conclude(how, source);
+        self.conclude(came_up, how, source);
         Watched::Ended
     }
 
@@ -181,7 +185,7 @@ impl Watch {
             if gone {
                 return true;
             }
-            if self.awaited.is_some() && Instant::now() >= until {
+            if self.right.is_some() && Instant::now() >= until && self.takes_it_back() {
                 let _ = rustix::process::kill_process(self.child, Signal::KILL);
                 let _ = rustix::process::kill_process_group(self.child, Signal::KILL);
                 wait_for_end(self.child);
@@ -190,9 +194,15 @@ impl Watch {
         }
     }
 
+    /// The child has not begun in time, and will not any more. False if it begins at
+    /// the last moment.
+    fn takes_it_back(&mut self) -> bool {
+        self.right.take().is_some_and(|right| hooks::takes(&right))
+    }
+
     fn wait(&self, until: Instant, often: bool) -> Option<rustix::event::Timespec> {
         let mut wait = None;
-        if self.awaited.is_some() {
+        if self.right.is_some() {
             wait = Some(until.saturating_duration_since(Instant::now()));
         }
         if often {
@@ -259,6 +269,7 @@ impl Watch {
             Kind::Begun | Kind::Ready => {
                 if self.awaited == Some(frame.kind) {
                     self.awaited = None;
+                    self.right = None;
                     tell_start(self.shared, self.cell, self.started, &self.source);
                 }
             }
@@ -280,7 +291,7 @@ impl Watch {
     }
 
     /// Tells how the cell ended; merges what came back first.
-    fn conclude(self, how: ProcessEnd, source: String) {
+    fn conclude(self, came_up: bool, how: ProcessEnd, source: String) {
         let Self {
             shared,
             cell,
@@ -319,6 +330,11 @@ impl Watch {
             (_, Some(damage)) => {
                 let message = format!("what came back from the child is damaged: {damage}");
                 (raised(CellStatus::Failed, message), Vec::new())
+            }
+            (None, None) if !came_up && told(cell) == Some(Told::Stop) => {
+                let message = "interrupted before it ran".to_owned();
+                let kind = "KeyboardInterrupt";
+                (ended_by(kind, CellStatus::Interrupted, message), Vec::new())
             }
             (None, None) => (without_a_word(cell, &how), Vec::new()),
         };
@@ -367,7 +383,10 @@ fn without_a_word(cell: CellId, how: &ProcessEnd) -> Outcome {
 }
 
 pub(super) fn raised(status: CellStatus, message: String) -> Outcome {
-    let kind = "ChildProcessError";
+    ended_by("ChildProcessError", status, message)
+}
+
+fn ended_by(kind: &str, status: CellStatus, message: String) -> Outcome {
     let exception = ExceptionInfo {
         kind: kind.to_owned(),
         traceback: format!("{kind}: {message}\n"),

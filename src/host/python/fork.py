@@ -3,6 +3,7 @@
 What the cell then changes, and how it comes back, is in `fork_values.py`.
 """
 
+import _imp
 import asyncio
 import ctypes
 import faulthandler
@@ -43,6 +44,23 @@ def import_locks_are_free():
         if lock is not None and lock.owner is not None:
             return False
     return True
+
+
+def hold_imports():
+    """Take the lock of imports, under which each begins.
+
+    Returns: True if no thread imports a module.
+    """
+    _imp.acquire_lock()
+    try:
+        return import_locks_are_free()
+    except Exception:
+        return False
+
+
+def release_imports():
+    """Let go of what `hold_imports` took."""
+    _imp.release_lock()
 
 
 def threads():
