@@ -2,6 +2,7 @@
 //! lane the next one takes. Pure: no clock, no I/O, no async.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pythond_protocol::CellId;
 use pythond_protocol::lane::{CellSpec, FinishedCell, Lane};
@@ -66,7 +67,9 @@ pub(crate) struct Cell<W> {
     /// It was handed to that lane.
     pub(crate) sent: bool,
     /// Kept until the host certainly has it.
-    pub(crate) source: String,
+    pub(crate) source: Arc<str>,
+    /// Bytes of source that it adds to what waits.
+    counted: usize,
     /// `run`, or one that does not take the main thread.
     pub(crate) kind: CellKind,
     /// How it is to be run.
@@ -194,7 +197,8 @@ impl<W> CellBoard<W> {
                 lane,
                 lane_id: id,
                 sent: false,
-                source,
+                counted: source.len(),
+                source: source.into(),
                 kind,
                 how,
                 waiter,
@@ -236,22 +240,23 @@ impl<W> CellBoard<W> {
         self.cells.values().find(has)
     }
 
-    /// Takes one more who waits for a cell that went by the cell lane.
+    /// Takes one more who waits for a cell that went by the cell lane, and has sent the
+    /// same source.
     pub(crate) fn join(
         &mut self,
         id: CellId,
-        source: String,
+        source: Arc<str>,
         kind: CellKind,
         how: CellSpec,
         waiter: W,
     ) -> u64 {
         let request = self.next_request();
-        self.queued_bytes += source.len();
         let cell = Cell {
             id: Some(id),
             lane: Lane::Control,
             lane_id: None,
             sent: true,
+            counted: 0,
             source,
             kind,
             how,
@@ -289,7 +294,7 @@ impl<W> CellBoard<W> {
     pub(crate) fn remove(&mut self, request: u64) -> Option<Cell<W>> {
         self.inherited.remove(&request);
         let cell = self.cells.remove(&request)?;
-        self.queued_bytes = self.queued_bytes.saturating_sub(cell.source.len());
+        self.queued_bytes = self.queued_bytes.saturating_sub(cell.counted);
         Some(cell)
     }
 
@@ -617,6 +622,11 @@ mod tests {
         let mut board = CellBoard::new(id(0), 1, false);
         let big = "x".repeat(MAX_QUEUED_BYTES);
         assert!(add(&mut board, &big, ()).is_ok());
+        assert!(add(&mut board, "y", ()).is_err());
+        // Whoever waits for the same cell brings no more code.
+        let source = Arc::clone(&board.get(1).unwrap().source);
+        let joined = board.join(id(0), source, CellKind::Run, CellSpec::default(), ());
+        board.remove(joined);
         assert!(add(&mut board, "y", ()).is_err());
         board.remove(1);
         assert!(add(&mut board, &big, ()).is_ok());

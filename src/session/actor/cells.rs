@@ -1,6 +1,6 @@
 //! Cells on their way to the host, and what becomes of them.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use pythond_protocol::lane::{FinishedCell, HostCommand, HostEvent, Lane};
 use pythond_protocol::outcome::{CellKind, CellStatus};
@@ -28,10 +28,11 @@ impl Session {
             Some((key, cell))
         }) && let Some(id) = cell.id
         {
-            if (cell.kind, &cell.source) != (kind, &source) {
+            if (cell.kind, &*cell.source) != (kind, &source) {
                 let error = ErrorReply::id_reused(key, id);
                 return answer(waiter, RunAnswer::Refused(error));
             }
+            let source = Arc::clone(&cell.source);
             let request = self.board.join(id, source, kind, how, waiter);
             return self.join(request, id);
         }

@@ -212,7 +212,7 @@ impl Daemon<'_> {
             return;
         };
         let after = before.filter(|_| cell.lane == Lane::Control);
-        let command = Command::Run(request, cell.how.clone(), cell.source.clone(), after);
+        let command = Command::Run(request, cell.how.clone(), cell.source.to_string(), after);
         match cell.lane {
             Lane::Cell => world
                 .to_main
@@ -234,7 +234,9 @@ impl Daemon<'_> {
         let source = format!("cell {}", client.min(2));
         let on_lane = self.board.keyed_on_cell_lane(SHARED_KEY);
         if let Some(id) = on_lane.and_then(|cell| cell.id).filter(|_| keyed) {
-            let request = self.board.join(id, source, CellKind::Run, how, client);
+            let request = self
+                .board
+                .join(id, source.into(), CellKind::Run, how, client);
             self.resending.insert(request);
             let words = [Command::Expect(id), Command::Await(request, id)];
             world.to_io.extend(words.into_iter().filter(|_| world.up));
