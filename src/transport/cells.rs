@@ -51,26 +51,26 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::CodeTooBig`]; [`ClientError`], as for all calls.
-    pub fn run<'a>(
+    pub fn run(
         &mut self,
         session: &SessionPath,
-        code: impl Into<Code<'a>>,
+        code: &str,
         options: &SubmitOptions,
     ) -> Result<Streaming<'_, StreamEvent, CellReply>, ClientError> {
-        self.send_streaming(submission(session, CellKind::Run, code.into(), options)?)
+        self.send_streaming(submission(session, CellKind::Run, code, options)?)
     }
 
     /// Submits a `fire` cell. Greatest size of `code`: [`MAX_CODE_BYTES`].
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn fire<'a>(
+    pub fn fire(
         &mut self,
         session: &SessionPath,
-        code: impl Into<Code<'a>>,
+        code: &str,
         options: &SubmitOptions,
     ) -> Result<Reply<FireReply>, ClientError> {
-        self.send(submission(session, CellKind::Fire, code.into(), options)?)?
+        self.send(submission(session, CellKind::Fire, code, options)?)?
             .wait()
     }
 
@@ -78,13 +78,13 @@ impl Client {
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn fork<'a>(
+    pub fn fork(
         &mut self,
         session: &SessionPath,
-        code: impl Into<Code<'a>>,
+        code: &str,
         options: &SubmitOptions,
     ) -> Result<Reply<FireReply>, ClientError> {
-        self.send(submission(session, CellKind::Fork, code.into(), options)?)?
+        self.send(submission(session, CellKind::Fork, code, options)?)?
             .wait()
     }
 
@@ -185,37 +185,15 @@ impl Client {
     }
 }
 
-/// Code as it was typed.
-#[derive(Clone, Copy, Debug)]
-pub struct Code<'a> {
-    /// Its first word, if it may be the name of a session: it is if the session is a
-    /// remote, and code otherwise.
-    pub first: Option<&'a str>,
-    /// All else.
-    pub text: &'a str,
-}
-
-impl<'a> From<&'a str> for Code<'a> {
-    fn from(text: &'a str) -> Self {
-        Self { first: None, text }
-    }
-}
-
-impl<'a> From<&'a String> for Code<'a> {
-    fn from(text: &'a String) -> Self {
-        Self::from(text.as_str())
-    }
-}
-
 /// The frame of `run` or `fire`.
 fn submission(
     session: &SessionPath,
     kind: CellKind,
-    code: Code<'_>,
+    code: &str,
     options: &SubmitOptions,
 ) -> Result<String, ClientError> {
     let limit_bytes = code_limit();
-    let bytes = code.text.len();
+    let bytes = code.len();
     if bytes > limit_bytes {
         return Err(ClientError::CodeTooBig { bytes, limit_bytes });
     }
@@ -231,7 +209,7 @@ fn submission(
         .value("resent", options.resent.map(seconds))?
         .value("author", options.author.as_ref())?
         .value("max-result", options.max_result)?;
-    Ok(header.arguments(code.first).with_body(code.text))
+    Ok(header.with_body(code))
 }
 
 /// The frame of `out`.
@@ -279,7 +257,7 @@ mod tests {
     }
 
     fn check_submission(kind: CellKind, source: &str, options: SubmitOptions) {
-        let frame = submission(&work(), kind, source.into(), &options).unwrap();
+        let frame = submission(&work(), kind, source, &options).unwrap();
         let expected = SubmitRequest {
             session: work().session,
             kind,

@@ -29,7 +29,7 @@ mod translated;
 
 pub use address::{Address, AddressVariables, Secret, TcpAddress};
 pub use attachment::{AttachOptions, Attachment, Incoming, TerminalBytes};
-pub use cells::{Code, Idle, MAX_CODE_BYTES, PollReply};
+pub use cells::{Idle, MAX_CODE_BYTES, PollReply};
 pub use client::Client;
 pub use dialect::{Exchange, OFFERED, Spoken, Step, is_wrong_token};
 pub use error::{ClientError, TransportError};

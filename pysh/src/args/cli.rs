@@ -10,8 +10,8 @@ use pythond_transport::{ANOTHER_MACHINE, EXIT_CODES};
 
 use super::attach::{AttachArgs, HoldArgs};
 use super::cells::{EventsArgs, IntArgs, OutArgs, PollArgs, WaitArgs};
-use super::explicit::join_names;
-use super::submit::{self, FireArgs, ForkArgs, RunArgs};
+use super::explicit::{join_names, session_there};
+use super::submit::{self, FireArgs, ForkArgs, RunArgs, SourceArgs};
 
 /// Client for pythond sessions: live Pythons that remember.
 #[derive(Debug, Parser)]
@@ -28,28 +28,85 @@ pub(crate) struct Cli {
     pub(crate) json: bool,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+    /// What is meant instead if the session's name is a remote's.
+    #[arg(skip)]
+    pub(crate) if_remote: Option<IfRemote>,
+}
+
+/// `run REMOTE SESSION CODE`: only the daemon knows that it is not `run SESSION CODE`.
+#[derive(Clone, Debug)]
+pub(crate) struct IfRemote {
+    /// The whole name.
+    pub(crate) name: SessionPath,
+    remote: SessionName,
+    /// The line without the session there.
+    words: Vec<OsString>,
+}
+
+impl IfRemote {
+    /// What has to be a remote's name.
+    pub(crate) fn remote(&self) -> &SessionName {
+        &self.remote
+    }
+
+    /// The line as if both names had been given as one.
+    pub(crate) fn parse(self) -> Result<Cli, clap::Error> {
+        let mut cli = Cli::parse_words(self.words)?;
+        if let Some((_, source)) = cli.code_mut() {
+            source.name = self.name;
+        }
+        cli.if_remote = None;
+        Ok(cli)
+    }
 }
 
 impl Cli {
     /// Reads a command line. Options of `run`, `fire` and `fork` count also as last
     /// words after the code.
     pub(crate) fn parse_words(words: Vec<OsString>) -> Result<Self, clap::Error> {
-        let words = join_names(words);
-        let cli = Self::try_parse_from(&words)?;
-        let (verb, source) = match &cli.command {
-            Some(Command::Run(args)) => ("run", &args.source),
-            Some(Command::Fire(args)) => ("fire", &args.source),
-            Some(Command::Fork(args)) => ("fork", &args.source),
-            _ => return Ok(cli),
+        let mut words = join_names(words);
+        let mut cli = Self::try_parse_from(&words)?;
+        let Some((verb, source)) = cli.code_mut() else {
+            return Ok(cli);
         };
-        match submit::trailing_options(&source.code, verb) {
-            0 => Ok(cli),
-            count => {
-                let code = source.code.len();
-                Self::try_parse_from(submit::options_first(words, code, count))
-            }
+        let count = submit::trailing_options(&source.code, verb);
+        if count > 0 {
+            words = submit::options_first(words, source.code.len(), count);
+            cli = Self::try_parse_from(&words)?;
+        }
+        cli.if_remote = cli
+            .code_mut()
+            .and_then(|(_, source)| if_remote(source, words));
+        Ok(cli)
+    }
+
+    /// The verb and the code of `run`, `fire` and `fork`.
+    fn code_mut(&mut self) -> Option<(&'static str, &mut SourceArgs)> {
+        match &mut self.command {
+            Some(Command::Run(args)) => Some(("run", &mut args.source)),
+            Some(Command::Fire(args)) => Some(("fire", &mut args.source)),
+            Some(Command::Fork(args)) => Some(("fork", &mut args.source)),
+            _ => None,
         }
     }
+}
+
+fn if_remote(source: &SourceArgs, mut words: Vec<OsString>) -> Option<IfRemote> {
+    let session = session_there(&source.code)?;
+    if source.name.remote.is_some() {
+        return None;
+    }
+    words.remove(words.len().checked_sub(source.code.len())?);
+    let remote = source.name.session.clone();
+    let name = SessionPath {
+        remote: Some(remote.clone()),
+        session,
+    };
+    Some(IfRemote {
+        name,
+        remote,
+        words,
+    })
 }
 
 fn after_help() -> String {

@@ -12,7 +12,7 @@ const VERBS: [&str; 14] = [
 
 /// The command line with two names that follow the command directly made one,
 /// `REMOTE/SESSION`. Of `complete` only if a text follows them. The daemon sees to
-/// code, as it knows which names are remotes.
+/// code, as it knows which names are remotes ([`session_there`]).
 pub(super) fn join_names(mut words: Vec<OsString>) -> Vec<OsString> {
     let is_option = |word: &OsString| word.to_string_lossy().starts_with('-');
     let Some(verb) = words.iter().skip(1).position(|word| !is_option(word)) else {
@@ -30,13 +30,28 @@ pub(super) fn join_names(mut words: Vec<OsString>) -> Vec<OsString> {
     let (Some(remote), Some(session), true) = (name(verb + 1), name(verb + 2), known) else {
         return words;
     };
-    let text = session.as_str();
-    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
-    if is_number || text.parse::<CellId>().is_ok() {
+    if is_other(&session) {
         return words;
     }
     words.splice(verb + 1..verb + 3, [format!("{remote}/{session}").into()]);
     words
+}
+
+/// The session that the first word of code names if the word before it is a remote:
+/// exactly one word follows it, or what cannot be Python: an option.
+pub(super) fn session_there(code: &[String]) -> Option<SessionName> {
+    let [first, next, rest @ ..] = code else {
+        return None;
+    };
+    let session: SessionName = first.parse().ok()?;
+    let is_meant = rest.is_empty() || next.starts_with("--");
+    (is_meant && !is_other(&session)).then_some(session)
+}
+
+/// A number or a cell's id, which is no session's name as a second word.
+fn is_other(word: &SessionName) -> bool {
+    let text = word.as_str();
+    text.bytes().all(|byte| byte.is_ascii_digit()) || text.parse::<CellId>().is_ok()
 }
 
 #[cfg(test)]

@@ -126,7 +126,7 @@ pub(crate) struct SourceArgs {
     pub(crate) name: SessionPath,
     /// Python source, several words joined by spaces; `@FILE` reads a file,
     /// `-` reads stdin. If NAME is a remote, two words are a session there and
-    /// the source.
+    /// the source; options may stand between them.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) code: Vec<String>,
 }

@@ -163,3 +163,46 @@ fn lists_and_variables_are_taken_apart() {
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     assert_eq!(args.env, [pair("A", "b=c"), pair("B", "")]);
 }
+
+#[test]
+fn two_words_are_another_line_if_the_first_is_a_remote() {
+    for (line, name, code) in [
+        ("gpu work x=1", "gpu/work", &["x=1"][..]),
+        ("gpu work @f.py", "gpu/work", &["@f.py"]),
+        ("gpu work -", "gpu/work", &["-"]),
+        ("--json gpu work 1", "gpu/work", &["1"]),
+        ("gpu --json work 1", "gpu/work", &["1"]),
+        ("gpu work --json 1", "gpu/work", &["1"]),
+        ("gpu work --id gpu 1 --json", "gpu/work", &["1"]),
+        ("--json gpu work -- 1 + 1", "gpu/work", &["1", "+", "1"]),
+        ("-- gpu work 1 --json", "gpu/work", &["1"]),
+        ("gpu work --json --timeout=1 a b", "gpu/work", &["a", "b"]),
+    ] {
+        let words: Vec<_> = line.split(' ').collect();
+        let words = ["pysh", "run"].iter().chain(&words).map(Into::into);
+        let mut cli = Cli::parse_words(words.collect()).expect(line);
+        let other = cli.if_remote.take().expect(line);
+        assert_eq!(other.remote().as_str(), "gpu", "{line}");
+        let cli = other.parse().expect(line);
+        let Some(Command::Run(args)) = cli.command else {
+            panic!("{line}")
+        };
+        assert_eq!(args.source.name.to_string(), name, "{line}");
+        assert_eq!(args.source.code, strings(code), "{line}");
+        assert_eq!(cli.json, line.contains("--json"), "{line}");
+    }
+    for line in [
+        "work x = 1",
+        "work 1 + 1",
+        "work 7 x",
+        "work 5f2c00000001 x",
+        "gpu/work x y",
+        "work x.y z",
+        "work x -1 + 2",
+    ] {
+        let words: Vec<_> = line.split(' ').collect();
+        let words = ["pysh", "run"].iter().chain(&words).map(Into::into);
+        let cli = Cli::parse_words(words.collect()).expect(line);
+        assert!(cli.if_remote.is_none(), "{line}");
+    }
+}

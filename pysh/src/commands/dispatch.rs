@@ -1,7 +1,7 @@
 //! From the parsed command line to the command's own file.
 
 use clap::CommandFactory as _;
-use pythond_protocol::ExitCode;
+use pythond_protocol::{ExitCode, SessionName};
 use pythond_transport::{Address, AddressVariables, Client, ClientError};
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::args::{Cli, Command};
 use crate::failure::{Failure, Outcome};
-use crate::lasting::Lasting;
+use crate::lasting::{Lasting, Nothing};
 use crate::render::Render;
 
 /// Carries out a command; without one, shows the help.
@@ -44,6 +44,12 @@ pub(crate) fn dispatch(command: Option<Command>, render: &Render) -> Outcome {
         Command::Completions(args) => completions::completions(&args, render),
         Command::Man(args) => man::man(&args, render),
     }
+}
+
+/// Whether the daemon has another machine's daemon under this name.
+pub(crate) fn is_remote(name: &SessionName, render: &Render) -> Result<bool, Failure> {
+    let list = lasting(render)?.attempt(&mut Nothing, |client, _| Ok(client.list()?))?;
+    Ok(list.value.remotes.iter().any(|it| it.name == *name))
 }
 
 /// The address of the daemon that all commands talk to.

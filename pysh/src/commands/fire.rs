@@ -20,7 +20,7 @@ pub(super) fn fire(args: FireArgs, render: &Render) -> Outcome {
     let mut sent = Sent::default();
     let reply = lasting(render)?.attempt(&mut Nothing, |client, _| {
         options.resent = sent.again();
-        Ok(client.fire(&submission.name, submission.code(), &options)?)
+        Ok(client.fire(&submission.name, &submission.code, &options)?)
     })?;
     if render.json {
         render.line(reply.json())?;

@@ -28,4 +28,4 @@ mod vars;
 mod version;
 mod wait;
 
-pub(crate) use dispatch::dispatch;
+pub(crate) use dispatch::{dispatch, is_remote};

@@ -1,10 +1,10 @@
 //! `pysh new NAME`.
 
+use pythond_protocol::ExitCode;
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::new::{Implied, NewOptions};
-use pythond_protocol::{ExitCode, SessionPath};
 
-use super::dispatch::{address, connect};
+use super::dispatch::{address, connect, is_remote};
 use crate::args::NewArgs;
 use crate::environment::{
     EnvironmentError, Resolution, Surroundings, Wish, path_elsewhere, resolve, resolve_elsewhere,
@@ -38,12 +38,6 @@ impl Place {
     }
 }
 
-/// The name is that of another machine's daemon.
-fn is_remote(name: &SessionPath, render: &Render) -> bool {
-    let list = connect(render).and_then(|mut client| client.list());
-    list.is_ok_and(|list| list.value.remotes.iter().any(|it| it.name == name.session))
-}
-
 pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
     let wish = match (&args.python, &args.venv) {
         (Some(python), _) => Wish::Python(python),
@@ -55,7 +49,9 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
         true => Place::elsewhere(wish, args.cwd.as_deref())?,
         false => match Place::here(wish, args.cwd.as_deref()) {
             // What was typed is to be found there.
-            Err(_) if is_remote(&args.name, render) => Place::elsewhere(wish, args.cwd.as_deref())?,
+            Err(_) if matches!(is_remote(&args.name.session, render), Ok(true)) => {
+                Place::elsewhere(wish, args.cwd.as_deref())?
+            }
             found => found?,
         },
     };

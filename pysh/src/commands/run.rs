@@ -55,7 +55,7 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
             options.wait = args.wait.map(|most| most.saturating_sub(ago));
         }
         let shown_before = shown;
-        let running = client.run(&submission.name, submission.code(), &options)?;
+        let running = client.run(&submission.name, &submission.code, &options)?;
         follow(running, watch, |event, watch| match &event.value {
             Some(StreamEvent::Accepted {
                 cell_id, held_by, ..

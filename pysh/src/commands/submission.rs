@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pythond_protocol::verbs::submit::SubmitOptions;
-use pythond_protocol::{ExitCode, SessionName, SessionPath};
-use pythond_transport::{Code, Report};
+use pythond_protocol::{ExitCode, SessionPath};
+use pythond_transport::Report;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::args::{EchoArgs, LabelArgs, SourceArgs, label};
@@ -18,21 +18,9 @@ const AUTHOR_VARIABLE: &str = "PYTHOND_AUTHOR";
 /// Code that is ready to be sent.
 pub(super) struct Submission {
     pub(super) name: SessionPath,
-    /// Its first word, if it may be a session's name.
-    first: Option<String>,
-    text: String,
+    pub(super) code: String,
     /// The operator watches.
     pub(super) echo: bool,
-}
-
-impl Submission {
-    /// What is sent.
-    pub(super) fn code(&self) -> Code<'_> {
-        Code {
-            first: self.first.as_deref(),
-            text: &self.text,
-        }
-    }
 }
 
 /// Reads the code and echoes it to the operator.
@@ -41,11 +29,7 @@ pub(super) fn read(
     echo: &EchoArgs,
     render: &Render,
 ) -> Result<Submission, Failure> {
-    let (first, text) = match <[String; 2]>::try_from(source.code) {
-        Ok([first, text]) if first.parse::<SessionName>().is_ok() => (Some(first), text),
-        Ok(words) => (None, words.join(" ")),
-        Err(words) => (None, source::read_source(words, std::io::stdin().lock())?),
-    };
+    let code = source::read_source(source.code, std::io::stdin().lock())?;
     let echo = !render.json
         && echo::wanted(
             echo.echo,
@@ -54,13 +38,11 @@ pub(super) fn read(
             render.stdout_is_terminal,
         );
     if echo {
-        let first = first.as_ref().map_or(String::new(), |it| format!("{it} "));
-        render.talk(&echo::code(&format!("{first}{text}"), render.colour()));
+        render.talk(&echo::code(&code, render.colour()));
     }
     Ok(Submission {
         name: source.name,
-        first,
-        text,
+        code,
         echo,
     })
 }

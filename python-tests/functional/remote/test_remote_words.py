@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from support.daemon import TestDaemon
 from support.fake_daemon import FakeDaemon
 from support.remotes import Remote, remote_of
 from support.terminal import Terminal
+from support.waiting import wait_until
 
 
 @pytest.fixture
@@ -106,3 +109,92 @@ def test_what_to_do_next_names_the_session_as_it_was_typed(remote: Remote) -> No
     cell = asked.stderr.split(f"`pysh int {name} ")[1].split()[0]
     ended = pysh("int", name, cell, "--kill")
     assert ended.returncode == 0, ended
+
+
+def test_ctrl_c_and_hints_mean_the_session_of_two_words(remote: Remote) -> None:
+    here, name = remote.here, f"{remote.name}/work"
+    begun = here.pysh("run", "--wait=0.2", remote.name, "work", "import time; time.sleep(9)")
+    assert f"`pysh out {name} " in begun.stderr, begun
+    assert here.pysh("int", name).returncode == 0
+    client = subprocess.Popen(
+        [here.binaries / "pysh", "run", remote.name, "work", "print('in'); time.sleep(60)"],
+        env=here.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == "in\n"
+    client.send_signal(signal.SIGINT)
+    _, errors = client.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors, errors
+    assert "could not be interrupted" not in errors, errors
+
+
+@pytest.mark.parametrize("path", [False, True])
+def test_options_stand_after_the_session_of_two_words(remote: Remote, path: bool) -> None:
+    name = [f"{remote.name}/work"] if path else [remote.name, "work"]
+    pysh = remote.here.pysh
+    late = pysh("run", *name, "--timeout", "0.2", "import time; time.sleep(60)")
+    assert late.returncode == 124, late
+    assert "timed out after 0.2 s" in late.stderr, late
+    named = json.loads(pysh("run", *name, "--json", "--id", "mine", "1").stdout)
+    assert named["session"] == "work", named
+    wrong = pysh("run", *name, "--timeout", "soon", "1")
+    assert wrong.returncode == 2, wrong
+    assert "a number of seconds is expected" in wrong.stderr, wrong
+    fired = pysh("fire", *name, "--queue", "z = 5")
+    assert fired.returncode == 0, fired
+    pysh("wait", f"{remote.name}/work")
+    assert pysh("run", *name, "z").stdout == "5\n"
+
+
+def test_files_and_stdin_are_code_for_the_session_of_two_words(
+    remote: Remote, tmp_path: Path
+) -> None:
+    pysh = remote.here.pysh
+    file = tmp_path / "code.py"
+    file.write_text("x = 40 + 2\nx\n")
+    assert pysh("run", remote.name, "work", f"@{file}").stdout == "42\n"
+    assert pysh("run", remote.name, "work", "-", input="x + 1").stdout == "43\n"
+    file.write_text("y = x\n")
+    for verb in ("fire", "fork"):
+        assert pysh(verb, remote.name, "work", f"@{file}").returncode == 0
+        pysh("wait", f"{remote.name}/work")
+        assert pysh("run", remote.name, "work", "y; del y").returncode == 0
+
+
+def test_words_for_a_session_of_this_machine_stay_code(remote: Remote, tmp_path: Path) -> None:
+    with remote.here.session() as local:
+        pysh, name = remote.here.pysh, local.name
+        for words, shown in (
+            (["x", "=", "3"], ""),
+            (["del", "x"], ""),
+            (["work", "=", "1"], ""),
+            (["work", "- 3"], "-2\n"),
+            (["work", "--1"], "2\n"),
+        ):
+            done = pysh("run", name, *words)
+            assert (done.returncode, done.stdout) == (0, shown), done
+        # It is no file, and standard input is none of its.
+        wrong = pysh("run", name, "work", f"@{tmp_path}/none.py")
+        assert "SyntaxError" in wrong.stderr, wrong
+
+
+@pytest.mark.parametrize("code", ["", " "])
+def test_no_code_is_the_same_here_and_there(remote: Remote, code: str) -> None:
+    with remote.here.session() as local:
+        for name in ([local.name], [f"{remote.name}/work"], [remote.name, "work"]):
+            done = remote.here.pysh("run", *name, code)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), (name, done)
+            for verb in ("fire", "fork"):
+                done = remote.here.pysh(verb, *name, code)
+                assert done.returncode == 0, (name, done)
+                cell = json.loads(done.stdout)["cell_id"]
+                path = "/".join(name)
+                wait_until(
+                    lambda path=path, cell=cell: (
+                        json.loads(remote.here.pysh("poll", path, cell).stdout)["status"] == "done"
+                    ),
+                    what="it has ended",
+                )
