@@ -27,6 +27,7 @@ pub(crate) struct Routed {
     pub(super) comes_back: bool,
     /// What follows the name in the first line.
     rest: String,
+    /// Empty where the line ends right after its options: no code at all.
     body: Option<String>,
 }
 
@@ -86,7 +87,10 @@ impl Remotes {
             verb: frame.verb.to_owned(),
             session,
             rest,
-            body: frame.body.map(str::to_owned),
+            body: match frame.body {
+                None if frame.trailing_newline => Some(String::new()),
+                body => body.map(str::to_owned),
+            },
         }))
     }
 }
