@@ -354,3 +354,11 @@ def test_neither_code_nor_token_is_in_a_log(
     for text in (log, there.log_tail(), done.stdout, done.stderr):
         for secret in (token, offer.code, offer.code.replace("-", "")):
             assert secret not in text
+
+
+def test_who_gives_no_code_gets_no_certificate(make_daemon: Callable[..., TestDaemon]) -> None:
+    machine = make_daemon()
+    done = machine.pyctl("pair", "127.0.0.1:9")
+    assert done.returncode == 2, done
+    assert "certificate" not in done.stderr, done
+    assert not (machine.home / ".pythond" / "tls" / "cert.pem").exists()

@@ -10,7 +10,7 @@ use pythond_pairing::Code;
 use pythond_protocol::verbs::connect::ConnectOptions;
 use pythond_protocol::verbs::list::{SessionState, SessionSummary};
 use pythond_protocol::{ExitCode, SessionName};
-use pythond_transport::{Paired, Report};
+use pythond_transport::{Paired, Report, SSH_SCHEME};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -25,16 +25,26 @@ use crate::render::Render;
 const MAX_LINE: u64 = 256;
 
 pub(super) fn accept(address: &str, args: &PairArgs, render: &Render) -> Outcome {
+    if address.starts_with(SSH_SCHEME) {
+        let message = "a daemon that ssh leads to needs no pairing";
+        return Err(Report::new("usage", message, ExitCode::Usage)
+            .with_hint(format!("`pyctl connect NAME {address}`"))
+            .into());
+    }
     let peer = parse_address(address)?;
     // What can be wrong here is found before the code is used up.
     if let Some(name) = &args.connect {
         see_that_it_is_free(name, render)?;
     }
-    see_to_certificate(render)?;
+    let has_certificate = see_to_certificate()?;
     if let Some(path) = &args.token_file {
         TokenFile::see_that_it_is_not_there(path)?;
     }
     let code = read_code(&peer, render)?;
+    if !has_certificate {
+        store()?.own_or_make(now())?;
+        render.note("this machine has a certificate now; `pyctl cert` shows it");
+    }
     // Not before: who ends this while it waits for the code leaves no file.
     let file = args.token_file.as_deref().map(TokenFile::create);
     let mut file = file.transpose()?;
@@ -78,21 +88,15 @@ pub(super) fn accept(address: &str, args: &PairArgs, render: &Render) -> Outcome
     Ok(ExitCode::Success)
 }
 
-/// Makes a certificate if there is none; one that the other machine would refuse is
-/// told here.
-fn see_to_certificate(render: &Render) -> Result<(), Failure> {
-    let store = store()?;
-    let own = match store.own(now())? {
-        Some(own) => own,
-        None => {
-            let own = store.own_or_make(now())?;
-            render.note("this machine has a certificate now; `pyctl cert` shows it");
-            own
-        }
+/// Whether this machine has a certificate; one that the other machine would refuse is
+/// told here. None is made before there is a code.
+fn see_to_certificate() -> Result<bool, Failure> {
+    let Some(own) = store()?.own(now())? else {
+        return Ok(false);
     };
     let certificate = &own.pair.certificate;
     let wrong = match certificate.validity().at(now()) {
-        ValidityState::Valid => return Ok(()),
+        ValidityState::Valid => return Ok(true),
         ValidityState::Expired => "has expired",
         ValidityState::NotYetValid => "is not valid yet",
     };
