@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use pythond_protocol::SessionName;
 use pythond_protocol::verbs::pair::MAX_SPAN;
+use pythond_protocol::{SessionName, remote_name};
 use pythond_transport::{ANOTHER_MACHINE, EXIT_CODES};
 
 /// Control of the pythond daemon.
@@ -97,6 +97,7 @@ pub(crate) struct StopArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ConnectArgs {
     /// Its name here.
+    #[arg(value_parser = remote_name)]
     pub(crate) name: SessionName,
     /// Where it is: HOST:PORT (7399 if no port is said), or ssh://USER@HOST, which needs neither
     /// token nor `--tls`.
@@ -128,6 +129,7 @@ pub(crate) struct ConnectArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DisconnectArgs {
     /// Its name here.
+    #[arg(value_parser = remote_name)]
     pub(crate) name: SessionName,
 }
 
@@ -165,7 +167,7 @@ pub(crate) struct PairArgs {
     #[arg(long = "for", value_name = "TIME", value_parser = span, conflicts_with = "address")]
     pub(crate) span: Option<Duration>,
     /// Connect to the server at once, under this name here.
-    #[arg(long, value_name = "NAME", requires = "address")]
+    #[arg(long, value_name = "NAME", requires = "address", value_parser = remote_name)]
     pub(crate) connect: Option<SessionName>,
     /// Write the server's token to this file, which must not be there yet.
     #[arg(long, value_name = "FILE", requires = "address")]

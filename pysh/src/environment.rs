@@ -4,6 +4,7 @@
 //! Paths are kept as given: following the links of a virtual environment's
 //! `bin/python` would lead out of it.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -82,16 +83,20 @@ pub(crate) enum EnvironmentError {
     NoVenv(PathBuf),
     #[error("the active VIRTUAL_ENV `{}` has no `bin/python`", .0.display())]
     BrokenActive(PathBuf),
-    #[error("`{0}` is no absolute path")]
-    NotAbsolute(String),
+    #[error("`{path}` is no absolute path")]
+    NotAbsolute {
+        path: String,
+        /// Whose machine it is on; none for that of `PYTHOND_HOST`.
+        remote: Option<String>,
+    },
     #[error("`{}` is not UTF-8", .0.display())]
     NotUtf8(PathBuf),
 }
 
 impl EnvironmentError {
     /// What to do about it.
-    pub(crate) fn hint(&self) -> &'static str {
-        match self {
+    pub(crate) fn hint(&self) -> Cow<'static, str> {
+        let hint = match self {
             Self::NoCwd { .. } => "change to a directory that exists, or give one with `--cwd`",
             Self::NoDirectory(_) => "give a directory that exists with `--cwd`",
             Self::NoInterpreter(_) | Self::NotExecutable(_) => {
@@ -100,11 +105,21 @@ impl EnvironmentError {
             Self::NotOnPath(_) => "give the interpreter's path with `--python`",
             Self::NoVenv(_) => "make one with `python3 -m venv DIR`, or choose with `--python`",
             Self::BrokenActive(_) => "run `deactivate`, or choose with `--python` or `--venv`",
-            Self::NotAbsolute(_) => {
+            Self::NotAbsolute {
+                remote: Some(remote),
+                ..
+            } => {
+                return format!(
+                    "`{remote}` is a daemon on another machine: give the path that it has there"
+                )
+                .into();
+            }
+            Self::NotAbsolute { .. } => {
                 "the daemon is on another machine (`PYTHOND_HOST`): give the path that it has there"
             }
             Self::NotUtf8(_) => "choose another path: the wire carries UTF-8 only",
-        }
+        };
+        hint.into()
     }
 }
 
@@ -167,11 +182,14 @@ pub(crate) fn working_directory(
 
 /// The same for a daemon on another machine: nothing that is around us means
 /// anything there, so only what was asked for is passed on, as paths of that machine.
-pub(crate) fn resolve_elsewhere(wish: Wish<'_>) -> Result<Resolution, EnvironmentError> {
+pub(crate) fn resolve_elsewhere(
+    wish: Wish<'_>,
+    remote: Option<&str>,
+) -> Result<Resolution, EnvironmentError> {
     let (python, reason) = match wish {
-        Wish::Python(given) => (path_elsewhere(given)?, format!("--python {given}")),
+        Wish::Python(given) => (path_elsewhere(given, remote)?, format!("--python {given}")),
         Wish::Venv(given) => {
-            let venv = path_elsewhere(given)?;
+            let venv = path_elsewhere(given, remote)?;
             let python = format!("{}/bin/python", venv.trim_end_matches('/'));
             (python, format!("--venv {given}"))
         }
@@ -183,12 +201,18 @@ pub(crate) fn resolve_elsewhere(wish: Wish<'_>) -> Result<Resolution, Environmen
     })
 }
 
-/// A path on another machine.
-pub(crate) fn path_elsewhere(given: &str) -> Result<String, EnvironmentError> {
+/// A path on another machine: a remote's, or that of `PYTHOND_HOST`.
+pub(crate) fn path_elsewhere(
+    given: &str,
+    remote: Option<&str>,
+) -> Result<String, EnvironmentError> {
     if Path::new(given).is_absolute() {
         Ok(given.to_owned())
     } else {
-        Err(EnvironmentError::NotAbsolute(given.to_owned()))
+        Err(EnvironmentError::NotAbsolute {
+            path: given.to_owned(),
+            remote: remote.map(str::to_owned),
+        })
     }
 }
 

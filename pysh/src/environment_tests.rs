@@ -50,7 +50,7 @@ fn found(python: &str, reason: impl Into<String>) -> Result<Option<(String, Stri
 
 #[test]
 fn for_another_machine_only_what_was_asked_for_counts_and_is_not_looked_for_here() {
-    let resolve = |wish| resolve_elsewhere(wish).map(|it| it.interpreter);
+    let resolve = |wish| resolve_elsewhere(wish, None).map(|it| it.interpreter);
     assert_eq!(resolve(Wish::Default).unwrap(), None);
     for (wish, python, reason) in [
         (
@@ -74,7 +74,7 @@ fn for_another_machine_only_what_was_asked_for_counts_and_is_not_looked_for_here
     ] {
         let error = resolve(wish).unwrap_err();
         assert!(
-            matches!(error, EnvironmentError::NotAbsolute(_)),
+            matches!(error, EnvironmentError::NotAbsolute { .. }),
             "{wish:?}"
         );
         assert!(error.hint().contains("PYTHOND_HOST"));

@@ -33,6 +33,14 @@ pub enum AddressError {
     /// The port is no number from 1 to 65535.
     #[error("`{}` is no port from 1 to 65535", .0.escape_debug())]
     BadPort(String),
+    /// It begins as an URL does.
+    #[error("`{}` should be HOST:PORT, without `{}://`", .text.escape_debug(), .scheme.escape_debug())]
+    Scheme {
+        /// All of it.
+        text: String,
+        /// What stands before `://`.
+        scheme: String,
+    },
 }
 
 impl PeerAddress {
@@ -68,6 +76,13 @@ impl FromStr for PeerAddress {
 
     /// `HOST`, `HOST:PORT`, `[IPV6]`, `[IPV6]:PORT`, or an IPv6 address alone.
     fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some((scheme, _)) = text.split_once("://") {
+            let shown = |text: &str| text.chars().take(100).collect();
+            return Err(AddressError::Scheme {
+                text: shown(text),
+                scheme: shown(scheme),
+            });
+        }
         if let Some(inside) = text.strip_prefix('[') {
             let Some((ip, after)) = inside.split_once(']') else {
                 return Err(bad_host(text));
@@ -196,6 +211,7 @@ mod tests {
             "*",
             "127.1",
             "a/b",
+            "wss://host:1",
         ] {
             assert!(text.parse::<PeerAddress>().is_err(), "{text:?}");
         }

@@ -21,4 +21,4 @@ pub mod verbs;
 pub use error::{ErrorCode, ErrorReply, Fate};
 pub use exit_code::ExitCode;
 pub use frame::Frame;
-pub use names::{CellId, SessionId, SessionName, SessionPath};
+pub use names::{CellId, InvalidSessionPath, SessionId, SessionName, SessionPath, remote_name};

@@ -18,10 +18,32 @@ const DEVICE_NAMES: [&str; 4] = ["con", "prn", "aux", "nul"];
 #[serde(try_from = "String", into = "String")]
 pub struct SessionName(String);
 
+/// What names have, in words.
+const ALLOWED: &str = "1 to 80 characters of a-z, 0-9, _ and -, and no device name of Windows";
+
 /// A text that is no session name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid session name")]
+#[error("a session name is {ALLOWED}")]
 pub struct InvalidSessionName;
+
+/// A text that is neither a session's name nor REMOTE/SESSION.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSessionPath {
+    /// What stands before the `/`, or all of a remote's name.
+    #[error("a remote name is {ALLOWED}")]
+    Remote,
+    /// What stands after it, or all of a session's name.
+    #[error("{InvalidSessionName}")]
+    Session,
+}
+
+/// The name of a remote, which has the form of a session's.
+///
+/// # Errors
+/// [`InvalidSessionPath::Remote`].
+pub fn remote_name(text: &str) -> Result<SessionName, InvalidSessionPath> {
+    text.parse().map_err(|_| InvalidSessionPath::Remote)
+}
 
 impl SessionName {
     /// The name as text.
@@ -86,14 +108,14 @@ pub struct SessionPath {
 }
 
 impl FromStr for SessionPath {
-    type Err = InvalidSessionName;
+    type Err = InvalidSessionPath;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (remote, session) = match text.split_once('/') {
-            Some((remote, session)) => (Some(remote.parse()?), session),
+            Some((remote, session)) => (Some(remote_name(remote)?), session),
             None => (None, text),
         };
-        let session = session.parse()?;
+        let session = session.parse().map_err(|_| InvalidSessionPath::Session)?;
         Ok(Self { remote, session })
     }
 }

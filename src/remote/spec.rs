@@ -65,7 +65,12 @@ impl RemoteSpec {
         let endpoints: Result<Vec<Endpoint>, String> =
             endpoints.iter().map(|text| text.parse()).collect();
         let endpoints = endpoints.map_err(|error| {
-            usage(error.clone()).with_plain(format!("invalid address: {error}"))
+            usage(error.clone())
+                .with_plain(format!("invalid address: {error}"))
+                .with_hint(
+                    "an endpoint is HOST:PORT, with `--tls` for what listens at `wss://`, or \
+                     ssh://USER@HOST",
+                )
         })?;
         let far = endpoints.iter().find(|it| !it.is_safe_without_tls());
         if let (false, Some(far)) = (tls, far) {

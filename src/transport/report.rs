@@ -147,6 +147,16 @@ impl From<ClientError> for Report {
                 ..
             } => report("usage", ExitCode::Usage)
                 .with_hint("set it to what `pyctl token show` prints on the server"),
+            ClientError::BadVariable {
+                name: "PYTHOND_PORT",
+                ..
+            } => report("usage", ExitCode::Usage)
+                .with_hint("set it to the port where that daemon listens, or unset it"),
+            ClientError::BadVariable {
+                name: "PYTHOND_TLS",
+                ..
+            } => report("usage", ExitCode::Usage)
+                .with_hint("set `PYTHOND_TLS=1` if that daemon speaks TLS, or unset it"),
             ClientError::BadVariable { .. } => report("usage", ExitCode::Usage)
                 .with_hint("unset `PYTHOND_HOST` to use the daemon of this machine"),
             ClientError::TlsNeeded { .. } => {

@@ -74,10 +74,16 @@ fn token(args: &ConnectArgs, render: &Render) -> Result<(Option<String>, Option<
             "the other daemon's token is needed",
             ExitCode::Usage,
         )
-        .with_hint(
-            "`pyctl token show` there shows it; pass it by `--token-stdin`, `--token-file` or \
-             the variable PYTHOND_TOKEN",
-        )),
+        .with_hint(match is_for_it {
+            true => {
+                "`pyctl token show` there shows it; pass it by `--token-stdin`, `--token-file` or \
+                 the variable PYTHOND_TOKEN"
+            }
+            false => {
+                "`pyctl token show` there shows it; pass it by `--token-stdin` or `--token-file`: \
+                 PYTHOND_TOKEN is for the daemon of PYTHOND_HOST"
+            }
+        })),
     }
 }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use pythond_protocol::limits;
-use pythond_protocol::{SessionName, SessionPath};
+use pythond_protocol::{SessionName, SessionPath, remote_name};
 use pythond_transport::{ANOTHER_MACHINE, EXIT_CODES};
 
 use super::attach::{AttachArgs, HoldArgs};
@@ -171,6 +171,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     /// List the sessions of this remote.
+    #[arg(value_parser = remote_name)]
     pub(crate) remote: Option<SessionName>,
 }
 

@@ -1,8 +1,8 @@
 //! `pysh new NAME`.
 
-use pythond_protocol::ExitCode;
 use pythond_protocol::limits::SessionLimits;
 use pythond_protocol::verbs::new::{Implied, NewOptions};
+use pythond_protocol::{ExitCode, SessionName};
 
 use super::dispatch::{address, connect, is_remote};
 use crate::args::NewArgs;
@@ -30,10 +30,15 @@ impl Place {
     }
 
     /// On another machine: our directory and our environment are not there.
-    fn elsewhere(wish: Wish<'_>, cwd: Option<&str>) -> Result<Self, EnvironmentError> {
+    fn elsewhere(
+        wish: Wish<'_>,
+        cwd: Option<&str>,
+        remote: Option<&SessionName>,
+    ) -> Result<Self, EnvironmentError> {
+        let remote = remote.map(SessionName::as_str);
         Ok(Self {
-            found: resolve_elsewhere(wish)?,
-            cwd: cwd.map(path_elsewhere).transpose()?,
+            found: resolve_elsewhere(wish, remote)?,
+            cwd: cwd.map(|it| path_elsewhere(it, remote)).transpose()?,
         })
     }
 }
@@ -46,11 +51,11 @@ pub(super) fn new(args: NewArgs, render: &Render) -> Outcome {
     };
     let elsewhere = !address()?.is_here() || args.name.remote.is_some();
     let place = match elsewhere {
-        true => Place::elsewhere(wish, args.cwd.as_deref())?,
+        true => Place::elsewhere(wish, args.cwd.as_deref(), args.name.remote.as_ref())?,
         false => match Place::here(wish, args.cwd.as_deref()) {
             // What was typed is to be found there.
             Err(_) if matches!(is_remote(&args.name.session, render), Ok(true)) => {
-                Place::elsewhere(wish, args.cwd.as_deref())?
+                Place::elsewhere(wish, args.cwd.as_deref(), Some(&args.name.session))?
             }
             found => found?,
         },

@@ -198,3 +198,51 @@ def test_no_code_is_the_same_here_and_there(remote: Remote, code: str) -> None:
                     ),
                     what="it has ended",
                 )
+
+
+@pytest.mark.parametrize("option", ["--cwd", "--python", "--venv"])
+def test_a_path_that_is_not_absolute_names_the_remote(remote: Remote, option: str) -> None:
+    refused = remote.here.pysh("new", f"{remote.name}/other", option, "no/such")
+    assert refused.returncode == 4, refused
+    assert f"`{remote.name}` is a daemon on another machine" in refused.stderr, refused.stderr
+    assert "PYTHOND_HOST" not in refused.stderr, refused.stderr
+
+
+def test_an_address_with_a_scheme_is_told_its_form(remote: Remote) -> None:
+    pyctl = remote.here.pyctl
+    listening = f"wss://{remote.address}"
+    refused = remote.connect(name="other", address=listening)
+    assert refused.returncode == 2, refused
+    assert f"`{listening}` should be HOST:PORT, without `wss://`" in refused.stderr
+    assert "`--tls`" in refused.stderr, refused.stderr
+    refused = pyctl("pair", listening)
+    assert refused.returncode == 2, refused
+    assert "should be HOST:PORT, without `wss://`" in refused.stderr, refused.stderr
+    refused = pyctl("pair", "ssh://me@host")
+    assert refused.returncode == 2, refused
+    assert "needs no pairing" in refused.stderr, refused.stderr
+    assert "`pyctl connect NAME ssh://me@host`" in refused.stderr, refused.stderr
+
+
+def test_a_name_that_is_not_allowed_is_told_what_is(remote: Remote) -> None:
+    allowed = "1 to 80 characters of a-z, 0-9, _ and -"
+    for program, words, kind in (
+        ("pyctl", ["connect", "GPÜ", "host"], "remote"),
+        ("pyctl", ["connect", "con nect", "host"], "remote"),
+        ("pyctl", ["disconnect", "a.b"], "remote"),
+        ("pysh", ["ls", "GPU"], "remote"),
+        ("pysh", ["new", "GPU/work"], "remote"),
+        ("pysh", ["run", f"{remote.name}/", "1"], "session"),
+        ("pysh", ["new", "con"], "session"),
+    ):
+        refused = remote.here.client(program, *words)
+        assert refused.returncode == 2, refused
+        assert f"a {kind} name is {allowed}" in refused.stderr, refused.stderr
+
+
+def test_a_token_in_the_variable_is_for_the_daemon_that_is_asked(remote: Remote) -> None:
+    asked = {"PYTHOND_HOST": remote.address, "PYTHOND_TLS": "1"}
+    env = {**remote.here.environment, **asked, "PYTHOND_TOKEN": remote.token_file.read_text()}
+    refused = remote.here.pyctl("connect", "other", "10.0.0.5", "--tls", env=env)
+    assert refused.returncode == 2, refused
+    assert "PYTHOND_TOKEN is for the daemon of PYTHOND_HOST" in refused.stderr, refused.stderr
