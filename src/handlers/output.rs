@@ -46,6 +46,11 @@ impl<'a> OutputReader<'a> {
         }
     }
 
+    /// Where the cell is.
+    pub(super) fn session(&self) -> &'a SessionHandle {
+        self.session
+    }
+
     /// Whose output.
     pub(super) fn cell(&self) -> CellId {
         self.cell

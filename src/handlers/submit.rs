@@ -160,7 +160,9 @@ async fn run(
         .then(|| CancelGuard::new(context, &session, id));
     let mut watch = Patience::new(options);
     let waited = if options.stream {
-        stream(caller, &session, accepted, &mut submission, &mut watch).await
+        let since = options.since.unwrap_or_default();
+        let reader = OutputReader::new(&session, id, None, since);
+        stream(caller, reader, accepted, &mut submission, &mut watch).await
     } else {
         wait(&session, id, &mut submission, &mut watch).await
     };
@@ -209,19 +211,18 @@ async fn wait(
 /// Sends output as it comes, until the cell has ended and all of it is sent.
 async fn stream(
     caller: &Caller,
-    session: &SessionHandle,
+    mut reader: OutputReader<'_>,
     accepted: Accepted,
     submission: &mut Submission,
     patience: &mut Patience,
 ) -> Waited {
-    let id = accepted.cell;
+    let (session, id) = (reader.session(), accepted.cell);
     let event = StreamEvent::Accepted {
         cell_id: id,
         status: accepted.status,
         held_by: held_by(session, accepted.status),
     };
     caller.event(&event).await;
-    let mut reader = OutputReader::new(session, id, None, 0);
     loop {
         tokio::select! {
             biased;

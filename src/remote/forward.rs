@@ -13,6 +13,7 @@ use pythond_transport::Spoken;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::Remote;
@@ -22,7 +23,7 @@ use super::error::RemoteError;
 use super::link::{Exchange, Lost, OnLoss, TOO_GREAT};
 use super::names;
 use super::own::OwnExchange;
-use super::remote::PATIENCE;
+use super::remote::{HASTE, PATIENCE};
 use super::request::{Asked, Routed, lasts, may_repeat};
 use super::status::with_way;
 use crate::handlers::{Caller, Reply};
@@ -72,6 +73,11 @@ async fn carry_out(
     let request = parsed.request?;
     let lasts = lasts(&request);
     let is_events = matches!(request, Request::Events(_));
+    // Their offsets count like those of a cell that is sent again.
+    let followed = match &request {
+        Request::Out(out) if out.events && format == ReplyFormat::Json => Some(out.since),
+        _ => None,
+    };
     let timeout = match &request {
         Request::Wait(wait) => wait.timeout,
         _ => None,
@@ -96,6 +102,7 @@ async fn carry_out(
     // It is asked on a connection of its own.
     let mut own = false;
     let mut pauses = own_pauses();
+    let mut hasty = HASTE.0;
     let mut breaks = 0;
     let mut link = remote.link().await.map_err(|error| error.reply(name))?;
     loop {
@@ -105,12 +112,16 @@ async fn carry_out(
         let now = since_boot();
         let began = *first.get_or_insert(now);
         let again = (told.attempts > 0).then(|| now.saturating_sub(began));
-        let this_time = submit.as_mut().map(|submit| resend(submit, again));
+        let mut this_time = submit.as_mut().map(|submit| resend(submit, again));
+        if let Some(submit) = this_time.as_mut().filter(|it| it.options.stream) {
+            // From the beginning, a way that breaks often never gets further.
+            submit.options.since = told.output().or(submit.options.since);
+        }
         let asked = Asked {
             format,
             submit: this_time.as_ref(),
             body: body.as_deref(),
-            instead: instead(&told, timeout, again),
+            instead: instead(&told, timeout, again, followed.is_some()),
         };
         if link.spoken == Spoken::Earlier && !own {
             let frame = routed.on_link(0, &asked);
@@ -136,7 +147,7 @@ async fn carry_out(
             continue;
         }
         told.attempts += 1;
-        let events_before = told.events;
+        let before = (told.events, told.texts);
         let on_link = |tag| routed.on_link(tag, &asked);
         let answered = if own {
             let asking = async {
@@ -154,7 +165,10 @@ async fn carry_out(
         };
         let why = match answered {
             Ok(text) => {
-                let reply = answer(text, format)?;
+                let mut reply = answer(text, format)?;
+                if let Some(since) = followed.filter(|_| told.attempts > 1) {
+                    reply = told.in_all(reply, since);
+                }
                 if !is_events || !reply.ok {
                     return Ok(reply);
                 }
@@ -163,12 +177,22 @@ async fn carry_out(
                 "it stopped".to_owned()
             }
             Err(Lost::Broken(why)) => {
-                if own && told.events > events_before {
-                    pauses = own_pauses();
-                }
                 if own {
-                    // The link may live, and would not make it wait.
-                    remote.pause(pauses.next().unwrap_or(PAUSES.1)).await;
+                    // The link may live, and would not make it wait. A way that
+                    // carries something is taken again at once.
+                    let pause = if told.events > before.0 {
+                        hasty = HASTE.0;
+                        hasty
+                    } else if told.texts > before.1 {
+                        hasty = (hasty * 2).min(HASTE.1);
+                        hasty
+                    } else {
+                        pauses.next().unwrap_or(PAUSES.1)
+                    };
+                    if told.texts > before.1 {
+                        pauses = own_pauses();
+                    }
+                    remote.pause(pause).await;
                 }
                 why
             }
@@ -331,8 +355,13 @@ fn instead(
     told: &Told,
     timeout: Option<Duration>,
     again: Option<Duration>,
+    is_followed: bool,
 ) -> Vec<(&'static str, String)> {
-    let since = told.cursor().map(|cursor| ("since", cursor));
+    let since = match is_followed {
+        true => told.output().map(|offset| offset.to_string()),
+        false => told.cursor(),
+    };
+    let since = since.map(|since| ("since", since));
     let left = again.and_then(|ago| Some(timeout?.saturating_sub(ago)));
     let left = left.map(|left| ("timeout", left.as_secs_f64().to_string()));
     since.into_iter().chain(left).collect()
@@ -370,8 +399,11 @@ fn since_boot() -> Duration {
 #[derive(Default)]
 struct Told {
     attempts: u32,
-    /// How many events were passed on.
+    /// How many events were passed on, and how many texts came.
     events: u64,
+    texts: u64,
+    /// Bytes of output of which it was told that they are not kept.
+    missing: u64,
     accepted: bool,
     /// The last event that was passed on.
     last: Option<Utf8Bytes>,
@@ -384,6 +416,20 @@ impl Told {
         last.end()
     }
 
+    /// The answer about output, as if all of it had come at once: the other end knows
+    /// of the last part only.
+    fn in_all(&self, reply: Reply, since: u64) -> Reply {
+        let Ok(mut value) = serde_json::from_str::<Value>(&reply.text) else {
+            return reply;
+        };
+        if value.get("offset").is_none() {
+            return reply;
+        }
+        value["offset"] = since.into();
+        value["missing"] = self.missing.into();
+        Reply::of_text(reply.ok, value.to_string())
+    }
+
     /// Up to where the caller has events of sessions.
     fn cursor(&self) -> Option<String> {
         let last: EventMessage = serde_json::from_str(self.last.as_deref()?).ok()?;
@@ -394,10 +440,11 @@ impl Told {
 /// Passes events on until the answer comes.
 async fn follow(mut exchange: Way, caller: &Caller, told: &mut Told) -> Result<Utf8Bytes, Lost> {
     let again = told.attempts > 1;
-    // Where it is sent again all is told from the beginning.
+    // Where it is sent again some may be told once more.
     let seen = if again { told.output() } else { None };
     loop {
         let text = exchange.next().await?;
+        told.texts += 1;
         if !is_event(&text) {
             exchange.is_over();
             return Ok(text);
@@ -411,10 +458,23 @@ async fn follow(mut exchange: Way, caller: &Caller, told: &mut Told) -> Result<U
         };
         told.accepted |= text.starts_with(ACCEPTED);
         if !text.starts_with(ACCEPTED) {
+            told.missing += missing(&text);
             told.last = Some(text.clone());
         }
         told.events += 1;
         caller.pass_on(text.as_str()).await;
+    }
+}
+
+/// How many bytes of output an event says are not kept.
+fn missing(text: &str) -> u64 {
+    // Most events are pieces, which are great.
+    if !text.starts_with("{\"event\":\"gap\"") {
+        return 0;
+    }
+    match serde_json::from_str(text) {
+        Ok(StreamEvent::Gap { missing, .. }) => missing,
+        _ => 0,
     }
 }
 
@@ -524,7 +584,16 @@ mod tests {
             last: Some(event.into()),
             ..Told::default()
         };
-        assert_eq!(instead(&told, None, None), [("since", "1f0a-7".to_owned())]);
+        assert_eq!(
+            instead(&told, None, None, false),
+            [("since", "1f0a-7".to_owned())]
+        );
+        let told_output = Told {
+            last: Some(output(3, "ab")),
+            ..Told::default()
+        };
+        let since = instead(&told_output, None, None, true);
+        assert_eq!(since, [("since", "5".to_owned())]);
         assert_eq!(unseen(ready.into(), None, &told), None);
         assert_eq!(unseen(event.into(), None, &told), Some(event.into()));
     }
@@ -533,8 +602,8 @@ mod tests {
     fn a_time_out_goes_on_from_the_first_time() {
         let seconds = Duration::from_secs;
         let told = Told::default();
-        assert_eq!(instead(&told, Some(seconds(5)), None), []);
-        let left = |ago| instead(&told, Some(seconds(5)), Some(seconds(ago)));
+        assert_eq!(instead(&told, Some(seconds(5)), None, false), []);
+        let left = |ago| instead(&told, Some(seconds(5)), Some(seconds(ago)), false);
         assert_eq!(left(2), [("timeout", "3".to_owned())]);
         assert_eq!(left(9), [("timeout", "0".to_owned())]);
     }

@@ -24,7 +24,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// A link that broke sooner was none, and the pauses after such ones, at first and at
 /// most.
 const LASTED: Duration = Duration::from_secs(1);
-const HASTE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+pub(super) const HASTE: (Duration, Duration) =
+    (Duration::from_millis(5), Duration::from_millis(250));
 /// How long a request that is under way waits for the link to be made again: a
 /// machine that slept for ten minutes comes back.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15 * 60);

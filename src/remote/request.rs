@@ -235,6 +235,7 @@ pub(super) struct Asked<'a> {
 fn submitted(submit: &SubmitRequest) -> String {
     let SubmitOptions {
         stream,
+        since,
         detach,
         wait,
         timeout,
@@ -254,6 +255,7 @@ fn submitted(submit: &SubmitRequest) -> String {
     let value = |name, text: &Option<String>| text.as_ref().map(|it| format!("--{name}={it}"));
     let words = [
         flag("stream", stream),
+        since.map(|since| format!("--since={since}")),
         flag("detach", detach),
         seconds("wait", wait),
         seconds("timeout", timeout),

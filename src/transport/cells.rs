@@ -199,6 +199,7 @@ fn submission(
     }
     let header = Header::of(&word(&kind), session)?
         .flag("stream", options.stream)
+        .value("since", options.since)?
         .flag("detach", options.detach)
         .value("wait", options.wait.map(seconds))?
         .value("timeout", options.timeout.map(seconds))?
@@ -294,6 +295,7 @@ mod tests {
         };
         let run = SubmitOptions {
             stream: true,
+            since: Some(7),
             detach: true,
             wait: Some(Duration::from_nanos(1)),
             busy_fails: true,

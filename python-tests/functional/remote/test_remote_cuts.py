@@ -147,3 +147,32 @@ def test_a_way_that_lets_in_and_out_again_keeps_nobody_busy(remote: Remote) -> N
     assert (done.returncode, done.stdout) == (0, "x" * 4000 + "\n"), done
     assert remote.proxy.accepted >= before + 20
     assert time.monotonic() - began > 1
+
+
+def follow(remote: Remote, request: str) -> tuple[list[dict], dict]:
+    """Ask for events; return the pieces of output and the answer."""
+    pieces = []
+    with remote.here.connect() as wire:
+        wire.send(request)
+        while "event" in (message := json.loads(wire.receive(60))):
+            if message["event"] == "output":
+                pieces.append(message)
+    return pieces, message
+
+
+def test_great_output_gets_on_where_no_connection_carries_all_of_it(remote: Remote) -> None:
+    session = remote.new()
+    # None carries more than a part of it.
+    remote.proxy.plan = lambda _: Cut("rst", 600_000)
+    remote.proxy.cut("rst")
+    code = "for n in range(4000): print(f'{n:04}', 'x' * 994)"
+    pieces, reply = follow(remote, f"run {session.name} --stream\n{code}")
+    expected = "".join(f"{n:04} {'x' * 994}\n" for n in range(4000))
+    assert reply["ok"], reply
+    assert "".join(text_of(piece["data"]) for piece in pieces) == expected
+
+    cell = reply["cell_id"]
+    pieces, reply = follow(remote, f"out {session.name} {cell} --follow --since=5000")
+    assert "".join(text_of(piece["data"]) for piece in pieces) == expected[5000:]
+    told = {key: reply[key] for key in ("offset", "next", "missing", "ended")}
+    assert told == {"offset": 5000, "next": len(expected), "missing": 0, "ended": True}

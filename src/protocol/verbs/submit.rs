@@ -41,6 +41,8 @@ pub struct SubmitRequest {
 pub struct SubmitOptions {
     /// `--stream`: output as events while it runs; the reply comes last.
     pub stream: bool,
+    /// `--since=OFFSET`: with `--stream`, the client has the output before.
+    pub since: Option<u64>,
     /// `--detach`: answer with the id at once.
     pub detach: bool,
     /// `--wait=S`: answer after this time at the latest; the cell goes on.
@@ -92,6 +94,16 @@ impl SubmitOptions {
             return Ok(options);
         }
         options.stream = header.take_flag("stream");
+        options.since = match header.take_value("since")? {
+            None => None,
+            Some(text) => Some(text.parse().map_err(|_| {
+                ErrorReply::new(ErrorCode::Usage, "`--since` takes a number of bytes")
+            })?),
+        };
+        if options.since.is_some() && !options.stream {
+            let message = "`--since` needs `--stream`";
+            return Err(ErrorReply::new(ErrorCode::Usage, message));
+        }
         options.detach = header.take_flag("detach");
         options.wait = seconds(header, "wait")?;
         options.cancel_on_disconnect = header.take_flag("cancel-on-disconnect");

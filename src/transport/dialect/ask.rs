@@ -120,6 +120,7 @@ fn submit(request: SubmitRequest) -> Result<First, ErrorReply> {
     // Output comes with the answer then, and nobody is told of the author.
     let SubmitOptions {
         stream: _,
+        since: _,
         author: _,
         detach,
         wait,
