@@ -112,6 +112,7 @@ async fn dial_patiently(
         .await
         .map_err(|error| match (error, &tls) {
             (WsError::Io(error), Some(tls)) => explain(tls, &error),
+            (_, None) if activity.speaks_tls() => DialError::SpeaksTls,
             (error, _) => refused(error),
         })?;
     let spoken = spoken(&response)?;

@@ -28,6 +28,9 @@ pub(crate) enum DialError {
     /// We do not believe it, or it does not believe us.
     #[error("{}", chain(.0))]
     Tls(#[source] Box<TlsTrouble>),
+    /// It speaks TLS, and we were told that it does not.
+    #[error("it speaks TLS")]
+    SpeaksTls,
     /// It does not know our token.
     #[error("it refuses our token")]
     Unauthorized,
@@ -73,6 +76,7 @@ impl DialError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Tls(trouble) => trouble.hint(),
+            Self::SpeaksTls => Some("connect again with `--tls`".to_owned()),
             Self::Unauthorized => {
                 Some("`pyctl token show` there shows the token; connect again with it".to_owned())
             }

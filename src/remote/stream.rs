@@ -3,7 +3,7 @@
 use std::io::Result;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use pythond_transport::Traffic;
@@ -20,6 +20,8 @@ pub(crate) struct Activity(Arc<Counters>);
 struct Counters {
     came: AtomicU64,
     went: AtomicU64,
+    /// It began like TLS, and nobody had asked for that.
+    speaks_tls: AtomicBool,
 }
 
 impl Activity {
@@ -28,6 +30,19 @@ impl Activity {
         Traffic {
             came: self.0.came.load(Ordering::Relaxed),
             went: self.0.went.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What came first is a record of TLS: an alert, or the beginning of a handshake.
+    /// Of a connection without TLS only.
+    pub(super) fn speaks_tls(&self) -> bool {
+        self.0.speaks_tls.load(Ordering::Relaxed)
+    }
+
+    fn look_at(&self, bytes: &[u8]) {
+        let is_first = self.0.came.load(Ordering::Relaxed) == 0;
+        if is_first && matches!(bytes, [0x15 | 0x16, 3, ..]) {
+            self.0.speaks_tls.store(true, Ordering::Relaxed);
         }
     }
 
@@ -104,6 +119,7 @@ impl AsyncRead for ClientStream {
         let activity = self.activity.clone();
         let polled = forward!(self, poll_read, context, buffer);
         let came = (buffer.filled().len() - before) as u64;
+        activity.look_at(&buffer.filled()[before..]);
         activity.add_came(came);
         polled
     }

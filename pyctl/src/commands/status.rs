@@ -54,9 +54,16 @@ fn alive_json(address: &Address, reply: &Reply<InfoReply>) -> String {
     object.to_string()
 }
 
-/// It answers, if only to say that it has no room, or that we are not the ones.
+/// It answers, if only to say that it has no room, speaks TLS, or that we are not the
+/// ones.
 fn answers(report: &Report) -> bool {
-    const ANSWERS: [&str; 4] = ["busy", "unauthorized", "forbidden", "too_many_wrong_tokens"];
+    const ANSWERS: [&str; 5] = [
+        "busy",
+        "tls_needed",
+        "unauthorized",
+        "forbidden",
+        "too_many_wrong_tokens",
+    ];
     ANSWERS.contains(&report.code.as_str())
 }
 
@@ -86,6 +93,9 @@ fn silent(address: &Address, report: &Report, json: bool) -> String {
         let mut object = serde_json::json!({ "alive": alive, "endpoint": address.to_string() });
         if let Some(report) = said {
             object["error"] = serde_json::json!({ "code": report.code, "message": report.message });
+            if let Some(hint) = &report.hint {
+                object["error"]["hint"] = hint.as_str().into();
+            }
         }
         return object.to_string();
     }
@@ -97,6 +107,9 @@ fn silent(address: &Address, report: &Report, json: bool) -> String {
     let mut text = format!("{place}\nalive: {alive}");
     if let Some(report) = said {
         text.push_str(&format!("\nerror: {}", report.message));
+        if let Some(hint) = &report.hint {
+            text.push_str(&format!("\nhint: {hint}"));
+        }
     }
     text
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import ssl
 import subprocess
@@ -164,6 +165,29 @@ def test_a_server_without_tls(remote: Remote) -> None:
     with Recorder() as recorder:
         told = refused(remote, recorder)
     assert "another program may listen there" in told, told
+
+
+def test_a_server_that_speaks_tls_where_none_was_asked_for(remote: Remote) -> None:
+    way = remote.address, "--token-file", remote.token_file
+    done = remote.here.pyctl("connect", "plain", *way)
+    assert done.returncode == 4, done
+    assert f"{remote.address}: it speaks TLS\n" in done.stderr
+    assert "hint: connect again with `--tls`" in done.stderr
+
+
+def test_a_status_that_is_not_told_says_how_to_go_on(remote: Remote) -> None:
+    host, _, port = remote.address.rpartition(":")
+    way = remote.here.environment | {"PYTHOND_HOST": host, "PYTHOND_PORT": port}
+    way["PYTHOND_TLS"] = "0"
+    done = remote.here.pyctl("status", env=way | {"PYTHOND_TOKEN": "0" * 64})
+    assert done.returncode == 3, done
+    assert "alive: True\nerror: " in done.stdout
+    assert done.stdout.endswith("speaks TLS\nhint: set `PYTHOND_TLS=1`\n")
+    done = remote.here.pyctl("status", "--json", env=way)
+    told = json.loads(done.stdout)
+    assert told["alive"] is None
+    assert told["error"]["code"] == "no_token"
+    assert "pyctl token show" in told["error"]["hint"]
 
 
 def test_a_server_that_demands_a_certificate(remote: Remote) -> None:
