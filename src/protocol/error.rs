@@ -105,6 +105,10 @@ pub struct ErrorReply {
     /// known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fate: Option<Fate>,
+    /// Of a remote that cannot be used: why, as a word for programs. The words are
+    /// those that clients have for a daemon that they reach directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// That cell; it stands beside the error.
     #[serde(skip)]
     pub cell_id: Option<CellId>,
@@ -131,6 +135,7 @@ impl ErrorReply {
             message: shown(message),
             hint: None,
             fate: None,
+            reason: None,
             cell_id: None,
             plain: None,
         }

@@ -73,6 +73,24 @@ impl DialError {
         }
     }
 
+    /// A word for programs; clients have the same for what they reach directly.
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::NobodyListens => "no_daemon",
+            Self::Ssh(_) | Self::SshNoise(_) => "ssh",
+            Self::NoAnswer(_) => "no_answer",
+            Self::Tls(trouble) => trouble.code(),
+            Self::SpeaksTls => "tls_needed",
+            Self::Unauthorized => "unauthorized",
+            Self::Penalty => "too_many_wrong_tokens",
+            Self::Busy => "busy",
+            Self::Refused(_) => "refused",
+            Self::Identity(error) => error.code(),
+            Self::TokenFile { .. } => "no_token",
+        }
+    }
+
     fn hint(&self) -> Option<String> {
         match self {
             Self::Tls(trouble) => trouble.hint(),
@@ -115,6 +133,8 @@ pub(crate) struct RemoteError {
     /// One line for people.
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
+    /// [`DialError::code`] of the endpoint that says most.
+    pub(crate) reason: Option<&'static str>,
     /// Somebody has to see to it: no endpoint will do by itself.
     pub(crate) needs_somebody: bool,
 }
@@ -132,6 +152,7 @@ impl RemoteError {
         Self {
             message: all.join("; "),
             hint: telling.and_then(|(_, error)| error.hint()),
+            reason: telling.map(|(_, error)| error.code()),
             // One that is down may come back, whatever the others say.
             needs_somebody: attempts.iter().all(|(_, error)| error.needs_somebody()),
         }
@@ -141,6 +162,7 @@ impl RemoteError {
         Self {
             message: message.into(),
             hint: None,
+            reason: None,
             needs_somebody: false,
         }
     }
@@ -165,7 +187,9 @@ impl RemoteError {
         } else {
             (ErrorCode::SessionUnreachable, "cannot be reached")
         };
-        let error = ErrorReply::new(code, format!("remote `{remote}` {what}: {}", self.message));
+        let mut error =
+            ErrorReply::new(code, format!("remote `{remote}` {what}: {}", self.message));
+        error.reason = self.reason.map(str::to_owned);
         error.with_hint(self.hint.as_deref().unwrap_or(hint))
     }
 }

@@ -106,6 +106,7 @@ pub(crate) fn refusal(text: &str) -> ClientError {
         message: String,
         hint: Option<String>,
         fate: Option<Fate>,
+        reason: Option<String>,
     }
     match serde_json::from_str::<Refusal>(text) {
         Ok(Refusal { cell_id, error }) => ClientError::Refused(ErrorReply {
@@ -113,6 +114,7 @@ pub(crate) fn refusal(text: &str) -> ClientError {
             message: error.message,
             hint: error.hint,
             fate: error.fate,
+            reason: error.reason,
             cell_id,
             plain: None,
         }),

@@ -42,6 +42,8 @@ pub struct Report {
     pub hint: Option<String>,
     /// How far the cell came, and which it was, if its session died.
     pub fate: Option<Fate>,
+    /// Why a remote cannot be used, as a word.
+    pub reason: Option<String>,
     /// That cell.
     pub cell_id: Option<CellId>,
     /// How the process ends.
@@ -57,6 +59,7 @@ impl Report {
             message: message.into(),
             hint: None,
             fate: None,
+            reason: None,
             cell_id: None,
             exit,
         }
@@ -95,6 +98,9 @@ impl Report {
         if let Some(fate) = self.fate {
             error["fate"] = verbs::word(&fate).into();
         }
+        if let Some(reason) = &self.reason {
+            error["reason"] = reason.as_str().into();
+        }
         let mut report = serde_json::json!({ "ok": false, "error": error });
         if let Some(cell) = self.cell_id {
             report["cell_id"] = cell.to_string().into();
@@ -111,6 +117,7 @@ impl From<ErrorReply> for Report {
             message: error.message,
             hint: error.hint,
             fate: error.fate,
+            reason: error.reason,
             cell_id: error.cell_id,
             exit,
         }

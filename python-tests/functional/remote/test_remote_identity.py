@@ -89,8 +89,10 @@ def openssl_pair(place: Path, *options: str) -> tuple[Path, Path]:
     return cert, key
 
 
-def refused(remote: Remote, recorder: Recorder) -> str:
-    """Connect, which must fail without a word of ours; say what was told."""
+def refused(remote: Remote, recorder: Recorder, reason: str) -> str:
+    """Connect, which must fail for this reason without a word of ours; say what was told."""
+    done = remote.connect("--json", address=recorder.address, name="bad")
+    assert json.loads(done.stdout)["error"]["reason"] == reason, done
     done = remote.connect(address=recorder.address, name="bad")
     assert done.returncode != 0
     assert recorder.met > 0
@@ -107,7 +109,7 @@ def refused(remote: Remote, recorder: Recorder) -> str:
 
 def test_a_key_that_is_not_pinned(remote: Remote, tmp_path: Path) -> None:
     with Recorder(openssl_pair(tmp_path / "x")) as recorder:
-        told = refused(remote, recorder)
+        told = refused(remote, recorder, "server_unpinned")
     assert "no certificate is pinned for" in told, told
     assert f"pyctl pin CERT {recorder.address}" in told
 
@@ -116,7 +118,7 @@ def test_another_key_than_the_pinned_one(remote: Remote, tmp_path: Path) -> None
     with Recorder(openssl_pair(tmp_path / "x")) as recorder:
         pinned = remote.here.pyctl("pin", certificate(remote.there), recorder.address)
         assert pinned.returncode == 0, pinned.stderr
-        told = refused(remote, recorder)
+        told = refused(remote, recorder, "server_key_changed")
     assert f"pyctl unpin {recorder.address}" in told, told
 
 
@@ -124,7 +126,7 @@ def test_a_key_that_is_pinned_to_another_address(remote: Remote, tmp_path: Path)
     with Recorder(openssl_pair(tmp_path / "x")) as recorder:
         pinned = remote.here.pyctl("pin", tmp_path / "x" / "cert.pem", "127.0.0.1:9")
         assert pinned.returncode == 0, pinned.stderr
-        told = refused(remote, recorder)
+        told = refused(remote, recorder, "server_wrong_address")
     assert "127.0.0.1:9" in told, told
 
 
@@ -156,14 +158,14 @@ def test_a_certificate_that_has_expired(remote: Remote, tmp_path: Path) -> None:
     with Recorder(of_the_past(pair, tmp_path / "then")) as recorder:
         # A pin is for a key.
         assert remote.here.pyctl("pin", pair[0], recorder.address).returncode == 0
-        told = refused(remote, recorder)
+        told = refused(remote, recorder, "certificate_expired")
     assert "expired" in told, told
     assert "pyctl cert rotate" in told
 
 
 def test_a_server_without_tls(remote: Remote) -> None:
     with Recorder() as recorder:
-        told = refused(remote, recorder)
+        told = refused(remote, recorder, "no_tls")
     assert "another program may listen there" in told, told
 
 

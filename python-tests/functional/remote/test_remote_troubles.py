@@ -147,6 +147,7 @@ def test_a_rotated_token_is_told_at_once_and_a_new_one_recovers(remote: Remote) 
     assert remote.summary()["state"] == "refused"
     answer = remote.here.json(f"run {session.name} --json\n1")
     assert answer["error"]["code"] == "remote_refused"
+    assert answer["error"]["reason"] == "unauthorized"
     copy_token(remote.there, remote.token_file)
     assert session.value("1") == "1"
 
