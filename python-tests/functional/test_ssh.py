@@ -138,7 +138,9 @@ def test_what_is_wrong_with_the_way_is_told(way: Way, tmp_path: Path) -> None:
     assert "`ssh://me@bare` has no `pythond` on its PATH" in done.stderr
     done = way.pysh("ls", PYTHOND_HOST="ssh://me@greets")
     assert done.returncode == 3, done
-    assert "something else than the daemon's answer came through ssh from `me@greets`" in done.stderr
+    assert (
+        "something else than the daemon's answer came through ssh from `me@greets`" in done.stderr
+    )
     assert "`ssh me@greets true` shows what it prints" in done.stderr
     done = way.pysh("ls", PYTHOND_HOST="ssh://-oProxyCommand=touch")
     assert done.returncode == 2, done

@@ -55,6 +55,8 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
             options.wait = args.wait.map(|most| most.saturating_sub(ago));
         }
         let shown_before = shown;
+        // From the beginning, a way that breaks often never gets further.
+        options.since = (shown > 0).then_some(shown);
         let running = client.run(&submission.name, &submission.code, &options)?;
         follow(running, watch, |event, watch| match &event.value {
             Some(StreamEvent::Accepted {
@@ -68,7 +70,7 @@ pub(super) fn run(args: RunArgs, render: &Render) -> Outcome {
                 Ok(())
             }
             Some(event) => {
-                // A new connection tells all from the beginning.
+                // An answer of before may be told once more.
                 let Some(unseen) = event.from(shown_before) else {
                     return Ok(());
                 };

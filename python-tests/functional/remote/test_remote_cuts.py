@@ -176,3 +176,23 @@ def test_great_output_gets_on_where_no_connection_carries_all_of_it(remote: Remo
     assert "".join(text_of(piece["data"]) for piece in pieces) == expected[5000:]
     told = {key: reply[key] for key in ("offset", "next", "missing", "ended")}
     assert told == {"offset": 5000, "next": len(expected), "missing": 0, "ended": True}
+
+
+def test_great_output_gets_on_where_no_connection_of_pysh_carries_all_of_it(
+    remote: Remote,
+) -> None:
+    """Without a daemon in between."""
+    remote.proxy.plan = lambda _: Cut("rst", 600_000)
+    remote.proxy.cut("rst")
+    direct = {
+        "PYTHOND_HOST": remote.proxy.address,
+        "PYTHOND_TLS": "1",
+        "PYTHOND_TOKEN": remote.token_file.read_text().strip(),
+        "PYTHOND_RECONNECT": "30",
+    }
+    code = "for n in range(4000): print(f'{n:04}', 'x' * 994)"
+    with remote.there.session() as session:
+        words = ("run", session.name, code)
+        done = remote.here.pysh(*words, env={**remote.here.environment, **direct})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(f"{n:04} {'x' * 994}\n" for n in range(4000))
