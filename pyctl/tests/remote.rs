@@ -102,7 +102,8 @@ fn status_tells_a_wrong_token_from_nobody() {
     assert_eq!(code, Some(4));
     let expected = format!(
         "endpoint: tls:127.0.0.1:{port}\nalive: True\nerror: the daemon at `127.0.0.1:{port}` \
-         refuses this token\n",
+         refuses this token\nhint: ask the server's owner for what `pyctl token show` prints \
+         there: it may have been rotated\n",
         port = far.port
     );
     assert_eq!(stdout, expected);

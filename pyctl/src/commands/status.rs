@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(
             silent(&address, &busy, false),
             "socket: /s\nalive: True\nerror: the daemon is busy: it has as many connections as it \
-             can serve"
+             can serve\nhint: nothing was submitted; try again when other clients have left"
         );
     }
 }
