@@ -92,8 +92,8 @@ pub(crate) fn is_done(py: Python<'_>) {
 
 /// In the child, before any hook of a user's.
 pub(crate) fn is_child(py: Python<'_>) {
-    let_imports_go(py);
     if let Some(ChildEnd { socket, right }) = CHILD_END.take() {
+        // Before anything of Python runs: that may end objects of the user's.
         if !takes(&right) {
             sys::exit_now(0)
         }
@@ -101,6 +101,7 @@ pub(crate) fn is_child(py: Python<'_>) {
         let frame = [Kind::Begun as u8, 0, 0, 0, 0];
         let _ = rustix::net::send(&socket, &frame, SendFlags::NOSIGNAL);
     }
+    let_imports_go(py);
 }
 
 fn let_imports_go(py: Python<'_>) {
