@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -71,6 +72,14 @@ def remove(directory: Path) -> None:
     wait_until(is_gone, what="the directory is removed")
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Let two paths change places in one step, so that neither is missing for a moment."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) != 0:
+        raise OSError(ctypes.get_errno(), f"cannot exchange {one} and {other}")
+
+
 def test_a_runtime_directory_that_is_removed_is_there_again(
     daemon: TestDaemon, session: Session, runtime: Path
 ) -> None:
@@ -136,8 +145,11 @@ def test_a_directory_that_is_removed_while_there_is_no_daemon_is_made_again(
 def test_a_directory_that_cannot_be_made_again_is_told_once(
     daemon: TestDaemon, session: Session, runtime: Path
 ) -> None:
-    remove(runtime)
-    runtime.write_text("somebody's file")
+    # The daemon makes again what is missing faster than a file could be written there.
+    aside = runtime.with_name("aside")
+    aside.write_text("somebody's file")
+    exchange(runtime, aside)
+    remove(aside)
     wait_until(lambda: "is not a directory" in daemon.log_tail(), what="the log tells of it")
     assert session.value("6 * 7") == "42"
     refused = daemon.pysh("new", "more")
