@@ -251,7 +251,8 @@ def test_queued_cells_are_taken_back_and_never_run(session: Session) -> None:
 
 
 def test_the_client_of_a_cell_that_is_taken_back_is_told(session: Session) -> None:
-    running = session.detach("time.sleep(60)")
+    running = session.detach("print('in'); time.sleep(60)")
+    session.wait_for_output(running, "in")
     with session.daemon.connect() as wire:
         wire.send(f"run {session.name} --json\n1")
         waiting = wait_until(lambda: session.status()["queued"], what="it waits")[0]

@@ -53,6 +53,7 @@ def test_waiting_ends_and_the_cell_goes_on(session: Session) -> None:
 def test_a_detached_cell_answers_with_its_id(session: Session) -> None:
     reply = session.submit("run", "print('in'); time.sleep(60)", "--detach")
     assert reply["status"] in ("queued", "running")
+    session.wait_for_output(reply["cell_id"], "in")
     done = session.daemon.pysh("run", session.name, "--detach", "queued = 1")
     assert done.returncode == 0
     (waiting,) = session.status()["queued"]

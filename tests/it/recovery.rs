@@ -169,6 +169,8 @@ fn a_cell_that_ended_and_was_forgotten_before_the_lanes_were_back_is_lost_and_no
     let gate = Gate::new(&daemon, "gate");
     let mut clients = [daemon.connect(), daemon.connect(), daemon.connect()];
     clients[0].submit("work", &gate.code());
+    // One that waits as well would be counted below in place of the last.
+    eventually("the cell runs", || wire.status("work").running.len() == 1);
     for (number, client) in clients.iter_mut().enumerate().skip(1) {
         client.submit("work", &format!("ran.append({number}); 'told'"));
         eventually("the cell waits", || {
@@ -244,6 +246,7 @@ fn a_cell_that_began_while_the_lanes_were_broken_is_told_as_running() {
     let gates = ["one", "two", "three"].map(|name| Gate::new(&daemon, name));
     let mut client = daemon.connect();
     client.submit("work", &gates[0].code());
+    eventually("the cell runs", || wire.status("work").running.len() == 1);
     let fired: Vec<FireReply> = gates[1..]
         .iter()
         .map(|gate| wire.json(&format!("fire work --queue --json\n{}", gate.code())))
