@@ -33,7 +33,7 @@ pub(crate) fn pieces(reply: &CellReply) -> Vec<(Stream, &[u8])> {
 }
 
 /// How a cell that did not succeed is told of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ending {
     /// Python's own words, lines ended.
     Traceback(String),

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::shown::escape_controls;
+use crate::verbs::connect::RemoteSummary;
 use crate::{CellId, ExitCode};
 
 /// Why a request was not carried out: for programs. Words never change their
@@ -91,7 +92,7 @@ pub enum Fate {
 ///
 /// `message` is lower case, without a full stop, values in backticks; `hint`
 /// says what to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorReply {
     /// For programs.
@@ -112,9 +113,13 @@ pub struct ErrorReply {
     /// That cell; it stands beside the error.
     #[serde(skip)]
     pub cell_id: Option<CellId>,
+    /// Of a `status` that a remote was asked for: how the way there is; it stands
+    /// beside the error.
+    #[serde(skip)]
+    pub remote: Option<Box<RemoteSummary>>,
     /// The text of the plain wire after `ERR `, where it is an older one.
     #[serde(skip)]
-    pub plain: Option<String>,
+    pub plain: Option<Box<str>>,
 }
 
 /// What a client or a session has said may be part of it.
@@ -137,6 +142,7 @@ impl ErrorReply {
             fate: None,
             reason: None,
             cell_id: None,
+            remote: None,
             plain: None,
         }
     }
@@ -151,7 +157,7 @@ impl ErrorReply {
     /// Sets the text that clients of 0.3 and 0.4 know.
     #[must_use]
     pub fn with_plain(mut self, text: impl Into<String>) -> Self {
-        self.plain = Some(shown(text));
+        self.plain = Some(shown(text).into());
         self
     }
 
@@ -211,15 +217,17 @@ impl ErrorReply {
     }
 
     /// The reply under `--json`: `{"ok":false,"error":{…}}`, with the cell's id
-    /// where there is one.
+    /// and the way to the remote where there are such.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
-        match self.cell_id {
-            Some(cell_id) => {
-                serde_json::json!({ "ok": false, "cell_id": cell_id, "error": self })
-            }
-            None => serde_json::json!({ "ok": false, "error": self }),
+        let mut reply = serde_json::json!({ "ok": false, "error": self });
+        if let Some(cell_id) = self.cell_id {
+            reply["cell_id"] = serde_json::json!(cell_id);
         }
+        if let Some(remote) = &self.remote {
+            reply["remote"] = serde_json::json!(remote);
+        }
+        reply
     }
 
     /// The exit code of a client that got this refusal.

@@ -16,7 +16,7 @@ use crate::verbs::attach::{AttachEvent, AttachReply};
 use crate::verbs::cell::{CellReply, Text};
 use crate::verbs::cells::CellsReply;
 use crate::verbs::complete::CompleteReply;
-use crate::verbs::connect::{ConnectOptions, ConnectReply};
+use crate::verbs::connect::{ConnectOptions, ConnectReply, RemoteSummary};
 use crate::verbs::disconnect::DisconnectReply;
 use crate::verbs::events::EventMessage;
 use crate::verbs::hold::HoldReply;
@@ -146,6 +146,9 @@ struct Refusal {
     /// The cell that was asked for, if its session died and had it.
     #[serde(skip_serializing_if = "Option::is_none")]
     cell_id: Option<CellId>,
+    /// To `status` of a session on another machine: how the way to it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote: Option<RemoteSummary>,
     /// Why.
     error: ErrorReply,
 }

@@ -46,7 +46,13 @@ pub(crate) async fn forward(
     key: impl FnOnce() -> String,
 ) -> Result<Reply, ErrorReply> {
     let is_status = matches!(parsed.request, Ok(Request::Status(_)));
-    let reply = carry_out(routed, caller, parsed, key).await?;
+    let reply = match carry_out(routed, caller, parsed, key).await {
+        Err(mut error) if is_status => {
+            error.remote = Some(Box::new(routed.remote.summary()));
+            return Err(error);
+        }
+        told => told?,
+    };
     let reply = match &routed.session {
         Some(session) => {
             let remote = routed.remote.spec.name.as_str();

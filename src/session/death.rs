@@ -188,7 +188,7 @@ pub(super) fn more(error: ErrorReply, words: &str) -> ErrorReply {
     };
     ErrorReply {
         message: format!("{}; {words}", error.message),
-        plain: Some(plain),
+        plain: Some(plain.into()),
         ..error
     }
 }

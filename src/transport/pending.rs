@@ -97,6 +97,8 @@ pub(crate) fn refusal(text: &str) -> ClientError {
     struct Refusal {
         #[serde(default)]
         cell_id: Option<CellId>,
+        /// As it came, for the same reason as the code.
+        remote: Option<serde_json::Value>,
         error: RefusalError,
     }
     #[derive(Deserialize)]
@@ -109,13 +111,18 @@ pub(crate) fn refusal(text: &str) -> ClientError {
         reason: Option<String>,
     }
     match serde_json::from_str::<Refusal>(text) {
-        Ok(Refusal { cell_id, error }) => ClientError::Refused(ErrorReply {
+        Ok(Refusal {
+            cell_id,
+            remote,
+            error,
+        }) => ClientError::Refused(ErrorReply {
             code: serde_json::from_value(error.code).unwrap_or(ErrorCode::Internal),
             message: error.message,
             hint: error.hint,
             fate: error.fate,
             reason: error.reason,
             cell_id,
+            remote: remote.and_then(|way| serde_json::from_value(way).ok()),
             plain: None,
         }),
         Err(_) => ClientError::Unexpected {

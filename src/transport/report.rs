@@ -3,6 +3,7 @@
 use pythond_protocol::shown::escape_controls;
 use std::error::Error as _;
 
+use pythond_protocol::verbs::connect::RemoteSummary;
 use pythond_protocol::{CellId, ErrorCode, ErrorReply, ExitCode, Fate, verbs};
 
 use crate::{ClientError, TransportError};
@@ -31,7 +32,7 @@ Variables for a daemon on another machine:
 pub const NO_ANSWER: &str = "no_answer";
 
 /// One failure, ready to be shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// For programs: the protocol's word, or one of ours where there was no
     /// answer (`no_daemon`, `connection`, `usage`, …).
@@ -43,9 +44,11 @@ pub struct Report {
     /// How far the cell came, and which it was, if its session died.
     pub fate: Option<Fate>,
     /// Why a remote cannot be used, as a word.
-    pub reason: Option<String>,
+    pub reason: Option<Box<str>>,
     /// That cell.
     pub cell_id: Option<CellId>,
+    /// How the way is to the remote whose session's status was asked for.
+    pub remote: Option<Box<RemoteSummary>>,
     /// How the process ends.
     pub exit: ExitCode,
 }
@@ -61,6 +64,7 @@ impl Report {
             fate: None,
             reason: None,
             cell_id: None,
+            remote: None,
             exit,
         }
     }
@@ -99,11 +103,14 @@ impl Report {
             error["fate"] = verbs::word(&fate).into();
         }
         if let Some(reason) = &self.reason {
-            error["reason"] = reason.as_str().into();
+            error["reason"] = reason.as_ref().into();
         }
         let mut report = serde_json::json!({ "ok": false, "error": error });
         if let Some(cell) = self.cell_id {
             report["cell_id"] = cell.to_string().into();
+        }
+        if let Some(remote) = &self.remote {
+            report["remote"] = serde_json::json!(remote);
         }
         report.to_string()
     }
@@ -117,8 +124,9 @@ impl From<ErrorReply> for Report {
             message: error.message,
             hint: error.hint,
             fate: error.fate,
-            reason: error.reason,
+            reason: error.reason.map(Into::into),
             cell_id: error.cell_id,
+            remote: error.remote,
             exit,
         }
     }

@@ -133,6 +133,23 @@ def test_a_remote_that_says_nothing_is_named_and_hurts_nothing_else(
     assert session.value("count") == "1"
 
 
+def test_status_tells_of_a_way_that_is_broken(remote: Remote) -> None:
+    name = remote.new().name
+    remote.proxy.refuse()
+    remote.proxy.cut("rst")
+    refused = remote.here.json(f"status {name} --json", 60)
+    assert (refused["ok"], refused["error"]["code"]) == (False, "session_unreachable")
+    way = refused["remote"]
+    assert way["name"] == remote.name
+    # It may be in the midst of its next try.
+    assert way["state"] in ("down", "connecting")
+    assert way["last_error"] in refused["error"]["message"]
+    assert way["endpoint_attempts"][-1]["error"]
+    shown = remote.here.pysh("status", name)
+    assert shown.returncode != 0
+    assert shown.stderr.startswith(f"error: remote `{remote.name}` cannot be reached")
+
+
 def test_a_rotated_token_is_told_at_once_and_a_new_one_recovers(remote: Remote) -> None:
     session = remote.new()
     with remote.here.connect() as events:

@@ -182,6 +182,19 @@ def test_status_tells_of_the_way_too(remote: Remote, session: Session, option: s
     assert way["rtt_ms"] > 0
 
 
+def test_status_of_a_session_that_is_not_there_tells_of_the_way(remote: Remote) -> None:
+    refused = remote.here.json("status far/nobody --json")
+    assert (refused["ok"], refused["error"]["code"]) == (False, "no_session")
+    assert (refused["remote"]["name"], refused["remote"]["state"]) == ("far", "up")
+    shown = remote.here.pysh("--json", "status", "far/nobody")
+    assert shown.returncode == 4
+    told = json.loads(shown.stdout)
+    assert told["error"]["code"] == "no_session"
+    assert told["remote"].keys() == refused["remote"].keys()
+    # Nothing else is about the way.
+    assert "remote" not in remote.here.json("vars far/nobody --json")
+
+
 def test_status_tells_of_each_part_of_a_way_over_two_remotes(
     remote: Remote, make_daemon: Callable[..., TestDaemon]
 ) -> None:
@@ -200,6 +213,10 @@ def test_status_tells_of_each_part_of_a_way_over_two_remotes(
         shown = remote.here.pysh("status", "far/cee")
         assert shown.returncode == 0, shown
         assert "cee" in shown.stdout
+        assert beyond.there.json("kill cee --json")["ok"]
+        refused = remote.here.json("status far/cee --json")
+        assert refused["error"]["code"] == "no_session"
+        assert (refused["remote"]["name"], refused["remote"]["remote"]["name"]) == ("far", "cee")
         for name in ("cee", "further"):
             assert remote.there.pyctl("disconnect", name).returncode == 0
 

@@ -63,7 +63,7 @@ pub enum TerminalCommand {
 
 /// From a host to the daemon, on a terminal lane. A host that closes it while
 /// the session lives has cut the terminal off: it was too far behind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
 pub enum TerminalEvent {
     /// The first; the body is what is to be written first.

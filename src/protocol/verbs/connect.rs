@@ -129,7 +129,7 @@ pub struct EndpointAttempt {
 }
 
 /// A remote daemon that is connected.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RemoteSummary {
     /// Its name here.
@@ -159,8 +159,8 @@ pub struct RemoteSummary {
     /// The last tries, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoint_attempts: Vec<EndpointAttempt>,
-    /// In a session's status: the way from there on, if that daemon has the session
-    /// from another.
+    /// In the answer to `status`: the way from there on, if that daemon has the
+    /// session from another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Box<RemoteSummary>>,
 }

@@ -19,7 +19,7 @@ pub enum ReplyFormat {
 }
 
 /// A frame, decoded once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Parsed {
     /// How to answer; known even when the request is refused.
     pub format: ReplyFormat,
