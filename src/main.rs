@@ -1,8 +1,10 @@
 //! Arguments → configuration → runtime → serve → exit code.
 
 use std::io::Write as _;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 use pythond::bridge::{self, BridgeError};
 use pythond::config::{Args, BridgeArgs, Command, Config, DaemonArgs};
@@ -10,6 +12,7 @@ use pythond::daemon;
 use pythond::detach::{self, DetachError};
 use pythond::network;
 use pythond_protocol::ExitCode as Code;
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
     match run(Args::parse()) {
@@ -93,14 +96,30 @@ fn serve(args: &DaemonArgs) -> Result<ExitCode, Failure> {
         // only for a group leader, which has none to lose then.
         let _ = rustix::process::setsid();
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| (Code::Refused as u8, error.into()))?;
+    let runtime = runtime().map_err(|error| (Code::Refused as u8, error))?;
     match runtime.block_on(daemon::run(config)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err((error.exit_code() as u8, error.into())),
     }
+}
+
+/// What everything runs on.
+fn runtime() -> anyhow::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let build = || builder.enable_all().build();
+    // tokio panics where it gets no pair of sockets for signals; that is said in
+    // our words, not in those of the hook.
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let built = panic::catch_unwind(AssertUnwindSafe(build));
+    panic::set_hook(hook);
+    let built = built.map_err(|panicked| match panicked.downcast::<String>() {
+        Ok(words) => anyhow::anyhow!(words),
+        Err(_) => anyhow::anyhow!("no reason is known"),
+    });
+    built
+        .and_then(|built| Ok(built?))
+        .context("cannot set up signals and events")
 }
 
 /// An error and its causes in one line.
