@@ -383,6 +383,20 @@ def test_the_token_is_made_once_and_shown_by_show_alone(person: Person) -> None:
     assert new not in rotated
 
 
+@pytest.mark.parametrize("command", ["show", "rotate"])
+def test_whose_token_it_is_is_told_where_commands_go_elsewhere(
+    person: Person, command: str
+) -> None:
+    person.ok("token", "show")
+    person.environment |= {"PYTHOND_HOST": "far.example", "PYTHOND_TLS": "1"}
+    done = person.run("token", command)
+    assert done.returncode == 0, done
+    assert done.stderr.startswith("warning: `PYTHOND_HOST` is set: the token is that of this ")
+    assert "far.example" in done.stderr
+    person.environment["PYTHOND_HOST"] = "localhost:no port"
+    person.ok("token", command)
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"token": "short"}', '{"token": null}'])
 def test_a_damaged_token_is_told_without_it(person: Person, content: str) -> None:
     person.ok("token", "show")

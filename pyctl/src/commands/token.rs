@@ -3,6 +3,7 @@
 use pythond_protocol::ExitCode;
 use serde_json::json;
 
+use super::dispatch::address;
 use super::identity::store;
 use crate::args::{TokenArgs, TokenCommand};
 use crate::failure::Outcome;
@@ -13,6 +14,12 @@ use crate::render::Render;
 pub(super) fn token(args: &TokenArgs, render: &Render) -> Outcome {
     let store = store()?;
     let path = store.token_path().display().to_string();
+    // A variable that is wrong is not needed for this.
+    if let Some(elsewhere) = address().ok().filter(|it| !it.is_here()) {
+        render.warning(&format!(
+            "`PYTHOND_HOST` is set: the token is that of this machine, not that of `{elsewhere}`"
+        ));
+    }
     match args.command {
         TokenCommand::Show => {
             let token = store.token_or_make()?;
