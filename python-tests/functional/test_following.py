@@ -16,13 +16,15 @@ def test_wait_answers_when_all_named_cells_have_ended(session: Session) -> None:
     with session.daemon.connect() as wire:
         wire.send(f"wait {session.name} {cells[2]} {cells[0]}")
         with session.daemon.connect() as everything:
-            everything.send(f"wait {session.name}")
+            everything.send(f"wait {session.name} --tag=all")
+            # Whatever is asked later is answered later: by then it knows its cells.
+            assert everything.json(f"status {session.name} --tag=then")["tag"] == "then"
             session.out("go.set()")
             reply = json.loads(wire.receive())
             assert reply["ok"] is True
             assert [cell["cell_id"] for cell in reply["cells"]] == [cells[2], cells[0]]
             reply = json.loads(everything.receive())
-            assert reply["ok"] is False
+            assert (reply["tag"], reply["ok"]) == ("all", False)
             assert {c["cell_id"]: c["status"] for c in reply["cells"]}[failing] == "failed"
     assert session.ask("wait", failing)["cells"][0]["status"] == "failed"
     assert session.ask("wait")["cells"] == []
