@@ -67,7 +67,7 @@ impl AttachedRemote {
             answered: false,
             routed,
         };
-        let asked = opened.routed.as_frame();
+        let asked = opened.routed.passed_on();
         match opened.spoken {
             Spoken::Ours => opened.send(Message::text(asked)),
             Spoken::Earlier => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pythond_protocol::outcome::CellKind;
+use pythond_protocol::verbs::options::{HOPS, hops};
 use pythond_protocol::verbs::submit::{SubmitOptions, SubmitRequest};
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
 use pythond_protocol::{CellId, ErrorCode, ErrorReply, Frame, SessionName};
@@ -16,6 +17,9 @@ const OF_SESSIONS: [&str; 19] = [
 ];
 /// Verbs that may have a remote's name as their only word.
 const OF_DAEMONS: [&str; 2] = ["info", "ls"];
+/// So many daemons pass a request on. Who names a daemon that names another has a
+/// few; those that name each other would have no end.
+const MOST_HOPS: u32 = 8;
 
 /// A request for a remote.
 pub(crate) struct Routed {
@@ -25,6 +29,8 @@ pub(crate) struct Routed {
     pub(super) session: Option<SessionName>,
     /// That is the name of a remote here.
     pub(super) comes_back: bool,
+    /// How many daemons have passed it on, this one included.
+    hops: u32,
     /// What follows the name in the first line.
     rest: String,
     /// Empty where the line ends right after its options: no code at all.
@@ -68,6 +74,10 @@ impl Remotes {
                 None => return Ok(None),
             },
         };
+        let hops = hops(frame).saturating_add(1);
+        if hops > MOST_HOPS {
+            return Err(round_in_circles());
+        }
         let mut rest = join(before, after);
         let session = match session {
             Some(session) => Some(session),
@@ -86,6 +96,7 @@ impl Remotes {
             remote,
             verb: frame.verb.to_owned(),
             session,
+            hops,
             rest,
             body: match frame.body {
                 None if frame.trailing_newline => Some(String::new()),
@@ -140,14 +151,37 @@ fn no_remote(name: &str) -> ErrorReply {
         .with_hint("list remotes with `pysh ls`, or connect one with `pyctl connect`")
 }
 
+fn round_in_circles() -> ErrorReply {
+    let message = format!("no session after {MOST_HOPS} daemons: their remotes lead in circles");
+    ErrorReply::new(ErrorCode::RemoteRefused, message).with_hint(
+        "`pysh ls` on each machine shows its remotes; `pyctl disconnect` the one that leads back",
+    )
+}
+
 impl Routed {
     /// The same as a frame for the daemon there.
     pub(crate) fn as_frame(&self) -> String {
+        self.frame_with("")
+    }
+
+    /// The same frame on a connection of its own.
+    pub(crate) fn passed_on(&self) -> String {
+        self.frame_with(&self.hop())
+    }
+
+    /// The option that says how often it was passed on.
+    fn hop(&self) -> String {
+        match self.session {
+            Some(_) => format!("--{HOPS}{}", self.hops),
+            // What is asked of that daemon goes no further.
+            None => String::new(),
+        }
+    }
+
+    fn frame_with(&self, option: &str) -> String {
         let mut text = self.verb.clone();
-        for part in [
-            self.session.as_ref().map_or("", |it| it.as_str()),
-            &self.rest,
-        ] {
+        let session = self.session.as_ref().map_or("", |it| it.as_str());
+        for part in [session, option, &self.rest] {
             if !part.is_empty() {
                 text.push(' ');
                 text.push_str(part);
@@ -173,7 +207,8 @@ impl Routed {
         let is_ours = |word: &str| {
             let option = word.strip_prefix("--").and_then(|it| it.split_once('='));
             option.is_some_and(|(key, _)| {
-                ["tag", "plain-tag"].contains(&key) || asked.instead.iter().any(|it| it.0 == key)
+                ["tag", "plain-tag", "hops"].contains(&key)
+                    || asked.instead.iter().any(|it| it.0 == key)
             })
         };
         let mut left = self.rest.as_str();
@@ -206,7 +241,8 @@ impl Routed {
                 asked.body.or(self.body.as_deref()),
             ),
         };
-        let mut text = format!("{} {session} --{word}={tag}", self.verb);
+        let hop = self.hop();
+        let mut text = format!("{} {session} --{word}={tag} {hop}", self.verb);
         for (option, value) in &asked.instead {
             text.push_str(&format!(" --{option}={value}"));
         }

@@ -37,7 +37,7 @@ pub(super) fn parse<'a>(
         match value.map(super::request::checked_tag) {
             Some(Ok(value)) => tag = Some(value),
             Some(Err(error)) => return (ReplyFormat::Json, None, Err(error)),
-            None if word == "--json" => {}
+            None if word == "--json" || word.starts_with("--hops=") => {}
             None => break,
         }
         rest = after;

@@ -147,6 +147,29 @@ pub fn unknown_option(key: &str) -> ErrorReply {
         .with_hint("send `help` for the verbs and their options")
 }
 
+/// How many daemons have passed a request on: `--hops=N` among the options right
+/// behind the session's name, which a daemon puts there.
+#[must_use]
+pub fn hops(frame: &Frame<'_>) -> u32 {
+    let is_code = matches!(frame.verb, "run" | "fire" | "fork");
+    if is_code && frame.body.is_none() && !frame.trailing_newline {
+        return 0;
+    }
+    let mut rest = take_word(frame.header).map_or("", |(_, rest)| rest);
+    while let Some((word, after)) = take_word(rest)
+        && let Some(option) = word.strip_prefix("--")
+    {
+        if let Some(number) = option.strip_prefix(HOPS) {
+            return number.parse().unwrap_or(u32::MAX);
+        }
+        rest = after;
+    }
+    0
+}
+
+/// [`hops`] as it is sent.
+pub const HOPS: &str = "hops=";
+
 /// The words of a header that stand before the code of `run`, `fire`, `fork`:
 /// the session's name, then options as long as words begin with `--`.
 ///

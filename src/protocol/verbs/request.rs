@@ -89,8 +89,9 @@ pub(super) struct Tag<'a> {
     pub(super) format: ReplyFormat,
 }
 
-/// Takes `--tag=T` or `--plain-tag=T` out.
+/// Takes `--tag=T` or `--plain-tag=T` out, and what daemons tell each other.
 pub(super) fn take_tag<'a>(header: &mut Header<'a>) -> Result<Option<Tag<'a>>, ErrorReply> {
+    header.take_value("hops")?;
     let tag = header.take_value("tag")?.map(checked_tag).transpose()?;
     let plain = header
         .take_value("plain-tag")?
