@@ -394,8 +394,8 @@ impl Session {
             false => accept(),
         };
         match acceptance {
-            // The daemon knows that.
-            Acceptance::New(id) => Some(QueuedCell {
+            // The daemon knows that, and may not know yet that cells are to wait.
+            Acceptance::New(id) => shared.enqueue_if_held(QueuedCell {
                 id,
                 direct: true,
                 changed: how.changed,

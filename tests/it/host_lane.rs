@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use pythond_protocol::lane::{
-    Attach, Decoder, HELLO_TAG, Hello, HostCommand, HostEvent, HostInfo, LINK_VERSION, Lane,
-    TerminalCommand, TerminalEvent, encode,
+    Attach, CellSpec, Decoder, HELLO_TAG, Hello, HostCommand, HostEvent, HostInfo, LINK_VERSION,
+    Lane, TerminalCommand, TerminalEvent, encode,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -54,6 +54,25 @@ impl HostLane {
             HostEvent::Welcome(info) => (lane, *info),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Opens a cell lane to that session, which takes the place of the daemon's.
+    pub(crate) fn cells(daemon: &TestDaemon, tag: u64) -> Self {
+        let mut lane = Self::connect(daemon, Lane::Cell, tag);
+        match lane.next() {
+            HostEvent::CellLaneReady => lane,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sends a cell.
+    pub(crate) fn run(&mut self, request: u64, source: &str) {
+        let command = HostCommand::Run {
+            request,
+            how: CellSpec::default(),
+            after: None,
+        };
+        self.say(&command, source.as_bytes());
     }
 
     /// Attaches a terminal to that session.

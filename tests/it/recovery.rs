@@ -201,6 +201,39 @@ fn a_cell_that_ended_and_was_forgotten_before_the_lanes_were_back_is_lost_and_no
 }
 
 #[test]
+fn a_cell_that_was_sent_before_the_daemon_knew_that_cells_are_to_wait_waits() {
+    let daemon = TestDaemon::start();
+    let mut wire = daemon.connect();
+    wire.create("work");
+    let mut lane = cut_off(&daemon);
+    let mut cells = HostLane::cells(&daemon, 98);
+    let hold = |lane: &mut HostLane, by: Option<&str>| {
+        let by = by.map(str::to_owned);
+        lane.send(&HostCommand::Hold {
+            request: 1,
+            by,
+            terminal: None,
+        });
+        while !matches!(lane.next(), HostEvent::Hold { .. }) {}
+    };
+    hold(&mut lane, Some("ann"));
+    cells.run(2, "ran = 1");
+    eventually("the cell waits", || {
+        lane.send(&HostCommand::Status { request: 3 });
+        let answer = lane.next();
+        matches!(answer, HostEvent::Status { status, .. } if status.queued.len() == 1)
+    });
+    hold(&mut lane, None);
+    let end = cells.next();
+    assert!(
+        matches!(&end, HostEvent::Finished(end) if end.status == CellStatus::Done),
+        "{end:?}"
+    );
+    reach_again(&daemon, lane);
+    assert_eq!(wire.value("work", "ran"), "1");
+}
+
+#[test]
 fn an_id_that_was_kept_free_for_a_cell_in_vain_is_no_running_cell() {
     let daemon = TestDaemon::start();
     let mut wire = daemon.connect();

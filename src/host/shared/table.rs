@@ -68,6 +68,17 @@ impl Shared {
         self.queued.notify_one();
     }
 
+    /// Lets a cell wait for the main thread if agents' cells are to wait; else gives
+    /// it back.
+    pub(crate) fn enqueue_if_held(&self, cell: QueuedCell) -> Option<QueuedCell> {
+        let mut state = self.state();
+        if state.held.is_none() {
+            return Some(cell);
+        }
+        state.cells.enqueue(cell);
+        None
+    }
+
     /// The next waiting cell.
     pub(crate) fn next_queued(&self) -> Option<QueuedCell> {
         let mut state = self.state();
