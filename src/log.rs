@@ -20,6 +20,13 @@ struct Waiting {
     closed: bool,
 }
 
+impl Waiting {
+    /// Nothing is to be written, nor to be said of what was dropped.
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.dropped == 0
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Mutex<Waiting>,
@@ -62,6 +69,8 @@ impl Sink {
         let mut waiting = self.shared.waiting();
         if waiting.bytes.len() + line.len() > MAX_WAITING {
             waiting.dropped += 1;
+            drop(waiting);
+            self.shared.changed.notify_all();
             return;
         }
         let was_empty = waiting.bytes.is_empty();
@@ -78,7 +87,7 @@ impl Sink {
         // No more gathering: the process is about to end.
         waiting.closed = true;
         self.shared.changed.notify_all();
-        let busy = |waiting: &mut Waiting| waiting.writing || !waiting.bytes.is_empty();
+        let busy = |waiting: &mut Waiting| waiting.writing || !waiting.is_empty();
         drop(
             self.shared
                 .changed
@@ -91,7 +100,7 @@ fn write_lines(shared: &Shared, target: &mut impl Write) {
     let mut batch = Vec::new();
     loop {
         let mut waiting = shared.waiting();
-        while waiting.bytes.is_empty() {
+        while waiting.is_empty() {
             waiting = shared
                 .changed
                 .wait(waiting)
@@ -196,12 +205,28 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_dropped_while_none_waits_is_told_at_once() {
+        let target = Target::default();
+        let sink = Sink::start("test", target.clone()).unwrap();
+        sink.line(&vec![b'x'; MAX_WAITING + 1]);
+        sink.flush(Duration::from_secs(60));
+        let text = String::from_utf8(target.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "WARN: 1 log lines dropped\n");
+    }
+
+    #[test]
     fn lines_arrive_in_order_and_what_is_dropped_is_counted() {
         let target = Target::default();
         let sink = Sink::start("test", target.clone()).unwrap();
+        // Nothing is written meanwhile, so that the next lines wait.
+        let held = target.0.lock().unwrap();
         sink.line(b"one\n");
+        while !sink.shared.waiting().writing {
+            std::thread::yield_now();
+        }
         sink.line(b"two\n");
         sink.line(&vec![b'x'; MAX_WAITING]);
+        drop(held);
         sink.flush(Duration::from_secs(5));
         let text = String::from_utf8(target.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "one\ntwo\nWARN: 1 log lines dropped\n");

@@ -30,13 +30,16 @@ impl Far {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
+            loop {
+                let (stream, _) = listener.accept().unwrap();
                 let number = counted.fetch_add(1, Ordering::SeqCst);
-                let Some(mut socket) = admitted(encrypted(&config, stream.unwrap())) else {
+                let Some(mut socket) = admitted(encrypted(&config, stream)) else {
                     continue;
                 };
                 while let Ok(Message::Text(frame)) = socket.read() {
                     let Some(text) = answer(number, &frame) else {
+                        // Nobody listens any more when the connection ends.
+                        drop(listener);
                         return;
                     };
                     socket.send(Message::text(text)).unwrap();

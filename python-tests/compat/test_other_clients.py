@@ -35,7 +35,7 @@ def run_wscat(wscat: Path, daemon: TestDaemon, *words: str) -> subprocess.Comple
     read, write = os.pipe()
     try:
         return subprocess.run(
-            [wscat, "--no-color", "-c", f"ws+unix:{daemon.socket}:/", "-w", "2", *words],
+            [wscat, "--no-color", "-c", f"ws+unix:{daemon.socket}:/", "-w", "5", *words],
             stdin=read,
             capture_output=True,
             text=True,

@@ -256,13 +256,14 @@ def test_int_kills_a_fork_with_the_processes_that_it_started(session: Session) -
     )
     pids = [int(pid) for pid in session.wait_for_output(cell, "\n").split()]
     answer = session.interrupt(cell)
-    assert [it["outcome"] for it in answer["cells"]] == ["ended"], answer
+    # It is waited for, and not for long.
+    assert [it["outcome"] for it in answer["cells"]] in (["ended"], ["pending"]), answer
     ended = session.ended(cell)
     assert ended["status"] == "killed"
     assert ended["error"]["type"] == "ChildProcessError"
     assert "killed" in ended["error"]["message"]
     assert ended["merged"] == []
-    wait_until(lambda: not any(running(pid) for pid in pids), 1, what="all are gone")
+    wait_until(lambda: not any(running(pid) for pid in pids), what="all are gone")
     assert session.value("1 + 1") == "2"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,12 +88,15 @@ def group() -> Iterator[Group]:
     there = (root / "cgroup.controllers").read_text().split()
     if "pids" not in there:
         pytest.skip("the controller `pids` is not in the cgroup v2 hierarchy")
-    try:
-        made = Group(root, [name for name in ("pids", "cpu") if name in there])
-    except OSError as error:
-        pytest.skip(f"no control group can be made: {error}")
-    yield made
-    made.remove()
+    # What the root hands out is one for all workers.
+    with (Path(tempfile.gettempdir()) / "pythond-test-groups.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            made = Group(root, [name for name in ("pids", "cpu") if name in there])
+        except OSError as error:
+            pytest.skip(f"no control group can be made: {error}")
+        yield made
+        made.remove()
 
 
 @pytest.fixture

@@ -103,10 +103,10 @@ def test_a_fire_cell_at_a_lock_is_interrupted_or_honestly_pending(
     assert reply["interrupted"] == [cell]
     (told,) = reply["cells"]
     if told["outcome"] == "pending":
-        assert told["stack"]["frames"], told
-        assert session.poll(cell)["status"] == "running"
-        assert session.poll(cell)["interrupt_pending"] is True
-        assert session.cells()[cell]["interrupt_pending"] is True
+        assert told["stack"] is None or told["stack"]["frames"], told
+        # On its way to the lock it may still be reached.
+        for now in (session.poll(cell), session.cells()[cell]):
+            assert now["status"] == "interrupted" or now["interrupt_pending"] is True
         # What it waits for comes: it ends there, as it was told.
         release = {
             "lock": "l.release()",

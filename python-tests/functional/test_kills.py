@@ -177,8 +177,11 @@ class Attach(Command):
         return f"attach {name} 24 80 --json"
 
     def check(self, name: str, answer: str | None) -> None:
-        with self.daemon.connect() as wire:
-            wait_until(lambda: wire.json(self.text(name))["attached"] == 1)
+        def is_alone() -> bool:
+            with self.daemon.connect() as wire:
+                return wire.json(self.text(name))["attached"] == 1
+
+        wait_until(is_alone, what="nobody else is attached")
         name_is_of_use(self.daemon, name)
 
 

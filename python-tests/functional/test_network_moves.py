@@ -138,7 +138,8 @@ def asleep(pids: list[int]) -> Iterator[None]:
     """Nothing of these processes runs."""
     try:
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:

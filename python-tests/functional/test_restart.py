@@ -249,6 +249,7 @@ def test_a_long_queue_does_not_keep_the_next_daemon_waiting(
     go = tmp_path / "go"
     session.out("seen = []")
     running = session.detach(f"while not os.path.exists({str(go)!r}): time.sleep(0.01)")
+    session.wait_for_state("running")
     with daemon.connect() as wire:
         for number in range(600):
             wire.ask(f"run {session.name} --json --detach\nseen.append({number})")

@@ -35,10 +35,9 @@ def test_tagged_answers_come_when_they_are_ready(session: Session) -> None:
         wire.send(f"run {session.name} --tag=slow\ngo.wait(30); 'slow'")
         wire.send(f"status {session.name} --tag=status")
         wire.send("ls --tag=ls")
+        assert replies(wire, 2).keys() == {"status", "ls"}
         wire.send(f"fire {session.name} --tag=fire\ngo.set()")
-        order = [json.loads(wire.receive())["tag"] for _ in range(4)]
-        assert sorted(order) == ["fire", "ls", "slow", "status"]
-        assert order[-1] == "slow"
+        assert replies(wire, 2).keys() == {"fire", "slow"}
 
 
 def test_every_answer_event_and_refusal_carries_its_tag(session: Session) -> None:
@@ -130,14 +129,15 @@ def test_plain_requests_are_answered_in_order_between_tagged_ones(session: Sessi
 
 
 def test_plain_runs_wait_for_each_other_but_not_for_tagged_ones(session: Session) -> None:
+    session.out("import threading; go = threading.Event()")
     with session.daemon.connect() as wire:
-        wire.send(f"run {session.name}\ntime.sleep(0.3); 'first'")
+        wire.send(f"run {session.name}\n_ = go.wait(30); 'first'")
         wire.send("help")
         wire.send("ls --tag=now")
-        answers = [wire.receive() for _ in range(3)]
-        assert '"tag":"now"' in answers[0]
-        assert answers[1] == "first"
-        assert answers[2] == session.daemon.ask("help")
+        assert '"tag":"now"' in wire.receive()
+        session.fire("go.set()")
+        assert wire.receive() == "first"
+        assert wire.receive() == session.daemon.ask("help")
 
 
 @pytest.mark.parametrize("tag", ["", "x" * 129])
@@ -190,7 +190,7 @@ def test_a_flood_of_tagged_requests_is_answered_and_neighbours_are_served(
     with shared_daemon.session() as neighbour, ThreadPoolExecutor(1) as pool:
         flooding = pool.submit(lambda: asyncio.run(flood()))
         while not flooding.done():
-            assert neighbour.run("1 + 1", timeout=5)["ok"]
+            assert neighbour.run("1 + 1", timeout=30)["ok"]
         assert flooding.result() == {str(number) for number in range(count)}
 
 
@@ -213,7 +213,7 @@ def test_a_flood_whose_client_never_reads_ends_and_hurts_nobody(
     flooder.start()
     try:
         for number in range(200):
-            assert session.run(str(number), timeout=5)["result"] == str(number)
+            assert session.run(str(number), timeout=30)["result"] == str(number)
     finally:
         stop.set()
         wire.socket.socket.shutdown(2)

@@ -120,6 +120,7 @@ class Terminal:
         while data:
             try:
                 data = data[os.write(self._master, data) :]
+                end = time.monotonic() + DEADLINE
             except BlockingIOError:
                 left = end - time.monotonic()
                 assert left > 0, f"the program does not read; {len(data)} bytes are left"

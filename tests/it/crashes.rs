@@ -24,9 +24,9 @@ fn the_next_daemon_finds_variables_the_running_cell_and_the_queue_in_order() {
     {
         let mut client = daemon.connect();
         client.submit("work", &format!("{code}order.append({place})"));
-        eventually("the cell is known to the host", || {
+        eventually("the first runs, and this one waits behind it", || {
             let status = wire.status("work");
-            status.running.len() + status.queued.len() == place + 1
+            status.running.len() == 1 && status.queued.len() == place
         });
         waiting.push(client);
     }

@@ -217,7 +217,8 @@ fn a_server_that_says_nothing_is_not_waited_for_longer_than_told() {
         let _ = stream.read(&mut [0]);
     });
     here.pins(&far, Some(&local(port)));
-    let error = not_connected_within(&way(&here, port, true), SHORT);
+    // Within it there must be time for TLS.
+    let error = not_connected_within(&way(&here, port, true), Duration::from_secs(3));
     let RemoteReason::TimedOut { stage, .. } = error.reason else {
         panic!("{error:?}")
     };
