@@ -113,9 +113,10 @@ fn runtime() -> anyhow::Result<Runtime> {
     panic::set_hook(Box::new(|_| {}));
     let built = panic::catch_unwind(AssertUnwindSafe(build));
     panic::set_hook(hook);
-    let built = built.map_err(|panicked| match panicked.downcast::<String>() {
-        Ok(words) => anyhow::anyhow!(words),
-        Err(_) => anyhow::anyhow!("no reason is known"),
+    let built = built.map_err(|panicked| {
+        let words = panicked.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panicked.downcast_ref::<&str>().copied());
+        anyhow::anyhow!(words.unwrap_or("no reason is known").to_owned())
     });
     built
         .and_then(|built| Ok(built?))

@@ -388,12 +388,13 @@ def test_whose_token_it_is_is_told_where_commands_go_elsewhere(
     person: Person, command: str
 ) -> None:
     person.ok("token", "show")
-    person.environment |= {"PYTHOND_HOST": "far.example", "PYTHOND_TLS": "1"}
-    done = person.run("token", command)
-    assert done.returncode == 0, done
-    assert done.stderr.startswith("warning: `PYTHOND_HOST` is set: the token is that of this ")
-    assert "far.example" in done.stderr
-    person.environment["PYTHOND_HOST"] = "localhost:no port"
+    for host in ("far.example", "ssh://far", "far:no port"):
+        person.environment["PYTHOND_HOST"] = host
+        done = person.run("token", command)
+        assert done.returncode == 0, done
+        assert done.stderr.startswith(f"warning: `PYTHOND_HOST` is set: commands go to `{host}`")
+        assert "this machine" in done.stderr
+    person.environment["PYTHOND_HOST"] = ""
     person.ok("token", command)
 
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pythond_protocol::outcome::CellKind;
-use pythond_protocol::verbs::options::{HOPS, hops};
+use pythond_protocol::verbs::options::hops;
 use pythond_protocol::verbs::submit::{SubmitOptions, SubmitRequest};
 use pythond_protocol::verbs::{Parsed, ReplyFormat, Request};
 use pythond_protocol::{CellId, ErrorCode, ErrorReply, Frame, SessionName};
@@ -74,10 +74,6 @@ impl Remotes {
                 None => return Ok(None),
             },
         };
-        let hops = hops(frame).saturating_add(1);
-        if hops > MOST_HOPS {
-            return Err(round_in_circles());
-        }
         let mut rest = join(before, after);
         let session = match session {
             Some(session) => Some(session),
@@ -90,6 +86,14 @@ impl Remotes {
                 None => remote.spec.session.clone(),
             }),
         };
+        // What is asked of that daemon goes no further.
+        let hops = match session {
+            Some(_) => hops(frame)?.saturating_add(1),
+            None => 1,
+        };
+        if hops > MOST_HOPS {
+            return Err(round_in_circles());
+        }
         let is_remote = |session: &SessionName| self.get(session).is_some();
         Ok(Some(Routed {
             comes_back: session.as_ref().is_some_and(is_remote),
@@ -152,7 +156,7 @@ fn no_remote(name: &str) -> ErrorReply {
 }
 
 fn round_in_circles() -> ErrorReply {
-    let message = format!("no session after {MOST_HOPS} daemons: their remotes lead in circles");
+    let message = format!("passed on {MOST_HOPS} times to no session: remotes lead in circles");
     ErrorReply::new(ErrorCode::RemoteRefused, message).with_hint(
         "`pysh ls` on each machine shows its remotes; `pyctl disconnect` the one that leads back",
     )
@@ -172,8 +176,7 @@ impl Routed {
     /// The option that says how often it was passed on.
     fn hop(&self) -> String {
         match self.session {
-            Some(_) => format!("--{HOPS}{}", self.hops),
-            // What is asked of that daemon goes no further.
+            Some(_) => format!("--hops={}", self.hops),
             None => String::new(),
         }
     }

@@ -1,9 +1,8 @@
 //! `status` of a session elsewhere tells of the way there too, also where it is refused.
 
 use pythond_protocol::verbs::connect::RemoteSummary;
-use pythond_protocol::verbs::status::StatusReply;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::Remote;
@@ -17,38 +16,48 @@ pub(super) fn with_way(mut reply: Reply, remote: &Remote) -> Reply {
     reply
 }
 
-/// The way from there on, as the answer of the daemon there has it; none if this
-/// is neither a status nor a refusal of one.
-fn further(text: &str) -> Option<Option<RemoteSummary>> {
+/// The same answer with this way; none if it is neither a status nor a refusal of
+/// one.
+fn told(text: &str, way: RemoteSummary) -> Option<String> {
     #[derive(Deserialize)]
-    struct Refusal {
-        #[serde(rename = "error")]
-        _error: IgnoredAny,
-        remote: Option<RemoteSummary>,
+    struct Answer {
+        #[serde(default, deserialize_with = "is_there")]
+        remote: bool,
+        ok: Option<IgnoredAny>,
+        state: Option<IgnoredAny>,
+        error: Option<IgnoredAny>,
     }
-    let of_status = serde_json::from_str(text).map(|it: StatusReply| it.remote);
-    let told = of_status.or_else(|_| serde_json::from_str(text).map(|it: Refusal| it.remote));
-    told.ok()
-}
-
-/// The same answer with this way; none if it is no answer to `status`.
-fn told(text: &str, mut way: RemoteSummary) -> Option<String> {
+    let answer: Answer = serde_json::from_str(text).ok()?;
+    let (ok, of_status) = (answer.ok.is_some(), answer.state.is_some());
+    if !ok || !(of_status || answer.error.is_some()) {
+        return None;
+    }
+    let mut way = serde_json::to_value(&way).expect("it has text keys only");
     // What we do not know of a newer daemon's answer stays in it.
-    let Some(further) = further(text)? else {
-        let way = serde_json::to_string(&way).expect("it has text keys only");
+    if !answer.remote {
         let end = text.rfind('}')?;
         return Some(format!("{},\"remote\":{way}{}", &text[..end], &text[end..]));
-    };
+    }
     // That daemon has it from another: a second member of the name would make the
     // answer unreadable.
-    way.remote = Some(Box::new(further));
     let mut answer: Value = serde_json::from_str(text).ok()?;
-    answer["remote"] = serde_json::to_value(&way).ok()?;
+    let further = answer["remote"].take();
+    if further.is_object() {
+        way["remote"] = further;
+    }
+    answer["remote"] = way;
     Some(answer.to_string())
+}
+
+/// True whatever the member is.
+fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
 #[cfg(test)]
 mod tests {
+    use pythond_protocol::verbs::status::StatusReply;
+
     use super::*;
 
     fn way(name: &str) -> RemoteSummary {
@@ -63,6 +72,21 @@ mod tests {
         let further = |way: &RemoteSummary| way.remote.as_deref().cloned();
         let ways = std::iter::successors(way, further);
         ways.map(|way| way.name.to_string()).collect()
+    }
+
+    #[test]
+    fn what_is_said_of_the_way_there_is_never_taken_for_ours() {
+        for remote in ["null", "\"x\"", "7", r#"{"state":"newer"}"#] {
+            let text = format!(r#"{{"ok":false,"error":{{"code":"c"}},"remote":{remote}}}"#);
+            let text = told(&text, way("far")).expect("it is a refusal");
+            assert_eq!(text.matches("\"name\":\"far\"").count(), 1, "{text}");
+            let value: Value = serde_json::from_str(&text).expect(&text);
+            assert_eq!(value["remote"]["name"], "far");
+            assert_eq!(
+                value["remote"]["remote"].is_object(),
+                remote.starts_with('{')
+            );
+        }
     }
 
     #[test]

@@ -172,10 +172,12 @@ impl Connection<'_> {
             Ok(Some(routed)) if remote.is_for(&routed) && !remote.is_earlier() => {
                 Ok(Some(routed.as_frame()))
             }
-            _ => {
+            other => {
                 let message = "this connection is a terminal of another machine's session";
-                let error = ErrorReply::new(ErrorCode::Usage, message)
-                    .with_hint("ask on a connection of its own");
+                let error = other.err().unwrap_or_else(|| {
+                    ErrorReply::new(ErrorCode::Usage, message)
+                        .with_hint("ask on a connection of its own")
+                });
                 let format = match pythond_protocol::verbs::Parsed::of(&frame).format {
                     ReplyFormat::Plain => error.to_plain(),
                     ReplyFormat::Json => error.to_json().to_string(),

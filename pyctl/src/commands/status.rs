@@ -185,6 +185,7 @@ fn remote(remote: &RemoteSummary) -> String {
         RemoteState::Up => "up",
         RemoteState::Down => "down",
         RemoteState::Refused => "refused",
+        RemoteState::Unknown => "unknown",
     };
     let mut line = format!("remote: {} -> {endpoint}{tls} {state}", remote.name);
     if let (RemoteState::Up, Some(rtt)) = (remote.state, remote.rtt_ms) {

@@ -1,9 +1,11 @@
 //! `pyctl token show|rotate`.
 
+use std::env;
+
 use pythond_protocol::ExitCode;
+use pythond_protocol::shown::escape_controls;
 use serde_json::json;
 
-use super::dispatch::address;
 use super::identity::store;
 use crate::args::{TokenArgs, TokenCommand};
 use crate::failure::Outcome;
@@ -14,10 +16,10 @@ use crate::render::Render;
 pub(super) fn token(args: &TokenArgs, render: &Render) -> Outcome {
     let store = store()?;
     let path = store.token_path().display().to_string();
-    // A variable that is wrong is not needed for this.
-    if let Some(elsewhere) = address().ok().filter(|it| !it.is_here()) {
+    if let Some(host) = env::var_os("PYTHOND_HOST").filter(|host| !host.is_empty()) {
         render.warning(&format!(
-            "`PYTHOND_HOST` is set: the token is that of this machine, not that of `{elsewhere}`"
+            "`PYTHOND_HOST` is set: commands go to `{}`, and the token is that of this machine",
+            escape_controls(&host.to_string_lossy())
         ));
     }
     match args.command {

@@ -39,7 +39,7 @@ def is_refused(error: dict) -> bool:
     """Tell whether a refusal says what is wrong and what to do."""
     return (
         error["code"] == "remote_refused"
-        and error["message"] == "no session after 8 daemons: their remotes lead in circles"
+        and error["message"] == "passed on 8 times to no session: remotes lead in circles"
         and "pyctl disconnect" in error["hint"]
     )
 
@@ -56,7 +56,7 @@ def test_what_goes_in_circles_is_refused(circle: TestDaemon, tag: str) -> None:
     assert circle.json("new mine --json")["ok"]
     with circle.connect() as wire:
         text = wire.ask("complete work pri")
-        assert text.startswith("ERR no session after 8 daemons"), text
+        assert text.startswith("ERR passed on 8 times to no session"), text
         assert wire.json("new work/other --json", 60)["ok"]
         assert wire.run("work/other", "6 * 7")["result"] == "42"
 
@@ -73,3 +73,11 @@ def test_code_may_have_what_looks_like_the_option(circle: TestDaemon) -> None:
         assert wire.ask("run work/other\nprint('--hops=9')") == "--hops=9"
         assert wire.ask("run work/other print('--hops=9')") == "--hops=9"
         assert json.loads(wire.ask("complete work/other prin"))["matches"] == ["print("]
+        assert "matches" in json.loads(wire.ask("complete work/other --x --hops=9"))
+        failed = wire.json("run work/other --json\n-- --hops=9\n1")
+        assert failed["error"]["type"] == "SyntaxError"
+        for verb in ("status", "attach", "run"):
+            told = wire.json(f"{verb} work/other --hops=x --json\n1")
+            assert told["error"]["code"] == "usage", told
+        # What is asked of that daemon goes no further.
+        assert "sessions" in wire.json("ls work --hops=8 --json")

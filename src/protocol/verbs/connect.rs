@@ -111,6 +111,10 @@ pub enum RemoteState {
     Down,
     /// It cannot be used until somebody sees to what `last_error` says.
     Refused,
+    /// A word that came after this version.
+    #[serde(other)]
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    Unknown,
 }
 
 /// One try to reach an endpoint.

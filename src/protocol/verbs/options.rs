@@ -147,28 +147,36 @@ pub fn unknown_option(key: &str) -> ErrorReply {
         .with_hint("send `help` for the verbs and their options")
 }
 
-/// How many daemons have passed a request on: `--hops=N` among the options right
-/// behind the session's name, which a daemon puts there.
-#[must_use]
-pub fn hops(frame: &Frame<'_>) -> u32 {
+/// How many daemons have passed a request on: `--hops=N` right behind the session's
+/// name, where a daemon puts it; only a tag may stand before it.
+///
+/// # Errors
+/// A word about the form.
+pub fn hops(frame: &Frame<'_>) -> Result<u32, ErrorReply> {
     let is_code = matches!(frame.verb, "run" | "fire" | "fork");
     if is_code && frame.body.is_none() && !frame.trailing_newline {
-        return 0;
+        return Ok(0);
     }
     let mut rest = take_word(frame.header).map_or("", |(_, rest)| rest);
     while let Some((word, after)) = take_word(rest)
-        && let Some(option) = word.strip_prefix("--")
+        && let Some((option, value)) = word.split_once('=')
     {
-        if let Some(number) = option.strip_prefix(HOPS) {
-            return number.parse().unwrap_or(u32::MAX);
+        match option {
+            "--tag" | "--plain-tag" => rest = after,
+            "--hops" => return checked_hops(value),
+            _ => break,
         }
-        rest = after;
     }
-    0
+    Ok(0)
 }
 
-/// [`hops`] as it is sent.
-pub const HOPS: &str = "hops=";
+/// The value of `--hops`.
+pub(super) fn checked_hops(value: &str) -> Result<u32, ErrorReply> {
+    let message = "`--hops` takes how many daemons have passed the request on";
+    value
+        .parse()
+        .map_err(|_| ErrorReply::new(ErrorCode::Usage, message))
+}
 
 /// The words of a header that stand before the code of `run`, `fire`, `fork`:
 /// the session's name, then options as long as words begin with `--`.

@@ -91,7 +91,10 @@ pub(super) struct Tag<'a> {
 
 /// Takes `--tag=T` or `--plain-tag=T` out, and what daemons tell each other.
 pub(super) fn take_tag<'a>(header: &mut Header<'a>) -> Result<Option<Tag<'a>>, ErrorReply> {
-    header.take_value("hops")?;
+    header
+        .take_value("hops")?
+        .map(super::options::checked_hops)
+        .transpose()?;
     let tag = header.take_value("tag")?.map(checked_tag).transpose()?;
     let plain = header
         .take_value("plain-tag")?
