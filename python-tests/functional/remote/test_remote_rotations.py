@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from support.daemon import TestDaemon
-from support.remotes import Remote, certificate, copy_token, pin, remote_of
+from support.remotes import Remote, certificate, copy_token, pin, port_of, remote_of
 from support.waiting import wait_until
 from support.wire import Wire
 
@@ -39,6 +40,12 @@ def rotate(remote: Remote, *words: str) -> None:
     """Make the next certificate there, or use it."""
     rotated = remote.there.pyctl("cert", "rotate", *words)
     assert rotated.returncode == 0, rotated.stderr
+
+
+def shows_its_certificate(daemon: TestDaemon) -> bool:
+    """Tell whether a daemon has taken up the certificate that is on its disk."""
+    shown = ssl.get_server_certificate(("127.0.0.1", port_of(daemon)))
+    return shown.split() == certificate(daemon).read_text().split()
 
 
 def begun(remote: Remote, go: Path) -> Wire:
@@ -76,6 +83,8 @@ def test_a_certificate_that_was_announced_and_pinned_takes_over_unnoticed(
         rotate(remote, "--now")
         assert certificate(remote.there).read_bytes() != kept
         if meanwhile is way_is_cut:
+            # Before that it would still let in by the old one.
+            wait_until(lambda: shows_its_certificate(remote.there), what="the new one is shown")
             remote.proxy.listen()
         # Whoever came in by the old one is shown the door, and comes by the new.
         remote.proxy.wait_for_connection(before)
